@@ -1,0 +1,1 @@
+"""The bundled models: how to load them, and how they were trained."""
