@@ -1,0 +1,109 @@
+"""The backward rules as settings, and the tensor arithmetic that realises them.
+
+A rule never changes a value, only the gradient that flows through it:
+`scale_grad` multiplies it, `with_grad_of` takes it from another tensor.
+"""
+
+from typing import NamedTuple
+
+import torch
+
+
+class Rules(NamedTuple):
+    """What the backward pass does at each place; the defaults are the plain gradient.
+
+    >>> Rules(temperature=2.0, freeze_norm=True).temperature
+    2.0
+    >>> RULES["gim"].v
+    0.5
+
+    temperature: softmax gradient at this temperature, dL/da = p_T (g - sum p_T g), p_T = softmax(a / T),
+        without a further 1/T (GIM, rule "TSG"; T = 2 in the paper). The softmax row is what the model
+        feeds it: after a softcap (whose own derivative stays), with masks, biases and attention sinks.
+    freeze_norm: every LayerNorm and RMSNorm keeps its denominator constant; LayerNorm's centring is
+        still differentiated (GIM, "layernorm freeze").
+    q, k, v: factors on the gradients of the attention's queries, keys and values, after rotary
+        embeddings and q/k norms (GIM: 1/4, 1/4, 1/2: two products, each split in halves).
+    gate, up: factors on the two branches of a gated MLP's product act(gate) * up (GIM: 1/2 and 1/2).
+        Fused experts (Mixtral, Qwen3-MoE, gpt-oss) likewise; the router keeps its plain gradient.
+    detach_attention: the attention pattern is a constant, so gradients reach values only.
+    identity_activation: the MLP's nonlinearity acts as multiplication by the constant act(x) / x.
+
+    Source: arXiv 2505.17630, section "Gradient Interaction Modifications"; RelP: arXiv 2508.21258.
+    """
+
+    temperature: float = 1.0
+    freeze_norm: bool = False
+    q: float = 1.0
+    k: float = 1.0
+    v: float = 1.0
+    gate: float = 1.0
+    up: float = 1.0
+    detach_attention: bool = False
+    identity_activation: bool = False
+
+
+PLAIN = Rules()
+SPLIT = dict(q=0.25, k=0.25, v=0.5, gate=0.5, up=0.5)
+
+# The rows of GIM's ablation table, from the plain gradient to the whole.
+LADDER = {
+    "gradient": PLAIN,
+    "freeze": Rules(freeze_norm=True),
+    "split": Rules(**SPLIT),
+    "temperature": Rules(temperature=2.0),
+    "freeze+split": Rules(freeze_norm=True, **SPLIT),
+    "freeze+temperature": Rules(freeze_norm=True, temperature=2.0),
+    "split+temperature": Rules(temperature=2.0, **SPLIT),
+    "gim": Rules(temperature=2.0, freeze_norm=True, **SPLIT),
+}
+GIM = LADDER["gim"]
+
+RULES = LADDER | {
+    # Ali et al. 2022 as GIM's evaluation runs it: norms frozen, attention patterns constant.
+    "transformer-lrp": Rules(freeze_norm=True, detach_attention=True),
+    # RelP as its README runs it (LN, identity and half rule); its optional AH rule is detach_attention=True.
+    "relp": Rules(freeze_norm=True, identity_activation=True, gate=0.5, up=0.5),
+}
+
+
+def scale_grad(x: torch.Tensor, a: float) -> torch.Tensor:
+    """The value of x, its gradient times a.
+
+    >>> x = torch.ones(3, requires_grad=True)
+    >>> scale_grad(x, 0.25).sum().backward()
+    >>> x.grad
+    tensor([0.2500, 0.2500, 0.2500])
+    """
+    value = x.detach()
+    return value + a * (x - value)
+
+
+def with_grad_of(value: torch.Tensor, surrogate: torch.Tensor) -> torch.Tensor:
+    """The value of the first tensor, the gradient of the second.
+
+    >>> x = torch.tensor([2.0], requires_grad=True)
+    >>> y = with_grad_of(x.exp(), 3 * x)
+    >>> y.backward(); x.grad
+    tensor([3.])
+    """
+    return value.detach() + (surrogate - surrogate.detach()).to(value.dtype)
+
+
+def centre(x: torch.Tensor, centred: bool) -> torch.Tensor:
+    """The numerator of a norm over the last axis: x - mean (LayerNorm) or x itself (RMSNorm), at least float32.
+
+    >>> centre(torch.tensor([[3.0, 5.0]]), True)
+    tensor([[-1.,  1.]])
+    """
+    x = x if x.dtype == torch.float64 else x.float()
+    return x - x.mean(-1, keepdim=True) if centred else x
+
+
+def inverse_scale(top: torch.Tensor, eps: float) -> torch.Tensor:
+    """One over a norm's denominator, from its numerator, as a constant.
+
+    >>> inverse_scale(torch.tensor([[3.0, 4.0]]), 0.0)
+    tensor([[0.2828]])
+    """
+    return torch.rsqrt(top.detach().pow(2).mean(-1, keepdim=True) + eps)
