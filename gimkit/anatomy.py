@@ -14,8 +14,8 @@ from gimkit.errors import GimkitError
 LINEAR = (torch.nn.Linear, Conv1D)
 OUTPUT_PROJECTIONS = ("o_proj", "c_proj", "out_proj", "dense", "wo")
 NOT_COVERED = (
-    "gimkit covers decoder-only models whose attention runs through transformers' attention_interface "
-    "(GPT-2, Llama, Mistral, Qwen, Gemma, GPT-NeoX, Phi-3, OLMo-2, Mixtral, gpt-oss and their kin)"
+    "use a decoder-only model whose attention runs through transformers' attention_interface: "
+    "GPT-2, Llama, Mistral, Qwen, Gemma, GPT-NeoX (Pythia), Phi, OLMo, Mixtral, gpt-oss or their kin"
 )
 
 
@@ -136,7 +136,7 @@ def _block(path: str, layer, name: str) -> Block:
     attentions = [key for key, module in layer.named_modules() for _ in range(_attention_calls(module))]
     if len(attentions) != 1:
         other = next((k for k, m in layer.named_modules()
-                      if any(w in type(m).__name__ for w in ("Attention", "Mixer", "Mamba", "SSM"))), None)
+                      if type(m).__name__.endswith(("Attention", "Mixer"))), None)
         where = f"{path}.{other} ({type(layer.get_submodule(other)).__name__})" if other else path
         problem = "does not call attention_interface" if not attentions else "calls attention_interface more than once"
         raise GimkitError(f"{name}: {where} {problem}, so the attention rules cannot act there; {NOT_COVERED}")

@@ -8,3 +8,12 @@ class GimkitError(ValueError):
     Traceback (most recent call last):
     gimkit.errors.GimkitError: unknown method 'gmi'; use one of gim, gradient, ig
     """
+
+
+def require_finite(values, what: str = "the scores") -> None:
+    """Raise GimkitError when a tensor holds NaN or infinity.
+
+    >>> require_finite(torch.tensor([1.0, 2.0]))
+    """
+    if not bool(values.isfinite().all()):
+        raise GimkitError(f"{what} contain NaN or infinite values; check the model's weights and dtype")

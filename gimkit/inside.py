@@ -18,7 +18,7 @@ def freeze_norm(norm, path: str, eps: float, centred: bool):
 
 
 def norm_factor(x, y, weight, bias, path: str, eps: float, centred: bool):
-    """Which factor (none, weight, or 1 + weight) reproduces the norm's real output on up to 16 rows; refuses otherwise."""
+    """Which factor (none, weight, or 1 + weight) reproduces the norm's own output on up to 16 rows, or an error."""
     kept = 1 if weight is None else weight.dim()
     rows, want = (t.reshape(-1, *t.shape[-kept:]) for t in (x, y))
     some = slice(None, None, max(1, rows.shape[0] // 16))

@@ -1,0 +1,132 @@
+"""How much each part of a model matters for a task."""
+
+from dataclasses import dataclass
+
+import pandas
+import torch
+from tqdm.auto import tqdm
+
+from gimkit.anatomy import dissect
+from gimkit.circuits.graph import nodes
+from gimkit.circuits.traced import exact_node_scores, gradient_node_scores
+from gimkit.edits import apply
+from gimkit.errors import GimkitError, require_finite
+from gimkit.remote import where
+from gimkit.rules import RULES, Rules
+
+METHODS = (*RULES, "exact")
+
+
+@dataclass(frozen=True)
+class NodeScores:
+    """One score per node; positive means that corrupting the node hurts.
+
+    nodes: names, "input", "a0.h0", ..., "m0", ... . per_example: [n, nodes], in units of the metric (logits).
+    """
+
+    task: str
+    method: str
+    nodes: tuple[str, ...]
+    per_example: torch.Tensor
+
+    @property
+    def scores(self) -> torch.Tensor:
+        """Means over examples, [nodes]."""
+        return self.per_example.mean(0)
+
+    def frame(self) -> pandas.DataFrame:
+        """Tidy table with columns task, method, node, kind, layer, head, score; head is -1 where there is none."""
+        rows = []
+        for name, score in zip(self.nodes, self.scores.tolist()):
+            layer, _, head = name[1:].partition(".h")
+            kind = {"i": "input", "a": "head", "m": "mlp"}[name[0]]
+            rows.append((self.task, self.method, name, kind, -1 if kind == "input" else int(layer),
+                         int(head) if kind == "head" else -1, score))
+        return pandas.DataFrame(rows, columns=["task", "method", "node", "kind", "layer", "head", "score"])
+
+    def plot(self, ax=None):
+        """Draw heads and MLPs as a layer x head grid; returns the matplotlib axes."""
+        from gimkit.plots import node_grid
+
+        return node_grid(self, ax=ax)
+
+
+def score_nodes(model, task, method: str | Rules = "gim", *, batch_size: int = 32, remote: bool = False) -> NodeScores:
+    """Score the embedding, every attention head and every MLP of a model on a task.
+
+    >>> scores = gimkit.score_nodes(model, gimkit.tasks.ioi(model, n=64), method="gim")
+    >>> scores.per_example.shape                                 # 5 layers of 4 heads and an MLP, and the embedding
+    torch.Size([64, 26])
+
+    model: an unedited nnsight model. task: a `gimkit.tasks.Task` of n prompt pairs.
+    method: "exact" replaces each node's output by its value on the corrupt prompt and reports by how much the metric
+        falls. Any rules ("gim", "gradient", "relp", ..., or a `gimkit.Rules`) estimate that from one forward and one
+        backward pass: <clean - corrupt output, gradient at the clean run>, summed over positions.
+    batch_size: prompt pairs per forward; it does not change the result.
+    remote: run on NDIF (as `model.trace(remote=...)`).
+    Raises GimkitError for an unknown method, an edited model, NaN scores.
+    Source: attribution patching, as EAP-IG's node scores with two differences: the MLP's score uses the gradient at its
+    output (EAP-IG reads the one at its input), and scores are means over examples (no further 1/batch).
+    """
+    check_task(task)
+    parts = dissect(model)
+    names = nodes(parts)
+    edited = None if method == "exact" else apply(model, rules_of(method))
+    paths = [(block.output, block.mlp) for block in parts.blocks]
+    per_example = []
+    for start in tqdm(range(0, len(task), batch_size), desc=f"{task.name} {method}", delay=2, leave=False):
+        batch = task[start:start + batch_size]
+        ids, answers = rows_of(batch), (batch.last, padded(batch.good), padded(batch.bad))
+        if edited is not None:
+            with edited.trace(input_ids=ids, use_cache=False, **where(remote)):
+                found = gradient_node_scores(edited, parts.embedding, paths, parts.n_heads, *answers).save()
+        else:
+            found = _exact(model, parts, paths, names, batch, answers, remote)
+        per_example.append(found.detach().cpu())
+    label = method if isinstance(method, str) else "own rules"
+    scores = NodeScores(task.name, label, tuple(node.name for node in names), torch.cat(per_example))
+    require_finite(scores.per_example)
+    return scores
+
+
+def _exact(model, parts, paths, names, batch, answers, remote: bool, most_rows: int = 512) -> torch.Tensor:
+    """Exact effects of one batch, as many nodes per forward as fit into `most_rows` rows."""
+    b = len(batch)
+    step = max(1, most_rows // b - 2)
+    found = []
+    for start in range(0, len(names), step):
+        chosen = [tuple(node) for node in names[start:start + step]]
+        ids = torch.cat([batch.clean, batch.corrupt, batch.clean.repeat(len(chosen), 1)])
+        with torch.no_grad():
+            with model.trace(input_ids=ids, use_cache=False, **where(remote)):
+                effects = exact_node_scores(model, parts.embedding, paths, parts.n_heads, chosen, *answers).save()
+        found.append(effects)
+    return torch.cat(found, 1)
+
+
+def rules_of(method: str | Rules) -> Rules:
+    """The rules that a gradient method runs under, or an error that lists the methods."""
+    if isinstance(method, Rules):
+        return method
+    if method not in RULES:
+        raise GimkitError(f"unknown method {method!r}; use a gimkit.Rules, or one of {', '.join(METHODS)}")
+    return RULES[method]
+
+
+def check_task(task) -> None:
+    """Refuse what is no task, or an empty one."""
+    if not hasattr(task, "clean") or not hasattr(task, "good"):
+        raise GimkitError(f"{type(task).__name__} is not a task; make one with gimkit.tasks.ioi(model, n=64) "
+                          "or gimkit.tasks.pairs(clean=..., corrupt=..., answers=...)")
+    if len(task) == 0:
+        raise GimkitError(f"the task {task.name} holds no prompt pairs; {'; '.join(task.dropped) or 'make some first'}")
+
+
+def rows_of(task) -> torch.Tensor:
+    """Clean rows, then corrupt ones, [2n, seq]. Padding stands right of the answer, so no mask is needed."""
+    return torch.cat([task.clean, task.corrupt])
+
+
+def padded(answers) -> torch.Tensor:
+    """Sets of answer ids as [n, most] with -1 where a row has fewer."""
+    return torch.nn.utils.rnn.pad_sequence([torch.tensor(ids) for ids in answers], batch_first=True, padding_value=-1)
