@@ -14,6 +14,9 @@ from oracle import (
     OracleRules,
     ScaleGradient,
     TemperatureSoftmax,
+    _attention,
+    _prepare,
+    _registered,
     gated_mlps,
     norms,
     oracle_gradient,
@@ -368,3 +371,76 @@ def _check_written_out(name, rules, numpy_rules):
     explicit = np.array([(gradient[0].numpy() * d).sum() for d in directions])
     error = np.abs(explicit - derivatives).max() / np.abs(derivatives).max()
     assert error < (1e-7 if name == "gpt2" else 1e-5), f"finite differences disagree by {error:.2g}"
+
+
+# --- what only some models have, on its own ---
+
+
+def test_attention_with_softcap_sinks_and_shared_heads():
+    random = np.random.default_rng(2)
+    shape, split, cap = (8, 5, 4), [4, 6], 1.5  # 4 query heads, 2 key heads, 2 value heads; 5 positions, 4 dimensions
+    x, sinks, out_weights = random.normal(size=shape), random.normal(size=(4, 1, 1)), random.normal(size=(5, 4, 4))
+    allowed = np.tri(5, dtype=bool) & ~np.tri(5, k=-3, dtype=bool)
+    mask = torch.zeros(1, 1, 5, 5, dtype=F64).masked_fill(~torch.from_numpy(allowed), torch.finfo(F64).min)
+
+    def f(x, tape):
+        q, k, v = (np.repeat(part, 4 // len(part), 0) for part in np.split(x, split))
+        q, k, v = tape.scale(q, 0.25), tape.scale(k, 0.25), tape.scale(v, 0.5)
+        a = np.where(allowed, cap * np.tanh(q @ k.transpose(0, 2, 1) * 0.7 / cap), -np.inf)
+        a = np.concatenate([a, np.broadcast_to(sinks, (4, 5, 1))], -1)
+        pattern = tape(_np_softmax(a)) + 2 * (_np_softmax(a / 2) - tape(_np_softmax(a / 2)))
+        return ((pattern[..., :-1] @ v).transpose(1, 0, 2) * out_weights).sum()
+
+    leaf, tape = torch.tensor(x, requires_grad=True), Tape()
+    q, k, v = (part[None] for part in leaf.tensor_split(split))
+    out, _ = _attention(GIM, [])(None, q, k, v, mask, 0.7, softcap=cap, s_aux=torch.from_numpy(sinks.ravel()))
+    value = (out[0] * torch.from_numpy(out_weights)).sum()
+    assert abs(value.item() - f(x, tape)) < 1e-12
+    value.backward()
+    tape.recording = False
+    directions, derivatives = directional(lambda x: f(x, tape), x)
+    np.testing.assert_allclose([(leaf.grad.numpy() * d).sum() for d in directions], derivatives, rtol=1e-7, atol=1e-8)
+
+
+@pytest.mark.parametrize("name", ["gpt_oss", "mixtral"])
+@pytest.mark.parametrize("identity", [False, True])
+def test_experts(name, identity):
+    rules = OracleRules(gate_scale=0.5, up_scale=0.3, activation_identity=identity)
+    model = build(name, F64)
+    experts = next(m for m in model.modules() if hasattr(m, "gate_up_proj"))
+    random, tokens = np.random.default_rng(3), 3
+    x, out_weights = random.normal(size=(tokens, 32)), random.normal(size=(tokens, 32))
+    index, weights = np.array([[0, 2], [3, 1], [2, 1]]), random.uniform(size=(tokens, 2))
+    w = {k: v.numpy() for k, v in experts.state_dict().items()}
+
+    def product(h, tape):
+        if name == "mixtral":
+            gate, up = np.split(h, 2)
+            act = _np_activation(tape, rules, _np_silu, gate)
+        else:
+            gate, up = np.minimum(h[0::2], 2.0), np.clip(h[1::2], -2.0, 2.0) + 1
+            act = _np_activation(tape, rules, lambda g: g / (1 + np.exp(-experts.alpha * g)), gate)
+        return tape.scale(act, rules.gate_scale) * tape.scale(up, rules.up_scale)
+
+    def f(x, tape):
+        y = np.zeros((tokens, 32))
+        for t in range(tokens):
+            for e, weight in zip(index[t], weights[t], strict=True):
+                if name == "mixtral":
+                    y[t] += weight * w["down_proj"][e] @ product(w["gate_up_proj"][e] @ x[t], tape)
+                else:
+                    h = x[t] @ w["gate_up_proj"][e] + w["gate_up_proj_bias"][e]
+                    y[t] += weight * (product(h, tape) @ w["down_proj"][e] + w["down_proj_bias"][e])
+        return (y * out_weights).sum()
+
+    given = torch.from_numpy(index), torch.from_numpy(weights)
+    own = (experts(torch.from_numpy(x), *given) * torch.from_numpy(out_weights)).sum()
+    with _registered(_attention(rules, [])):
+        _prepare(model, rules)
+    leaf, tape = torch.tensor(x, requires_grad=True), Tape()
+    value = (experts(leaf, *given) * torch.from_numpy(out_weights)).sum()
+    value.backward()
+    np.testing.assert_allclose([own.item(), value.item()], f(x, tape), rtol=1e-12)
+    tape.recording = False
+    directions, derivatives = directional(lambda x: f(x, tape), x)
+    np.testing.assert_allclose([(leaf.grad.numpy() * d).sum() for d in directions], derivatives, rtol=1e-6, atol=1e-7)

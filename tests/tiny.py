@@ -244,13 +244,14 @@ def implementations(name):
     return ("eager",) if name in _EAGER_ONLY else ("sdpa", "eager")
 
 
-def build(name, dtype=torch.float32, attn=None, seed=0):
+def build(name, dtype=torch.float32, attn=None, seed=0, gain=None):
     """A tiny random model in eval mode with frozen parameters; its weights depend on name and seed only.
 
     build("llama")(torch.arange(10)[None]).logits.shape == (1, 10, 61)
 
     attn: one of implementations(name), the first by default. In float64 the experts of mixtures run one by
-    one, because their fused kernel has no float64.
+    one, because their fused kernel has no float64. gain: scale of the matrices, in units that keep the size of
+    a normalised input; smaller is less sensitive to rounding (bfloat16), larger more peaked.
     """
     attn = attn or implementations(name)[0]
     auto = transformers.AutoModelForSeq2SeqLM if name == "t5" else transformers.AutoModelForCausalLM
@@ -258,7 +259,8 @@ def build(name, dtype=torch.float32, attn=None, seed=0):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = auto.from_config(config(name), attn_implementation=attn, **experts)
-        _randomise(model, gain=1.0 if name == "gpt_oss" else 1.5)  # gpt-oss' unbounded experts amplify rounding errors
+        # the unbounded experts of gpt-oss amplify rounding errors
+        _randomise(model, gain or (1.0 if name == "gpt_oss" else 1.5))
     return model.to(dtype).eval().requires_grad_(False)
 
 
