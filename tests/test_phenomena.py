@@ -1,7 +1,7 @@
 """phenomena.py against the Hugging Face forward pass, patched literally with hooks, one thing at a time."""
 
 from contextlib import ExitStack
-from typing import NamedTuple
+from dataclasses import replace
 
 import pandas as pd
 import pytest
@@ -10,20 +10,10 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 
 from gimkit.errors import GimkitError
 from gimkit.models import phenomena as ph
+from gimkit.tasks import Task
 
 torch.set_num_threads(1)
 VOCABULARY, HEADS, D, LAYERS = 40, 4, 4, 3
-
-
-class Prompts(NamedTuple):
-    """The part of a Task that is measured."""
-
-    clean: torch.Tensor
-    corrupt: torch.Tensor
-    mask: torch.Tensor
-    last: torch.Tensor
-    good: tuple
-    bad: tuple
 
 
 @pytest.fixture(scope="module", params=["gpt2", "llama"])
@@ -47,7 +37,7 @@ def model(request):
     return net.double().eval()
 
 
-def prompts(model, seed=0, n=6, width=9) -> Prompts:
+def prompts(model, seed=0, n=6, width=9) -> Task:
     g = torch.Generator().manual_seed(seed)
     clean = torch.randint(1, VOCABULARY, (n, width), generator=g)
     length = torch.randint(5, width + 1, (n,), generator=g)
@@ -57,9 +47,9 @@ def prompts(model, seed=0, n=6, width=9) -> Prompts:
     mask = torch.arange(width) < length[:, None]
     good = tuple((int(row[2]),) for row in clean)
     bad = tuple((int(row[1]), int(row[1]) % 3 + 1) for row in clean)  # a set, as in greater-than
-    task = Prompts(clean * mask, corrupt * mask, mask, length - 1, good, bad)
+    task = Task("random", clean * mask, corrupt * mask, mask, good, bad, pairs=())
     if (metric(model, task) - metric(model, task, ids=task.corrupt)).mean() < 0:  # so that the gap is positive
-        task = task._replace(good=bad, bad=good)
+        task = replace(task, good=bad, bad=good)
     return task
 
 
@@ -343,6 +333,37 @@ def test_direct_attribution(model):
     assert heads.attention_bad.max() > 0
 
 
+def planted(copies: float, suppresses: float) -> GPT2LMHeadModel:
+    """One layer, one-hot tokens: head 0 moves tokens 1-4 to the output, head 1 moves 5-8; their signs are given."""
+    config = GPT2Config(vocab_size=16, n_positions=8, n_embd=16, n_layer=1, n_head=2, bos_token_id=0, eos_token_id=0)
+    net = GPT2LMHeadModel(config).eval()
+    for name, weight in net.named_parameters():
+        torch.nn.init.ones_(weight) if "ln" in name and "weight" in name else torch.nn.init.zeros_(weight)
+    attn, d = net.transformer.h[0].attn, 8
+    with torch.no_grad():
+        net.transformer.wte.weight.copy_(torch.eye(16))
+        for head, (tokens, sign) in enumerate([(range(1, 5), copies), (range(5, 9), suppresses)]):
+            attn.c_attn.bias[head * d] = 10.0  # a constant query ...
+            for at, token in enumerate(tokens):
+                attn.c_attn.weight[token, 16 + head * d] = 1.0  # ... for these tokens' keys
+                attn.c_attn.weight[token, 32 + head * d + at] = 1.0
+                attn.c_proj.weight[head * d + at, token] = sign
+    return net
+
+
+@pytest.mark.parametrize(
+    "copies, suppresses, roles",
+    [(3, -2, ["name mover", "suppressor"]), (-2, -3, ["", "suppressor"]), (3, 2, ["name mover", ""])],
+)
+def test_planted_roles(copies, suppresses, roles):
+    clean = torch.tensor([[0, 2, 7, 10, 11], [0, 6, 3, 12, 10]])
+    good, bad = ((2,), (3,)), ((7,), (6,))
+    task = Task("planted", clean, clean, torch.ones_like(clean, dtype=torch.bool), good, bad, pairs=())
+    heads = ph.direct_attribution(planted(copies, suppresses), task)
+    assert heads.role.tolist() == roles
+    assert heads.top_good.tolist() == [1, 0] and heads.top_bad.tolist() == [0, 1]
+
+
 def mean_from_the_end(z, last):
     """Each position's value becomes the mean over prompts, positions counted from the last token."""
     out = z.clone()
@@ -410,7 +431,7 @@ def test_one_flat_row_of_numbers(model):
     }
     assert row["one.accuracy"] == pytest.approx((metric(model, task) > 0).double().mean().item())
     assert row["one.layers"] == ph.layers_taking_part(ph.node_effects(model, task)) > 0
-    same = ph.phenomena(model, {"one": task._replace(corrupt=task.clean)})  # nothing corrupted: no share is invented
+    same = ph.phenomena(model, {"one": replace(task, corrupt=task.clean)})  # nothing corrupted: no share is invented
     assert same["one.layers"] == same["one.depth"] == same["one.late_q"] == 0
 
 
