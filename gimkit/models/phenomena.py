@@ -256,8 +256,7 @@ def node_effects(model: nn.Module, task: Task) -> pd.DataFrame:
 def layers_taking_part(nodes: pd.DataFrame, threshold: float = 0.1) -> int:
     """Number of layers with a head or MLP of |normalised effect| at least `threshold` (0.1: 10% of the gap).
 
-    >>> layers_taking_part(node_effects(hf_model, task))
-    3
+    >>> layers_taking_part(node_effects(hf_model, task))      # an int
     """
     return int(nodes.loc[nodes.normalised.abs() >= threshold, "layer"].nunique())
 
@@ -348,8 +347,7 @@ def path_effects(
 def depth(edges: pd.DataFrame, threshold: float = 0.05) -> int:
     """Number of edges in the longest chain of edges with |normalised effect| at least `threshold` (or 0).
 
-    >>> depth(path_effects(hf_model, task))   # input->m0, m0->a2.h1<v>, a2.h1->a3.h0<q>
-    3
+    >>> depth(path_effects(hf_model, task))   # 3 for input->m0, m0->a2.h1<v>, a2.h1->a3.h0<q>
 
     The last step, from a part to the logits, is not counted. Edges of a chain are each strong enough by
     themselves; the chain as a whole was not patched.
@@ -365,8 +363,7 @@ def depth(edges: pd.DataFrame, threshold: float = 0.05) -> int:
 def late_dependence(edges: pd.DataFrame, kind: str, n_layers: int) -> float:
     """Largest |normalised effect| of an edge from a head into the q, k or v (`kind`) of a late head.
 
-    >>> late_dependence(edges, "q", n_layers=4)      # late: in layers 2 and 3
-    0.21
+    >>> late_dependence(edges, "q", n_layers=4)      # a float; late: in layers 2 and 3
 
     Late heads are those of the later half of the layers. 0.0 if there is no such edge.
     """
@@ -437,7 +434,7 @@ def repair_summary(repair: pd.DataFrame) -> dict[str, float]:
     """Five numbers about a frame of `attention_self_repair`.
 
     >>> repair_summary(attention_self_repair(hf_model, task))
-    {'rows': 96, 'above': 1.0, 'above_1.1': 0.96, 'median_ie': 0.19, 'q95_ie': 0.44}
+    {'rows': ..., 'above': ..., 'above_1.1': ..., 'median_ie': ..., 'q95_ie': ...}
 
     `above`: share of rows where the joint effect exceeds the sum of the two single ones; `above_1.1`: exceeds
     1.1 times that sum; median and 95% quantile of the interaction. NaN without rows.
@@ -584,7 +581,7 @@ def compensation_summary(frame: pd.DataFrame, share: float = 0.1) -> dict[str, f
     """Compensation among the heads whose direct effect is at least `share` of the clean metric.
 
     >>> compensation_summary(compensation(hf_model, task))
-    {'ablated_heads': 3, 'compensated': 0.4, 'backed_up_heads': 2, 'backup_share': 0.25}
+    {'ablated_heads': ..., 'compensated': ..., 'backed_up_heads': ..., 'backup_share': ...}
 
     `ablated_heads`: number of such heads; `compensated`: the largest 1 - total / direct among them;
     `backed_up_heads`: how many have a later head that gains at least `share` of the lost direct effect;
