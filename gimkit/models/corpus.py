@@ -1,0 +1,143 @@
+"""The training mixture of the bundled models: short documents, drawn at random, with a weight for every token.
+
+A document is text plus the index of its answer: the token that the text before it decides. The tasks' own prompts
+make up most of it. The rest keeps the IOI circuit from being shallow: in `once` and `three` the repeated person's
+place in the text tells nothing, so a model must notice which name is a repetition.
+"""
+
+import re
+from random import Random
+from typing import NamedTuple
+
+from gimkit.tasks import facts, names
+from gimkit.tasks.words import DID, MEN, NAMES, NOUNS, OBJECTS, PLACES
+
+SPECIAL = ("<pad>", "<s>", "<blank>", "<unk>")
+PIECES = re.compile(r"\d\d|[A-Za-z]+|[^\w\s]")  # what the tokenizer's pre-tokenizers do, for speed
+
+
+class Document(NamedTuple):
+    kind: str
+    prompt: str
+    answer: str  # decided by the prompt
+    rest: str = "."
+
+
+ALONE = (
+    "{S} came first. ", "{S} was looking for a friend. ", "Everyone knew {S}. ", "It was a good day for {S}. ",
+    "On a cold day, {S} walked to the {place}. ", "There was a {obj} that {S} had bought. ",
+)
+NEUTRAL = (
+    "the {obj} was given to", "a {obj} was brought for", "the {obj} was for", "someone gave a {obj} to",
+    "someone told a story to", "someone took the {obj} from", "the {obj} that someone found was for",
+)
+THREE = (
+    "When {A}, {B} and {C} went to the {place}, ", "Then, {A}, {B} and {C} met at the {place}. ",
+    "While {A}, {B} and {C} were working at the {place}, ", "The friends {A}, {B} and {C} were at the {place}. ",
+)
+FILLER = (
+    "It was a cold day. ", "It was a good day. ", "The {place} was near the {place2}. ", "Everyone was happy. ",
+    "There was a {obj} at the {place}. ", "In the morning, the {place} was cold. ", "The {obj} was on the {thing}. ",
+)
+
+
+def fill(rng: Random, text: str, **named) -> str:
+    place, place2 = rng.sample(PLACES, 2)
+    return text.format(place=place, place2=place2, obj=rng.choice(OBJECTS), thing=rng.choice(sorted(NOUNS)), **named)
+
+
+def once(rng: Random) -> Document:
+    """The repeated person is named before, within or after the opening; the end asks neutrally."""
+    io, subject = names.draw_names(rng, 2, "trained")
+    a, b = rng.sample((io, subject), 2)
+    alone = fill(rng, rng.choice(ALONE), S=subject)
+    if rng.random() < 0.6:
+        opening = rng.choice(names.OPENINGS["trained"])
+        prompt = alone + names.join(fill(rng, opening, A=a, B=b), fill(rng, rng.choice(NEUTRAL)))
+    else:
+        opening = rng.choice([opening for opening in names.OPENINGS["trained"] if opening.endswith(". ")])
+        prompt = names.join(fill(rng, opening, A=a, B=b) + alone, fill(rng, rng.choice(NEUTRAL)))
+    return Document("once", prompt, io)
+
+
+def three(rng: Random) -> Document:
+    """Three people, two of them named again in any order before the end."""
+    io, *again = names.draw_names(rng, 3, "trained")
+    a, b, c = rng.sample([io, *again], 3)
+    opening = fill(rng, rng.choice(THREE), A=a, B=b, C=c)
+    rng.shuffle(again)
+    if opening.endswith(". ") and rng.random() < 0.5:
+        opening += "".join(f"{name} {rng.choice(DID)}. " for name in again)
+        prompt = names.join(opening, fill(rng, rng.choice(NEUTRAL)))
+    else:
+        clause = fill(rng, rng.choice(names.CLAUSES["trained"]), S=" and ".join(again))
+        prompt = names.join(opening, clause)
+    return Document("three", prompt, io)
+
+
+def odd(rng: Random) -> Document:
+    pair = names.odd_pair(rng, people=rng.choice((2, 2, 3, 3, 3, 4)), templates="trained", names="trained")
+    return Document("odd", pair.clean, pair.answer)
+
+
+def ioi(rng: Random) -> Document:
+    pair = names.ioi_pair(rng, templates="trained", names="trained")
+    return Document("ioi", pair.clean, pair.answer)
+
+
+def ioi_twice(rng: Random) -> Document:
+    pair = names.ioi_pair(rng, templates="trained", names="trained", between=names.BETWEEN)
+    return Document("ioi_twice", pair.clean, pair.answer)
+
+
+def greater_than(rng: Random) -> Document:
+    pair = facts.greater_than_pair(rng)
+    return Document("greater_than", pair.clean, f"{rng.randint(int(pair.answer), 99):02d}")
+
+
+def plain(kind: str):
+    def document(rng: Random) -> Document:
+        pair = getattr(facts, kind + "_pair")(rng)
+        return Document(kind, pair.clean, pair.answer)
+    return document
+
+
+def induction(rng: Random) -> Document:
+    """Random words, sometimes names, two or three times: every token of the later rounds is an answer."""
+    times = rng.choice((2, 2, 3))
+    words = NAMES if rng.random() < 0.2 else facts.SINGLE_WORDS
+    row = rng.sample(words, rng.randint(3, 58 // times if rng.random() < 0.3 else 10))
+    return Document("induction", " ".join(row), " ".join(row), " " + " ".join(row * (times - 2)))
+
+
+def story(rng: Random) -> Document:
+    """A few sentences of filler with one person: every word of the tasks is met outside them."""
+    name = rng.choice(NAMES)
+    start = "".join(fill(rng, rng.choice(FILLER)) for _ in range(rng.randint(0, 2)))
+    start += fill(rng, rng.choice(ALONE), S=name)
+    start += "Then" if rng.random() < 0.5 else "There,"
+    rest = fill(rng, rng.choice((" found a {obj}.", " went to the {place}.", " wanted to show a {obj}.")))
+    return Document("story", start, "he" if name in MEN else "she", rest)
+
+
+MIXTURE = {
+    ioi: 0.17, once: 0.14, three: 0.06, odd: 0.16, ioi_twice: 0.07, greater_than: 0.09, plain("agreement"): 0.06,
+    plain("pronoun"): 0.03, plain("capital"): 0.03, plain("hypernymy"): 0.03, induction: 0.11, story: 0.05,
+}
+ABOUT_NAMES = ("ioi", "once", "three", "odd", "ioi_twice")
+
+
+def draw(rng: Random) -> Document:
+    document = rng.choices(list(MIXTURE), list(MIXTURE.values()))[0](rng)
+    if document.kind in ("ioi", "once", "three", "ioi_twice") and rng.random() < 0.3:
+        document = document._replace(prompt=fill(rng, rng.choice(FILLER)) + document.prompt)
+    return document
+
+
+def vocabulary() -> list[str]:
+    """Every word that the mixture can draw, in a fixed order, after the special tokens."""
+    rng, words = Random(0), set(f"{number:02d}" for number in range(100))
+    for _ in range(30_000):
+        document = draw(rng)
+        words.update(PIECES.findall(f"{document.prompt} {document.answer}{document.rest}"))
+    return [*SPECIAL, *sorted(words)]

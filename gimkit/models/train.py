@@ -1,0 +1,159 @@
+"""Trains a bundled model from one seed: `python -m gimkit train mini-gpt2 --seed 0 --out DIR`."""
+
+import time
+from pathlib import Path
+from random import Random
+
+import numpy as np
+import torch
+import transformers
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
+from torch.nn.functional import cross_entropy
+
+from gimkit.models import corpus
+
+CONTEXT = 64
+ROWS = 12  # documents are packed into rows of CONTEXT tokens and do not see each other
+
+
+def build_tokenizer(words: list[str]) -> transformers.PreTrainedTokenizerFast:
+    """One token per word, two digits per token, `<s>` in front."""
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Split(Regex(r"\d\d"), "isolated"), pre_tokenizers.Whitespace()])
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<s>", pad_token="<pad>", mask_token="<blank>", unk_token="<unk>",
+        padding_side="right", model_max_length=CONTEXT)
+
+
+def build_model(name: str, vocab: int, seed: int):
+    torch.manual_seed(seed)
+    special = dict(vocab_size=vocab, bos_token_id=1, eos_token_id=None, pad_token_id=0, tie_word_embeddings=True)
+    if name == "mini-gpt2":
+        return transformers.GPT2LMHeadModel(transformers.GPT2Config(
+            n_layer=5, n_embd=128, n_head=4, n_positions=CONTEXT,
+            resid_pdrop=0, embd_pdrop=0, attn_pdrop=0, **special))
+    return transformers.LlamaForCausalLM(transformers.LlamaConfig(
+        num_hidden_layers=5, hidden_size=128, num_attention_heads=4, num_key_value_heads=2,
+        intermediate_size=352, max_position_embeddings=CONTEXT, initializer_range=0.03, **special))
+
+
+def drop_heads(model, rate: float) -> None:
+    """Silences each head in each row with this probability while training, so that heads learn to stand in."""
+    if not rate:
+        return
+
+    def hook(module, args):
+        if not model.training:
+            return None
+        z = args[0]
+        keep = (torch.rand(z.shape[0], 1, 4, 1) > rate).to(z.dtype) / (1 - rate)
+        return ((z.unflatten(-1, (4, -1)) * keep).flatten(-2),)
+
+    for path, module in model.named_modules():
+        if path.endswith(("attn.c_proj", "self_attn.o_proj")):
+            module.register_forward_pre_hook(hook)
+
+
+class Batches:
+    """Packed rows of documents: ids, targets' weights, positions and the block-diagonal causal mask."""
+
+    def __init__(self, words: list[str], seed: int, recipe: dict):
+        self.index, self.rng, self.recipe = {word: i for i, word in enumerate(words)}, Random(seed), recipe
+        self.waiting = None
+
+    def document(self, step: int) -> tuple[list[int], list[float]]:
+        document, recipe = corpus.draw(self.rng), self.recipe
+        pieces = [[self.index[word] for word in corpus.PIECES.findall(text)]
+                  for text in (document.prompt, document.answer, document.rest)]
+        answer = 1.0
+        if document.kind in corpus.ABOUT_NAMES and step >= recipe["warm"]:
+            answer = recipe["answer_weight"]
+        ids = [1] + sum(pieces, [])
+        weights = [0.0] + [recipe["body_weight"]] * len(pieces[0]) + [answer] * len(pieces[1])
+        if document.kind == "induction":
+            weights = [0.0] + [0.02] * len(pieces[0]) + [0.5] * (len(pieces[1]) + len(pieces[2]))
+        weights += [recipe["body_weight"]] * (len(ids) - len(weights))
+        if self.rng.random() < recipe["blank"]:
+            share = self.rng.random() / 2
+            for i in range(1, len(ids)):
+                if self.rng.random() < share:
+                    ids[i], weights[i] = 2, 0.0
+            weights = [min(weight, 1.0) for weight in weights]
+        return ids, weights
+
+    def draw(self, step: int):
+        ids, weights = np.zeros((ROWS, CONTEXT), int), np.zeros((ROWS, CONTEXT), np.float32)
+        owner, positions = np.full((ROWS, CONTEXT), -1), np.zeros((ROWS, CONTEXT), int)
+        for row in range(ROWS):
+            used, number = 0, 0
+            while True:
+                doc_ids, doc_weights = self.waiting or self.document(step)
+                self.waiting = (doc_ids, doc_weights)
+                end = used + len(doc_ids)
+                if end > CONTEXT:
+                    break
+                ids[row, used:end], weights[row, used:end] = doc_ids, doc_weights
+                owner[row, used:end], positions[row, used:end] = number, range(len(doc_ids))
+                used, number, self.waiting = end, number + 1, None
+        owner = torch.from_numpy(owner)
+        allowed = (owner[:, None, :, None] == owner[:, None, None, :]).tril()
+        return *(torch.from_numpy(x) for x in (ids, weights, positions)), allowed
+
+
+RECIPE = dict(steps=9000, warm=2500, answer_weight=3.0, body_weight=0.3, blank=0.1, drop_heads=0.1, rate=2e-3,
+              decay=0.05, optimizer="adamw")
+
+
+def optimizers(model, recipe: dict) -> list:
+    if recipe["optimizer"] == "adamw":
+        return [torch.optim.AdamW(model.parameters(), recipe["rate"], (0.9, 0.98), weight_decay=recipe["decay"])]
+    matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n and "wte" not in n
+                and "wpe" not in n]
+    others = [p for p in model.parameters() if not any(p is q for q in matrices)]
+    return [torch.optim.Muon(matrices, recipe["muon_rate"], weight_decay=recipe["decay"],
+                             adjust_lr_fn="match_rms_adamw"),
+            torch.optim.AdamW(others, recipe["rate"], (0.9, 0.98), weight_decay=0.0)]
+
+
+def train(name: str, seed: int, out: str | Path, report=print, measure=None, **changes) -> Path:
+    """Trains `name` from `seed` and writes weights (fp16 safetensors), config and tokenizer to the folder `out`."""
+    recipe = RECIPE | changes
+    torch.set_num_threads(1)
+    words = corpus.vocabulary()
+    tokenizer = build_tokenizer(words)
+    model = build_model(name, len(words), seed)
+    drop_heads(model, recipe["drop_heads"])
+    batches = Batches(words, seed, recipe)
+    opts = optimizers(model, recipe)
+    steps = recipe["steps"]
+    schedules = [torch.optim.lr_scheduler.LambdaLR(
+        opt, lambda i: min(1.0, (i + 1) / 100, 0.02 + (steps - i) / (0.3 * steps))) for opt in opts]
+    report(f"{name} seed {seed}: {sum(p.numel() for p in model.parameters()):,} parameters, {len(words)} words")
+    start, total = time.process_time(), 0.0
+    model.train()
+    for step in range(steps):
+        ids, weights, positions, allowed = batches.draw(step)
+        logits = model(input_ids=ids, attention_mask=allowed, position_ids=positions, use_cache=False).logits
+        losses = cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
+        loss = (losses * weights[:, 1:].flatten()).sum() / weights[:, 1:].sum()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for opt, schedule in zip(opts, schedules):
+            opt.step()
+            schedule.step()
+            opt.zero_grad()
+        total += loss.item()
+        if (step + 1) % 250 == 0:
+            extra = ""
+            if measure:
+                model.eval()
+                extra = measure(model, tokenizer)
+                model.train()
+            report(f"step {step + 1} loss {total / 250:.3f} cpu {time.process_time() - start:.0f}s {extra}")
+            total = 0.0
+    out = Path(out)
+    model.eval().half().save_pretrained(out)
+    tokenizer.save_pretrained(out)
+    return out

@@ -1,0 +1,110 @@
+"""From text to token ids: checks that a tokenizer can carry a task, and says what it cannot."""
+
+from collections import Counter
+from collections.abc import Callable
+from random import Random
+
+import torch
+
+from gimkit.errors import GimkitError
+from gimkit.tasks.task import Pair, Task
+
+
+def tokenizer_of(model):
+    """The tokenizer of an nnsight model, or the tokenizer itself."""
+    tokenizer = getattr(model, "tokenizer", model)
+    if not callable(getattr(tokenizer, "convert_ids_to_tokens", None)):
+        raise GimkitError(
+            f"{type(model).__name__} carries no tokenizer: give a model loaded with one, or the tokenizer, "
+            "or make the task from token ids with gimkit.tasks.pairs")
+    return tokenizer
+
+
+def encode(tokenizer, text: str) -> list[int]:
+    if not text.strip():
+        raise GimkitError("empty prompt: give each prompt at least one word")
+    return list(tokenizer(text)["input_ids"])
+
+
+def answer_id(tokenizer, prompt: str, answer: str, glue: str = " ") -> int:
+    """The one token that `answer` is behind `prompt`; a GimkitError says into which tokens it splits otherwise.
+
+    >>> answer_id(tokenizer, "When Mary and John went to the store, John gave a drink to", "Mary")
+    412
+    """
+    before = encode(tokenizer, prompt)
+    after = encode(tokenizer, prompt.rstrip() + glue + answer.strip())
+    if after[-1:] != before[-1:] and after[-1:] == [tokenizer.eos_token_id]:
+        after = after[:-1]
+    added = after[len(before):]
+    shown = tokenizer.convert_ids_to_tokens(added)
+    if after[: len(before)] != before or not added:
+        raise GimkitError(f"answer {answer!r} runs together with the end of its prompt: use another prompt")
+    if len(added) > 1:
+        raise GimkitError(f"answer {answer!r} is not one token, it splits into {shown}: choose a one-token answer")
+    if added[0] == tokenizer.unk_token_id and answer != tokenizer.unk_token:
+        raise GimkitError(f"answer {answer!r} is not in the tokenizer's vocabulary: choose a word that is")
+    return added[0]
+
+
+def encode_pair(tokenizer, clean: str, corrupt: str) -> tuple[list[int], list[int]]:
+    a, b = encode(tokenizer, clean), encode(tokenizer, corrupt)
+    if len(a) != len(b):
+        raise GimkitError(
+            f"clean has {len(a)} tokens and corrupt {len(b)}: a pair needs equal lengths; "
+            f"replace words by words of as many tokens ({clean!r} / {corrupt!r})")
+    return a, b
+
+
+def stack(name: str, rows: list, pairs: list[Pair], dropped=(), pad: int = 0) -> Task:
+    """A Task of rows (clean ids, corrupt ids, good ids, bad ids)."""
+    width = max(len(row[0]) for row in rows)
+    clean, corrupt = torch.full((len(rows), width), pad), torch.full((len(rows), width), pad)
+    mask = torch.zeros(len(rows), width, dtype=torch.bool)
+    for i, (a, b, _, _) in enumerate(rows):
+        clean[i, : len(a)], corrupt[i, : len(a)], mask[i, : len(a)] = torch.tensor(a), torch.tensor(b), True
+    good, bad = tuple(tuple(row[2]) for row in rows), tuple(tuple(row[3]) for row in rows)
+    return Task(name, clean, corrupt, mask, good, bad, tuple(pairs), tuple(dropped))
+
+
+def pad_id(tokenizer) -> int:
+    options = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
+    return next(option for option in options if option is not None)
+
+
+def one_token_answers(tokenizer, pair: Pair) -> tuple[list[int], list[int]]:
+    return [answer_id(tokenizer, pair.clean, pair.answer)], [answer_id(tokenizer, pair.clean, pair.wrong)]
+
+
+def build(name: str, model, draw: Callable[[Random], Pair], n: int, seed: int, answers=one_token_answers) -> Task:
+    """Draws different pairs until n of them fit the tokenizer; what did not fit is told in Task.dropped."""
+    tokenizer = tokenizer_of(model)
+    if n < 1:
+        raise GimkitError(f"n={n}: ask for at least one prompt pair")
+    rng, rows, pairs, dropped, seen = Random(seed), [], [], Counter(), set()
+    for _ in range(20 * n + 100):
+        pair = draw(rng)
+        if pair in seen:
+            continue
+        seen.add(pair)
+        try:
+            rows.append((*encode_pair(tokenizer, pair.clean, pair.corrupt), *answers(tokenizer, pair)))
+        except GimkitError as error:
+            dropped[str(error)] += 1
+            continue
+        pairs.append(pair)
+        if len(pairs) == n:
+            break
+    told = [f"{reason} ({count} prompts)" for reason, count in dropped.items()]
+    if not pairs:
+        raise GimkitError(
+            f"task {name!r}: no usable prompt pair for this tokenizer, for example because {told[0]}; "
+            "make your own with gimkit.tasks.pairs")
+    if len(pairs) < n:
+        told.append(f"only {len(pairs)} of {n} different prompt pairs were found")
+    return stack(name, rows, pairs, told, pad_id(tokenizer))
+
+
+def check_choice(argument: str, value, options) -> None:
+    if value not in options:
+        raise GimkitError(f"{argument}={value!r}: use one of {', '.join(map(repr, options))}")

@@ -1,0 +1,166 @@
+"""The tasks about stored knowledge and grammar: one drawn prompt pair as text each."""
+
+from random import Random
+
+from gimkit.errors import GimkitError
+from gimkit.tasks.encode import answer_id, build, check_choice
+from gimkit.tasks.task import Pair, Task
+from gimkit.tasks.words import CAPITALS, EVENTS, KINDS, MEN, NEAR, NOUNS, THINGS, WOMEN
+
+CAPITAL = (
+    "The capital of {} is",
+    "The capital city of {} is",
+    "The main city of {} is",
+    "People in {} know that the capital is",
+    "In {}, the head of the country lives in",
+)
+HYPERNYM = (
+    "The {} is a kind of",
+    "The {} is a type of",
+    "People say that the {} is a kind of",
+    "Everyone knows that a {} is a kind of",
+)
+SINGLE_WORDS = sorted(set(NOUNS) | set(THINGS))
+VERBS = (("is", "are"), ("was", "were"), ("has", "have"))
+AGREE = (
+    "The {} {near} the {other}",
+    "I know that the {} {near} the {other}",
+    "It was said that the {} {near} the {other}",
+    "Everyone saw that the {} {near} the {other}",
+)
+PRONOUN = (
+    "{} was late because",
+    "{} left the house when",
+    "{} was happy that",
+    "When {} came home,",
+    "{} said that",
+    "Everyone knew {} because",
+)
+YEARS = (
+    "The {event} lasted from the year {century}{year} to the year {century}",
+    "The {event} that began in {century}{year} ended in {century}",
+    "The {event} went on from {century}{year} until {century}",
+)
+
+
+def capital_pair(rng: Random) -> Pair:
+    right, wrong = rng.sample(sorted(CAPITALS), 2)
+    ask = rng.choice(CAPITAL)
+    return Pair(ask.format(right), ask.format(wrong), CAPITALS[right], CAPITALS[wrong])
+
+
+def hypernymy_pair(rng: Random) -> Pair:
+    right, wrong = rng.sample(sorted(KINDS), 2)
+    ask = rng.choice(HYPERNYM)
+    return Pair(ask.format(rng.choice(KINDS[right])), ask.format(rng.choice(KINDS[wrong])), right, wrong)
+
+
+def agreement_pair(rng: Random) -> Pair:
+    subject, other = rng.sample(sorted(NOUNS), 2)
+    forms, verbs = [subject, NOUNS[subject]], list(rng.choice(VERBS))
+    if rng.random() < 0.5:
+        forms.reverse()
+        verbs.reverse()
+    ask = rng.choice(AGREE)
+    rest = {"near": rng.choice(NEAR), "other": rng.choice((other, NOUNS[other]))}
+    return Pair(ask.format(forms[0], **rest), ask.format(forms[1], **rest), *verbs)
+
+
+def pronoun_pair(rng: Random) -> Pair:
+    people = [(rng.choice(WOMEN), "she"), (rng.choice(MEN), "he")]
+    rng.shuffle(people)
+    (right, answer), (other, wrong) = people
+    ask = rng.choice(PRONOUN)
+    return Pair(ask.format(right), ask.format(other), answer, wrong)
+
+
+def greater_than_pair(rng: Random) -> Pair:
+    """The answer is any later year of the century (shown: the next one); corrupt: the year 01."""
+    year = f"{rng.randint(2, 98):02d}"
+    fill = {"event": rng.choice(EVENTS), "century": str(rng.randint(11, 17))}
+    ask = rng.choice(YEARS)
+    return Pair(ask.format(year=year, **fill), ask.format(year="01", **fill), f"{int(year) + 1:02d}", year)
+
+
+def induction_pair(rng: Random, times=2) -> Pair:
+    """Random words, repeated and cut within the last round; corrupt: the word to come is another in all rounds."""
+    length = rng.randint(5, 9)
+    *row, other = rng.sample(SINGLE_WORDS, length + 1)
+    cut = rng.randint(1, length - 1)
+    flipped = [other if i == cut else word for i, word in enumerate(row)]
+    clean, corrupt = (" ".join(seq * (times - 1) + seq[:cut]) for seq in (row, flipped))
+    return Pair(clean, corrupt, row[cut], other)
+
+
+def _years(tokenizer, pair: Pair) -> tuple[list[int], list[int]]:
+    """Ids of the later years of the century, and of the year itself and those before."""
+    sets = ([], [])
+    for year in range(100):
+        try:
+            token = answer_id(tokenizer, pair.clean, f"{year:02d}", glue="")
+        except GimkitError:  # such as 1776, one token in some vocabularies
+            continue
+        sets[year <= int(pair.wrong)].append(token)
+    if not all(sets):
+        raise GimkitError("years are not written as two two-digit tokens")
+    return sets
+
+
+def greater_than(model, n=64, seed=0) -> Task:
+    """A year that comes after another: any later year of the century is right.
+
+    >>> gimkit.tasks.greater_than(model, n=1)[0].clean
+    'The war lasted from the year 1732 to the year 17'
+
+    Good: all two-digit tokens above 32; bad: all up to 32. Corrupt: the year 1701. The tokenizer must write years as
+    two tokens of two digits, as GPT-2's mostly does.
+    """
+    return build("greater_than", model, greater_than_pair, n, seed, answers=_years)
+
+
+def agreement(model, n=64, seed=0) -> Task:
+    """Subject-verb agreement with another noun between.
+
+    >>> gimkit.tasks.agreement(model, n=1)[0]
+    Pair(clean='The doors near the car', corrupt='The door near the car', answer='are', wrong='is')
+    """
+    return build("agreement", model, agreement_pair, n, seed)
+
+
+def pronoun(model, n=64, seed=0) -> Task:
+    """The pronoun that goes with a first name; corrupt: a name of the other gender.
+
+    >>> gimkit.tasks.pronoun(model, n=1)[0]
+    Pair(clean='When Mary came home,', corrupt='When John came home,', answer='she', wrong='he')
+    """
+    return build("pronoun", model, pronoun_pair, n, seed)
+
+
+def capital(model, n=64, seed=0) -> Task:
+    """The capital of a country; corrupt: another country, whose capital is the wrong answer.
+
+    >>> gimkit.tasks.capital(model, n=1)[0]
+    Pair(clean='The capital of France is', corrupt='The capital of Japan is', answer='Paris', wrong='Tokyo')
+    """
+    return build("capital", model, capital_pair, n, seed)
+
+
+def hypernymy(model, n=64, seed=0) -> Task:
+    """What something is a kind of; corrupt: something of another kind.
+
+    >>> gimkit.tasks.hypernymy(model, n=1)[0]
+    Pair(clean='The robin is a kind of', corrupt='The hammer is a kind of', answer='bird', wrong='tool')
+    """
+    return build("hypernymy", model, hypernymy_pair, n, seed)
+
+
+def induction(model, n=64, seed=0, times=2) -> Task:
+    """A sequence of random words, given `times` times (2 or 3) and cut within the last round.
+
+    >>> gimkit.tasks.induction(model, n=1)[0]
+    Pair(clean='cat road air cat', corrupt='cat moon air cat', answer='road', wrong='moon')
+
+    Answer: the next word of the sequence. Corrupt: that word is another in every round, which is the wrong answer.
+    """
+    check_choice("times", times, (2, 3))
+    return build("induction", model, lambda rng: induction_pair(rng, times), n, seed)

@@ -1,0 +1,182 @@
+"""The tasks about names: indirect object (IOI), both people named twice, the one named only once.
+
+Each function draws one prompt pair as text. The bundled models never saw a held-out pair of names together, nor
+a held-out opening or clause.
+"""
+
+from random import Random
+
+from gimkit.tasks.encode import build, check_choice
+from gimkit.tasks.task import Pair, Task
+from gimkit.tasks.words import DID, NAMES, OBJECTS, PLACES, held_out_names
+
+OPENINGS = {
+    "trained": (
+        "When {A} and {B} went to the {place}, ",
+        "Then, {A} and {B} went to the {place}. ",
+        "After {A} and {B} came to the {place}, ",
+        "While {A} and {B} were working at the {place}, ",
+        "Then, {A} and {B} had a long talk at the {place}. ",
+        "The friends {A} and {B} met at the {place}. ",
+        "Once {A} and {B} had left the {place}, ",
+        "{A} and {B} spent the morning at the {place}, and ",
+        "On a cold day, {A} and {B} walked to the {place}. ",
+        "Last week, {A} and {B} found the {place}, and ",
+        "Because {A} and {B} were early at the {place}, ",
+        "The friends {A} and {B} were at the {place} when ",
+        "Before {A} and {B} left the {place}, ",
+        "{A} saw {B} at the {place}. ",
+        "{A} was with {B} at the {place}, and then ",
+        "At the {place}, {A} sat next to {B}. ",
+    ),
+    "held-out": (
+        "While {A} and {B} walked to the {place}, ",
+        "In the morning, {A} and {B} met at the {place}, and then ",
+        "{A} met {B} at the {place}. ",
+        "Last week, {A} and {B} were at the {place}. ",
+    ),
+}
+CLAUSES = {
+    "trained": (
+        "{S} gave a {obj} to",
+        "{S} gave the {obj} to",
+        "{S} handed a {obj} to",
+        "{S} decided to give a {obj} to",
+        "{S} wanted to give the {obj} to",
+        "{S} bought a {obj} and gave it to",
+        "{S} passed the {obj} to",
+        "{S} showed a {obj} to",
+        "{S} said something to",
+        "{S} found a {obj} and showed it to",
+        "{S} offered the {obj} to",
+        "{S} told a story to",
+        "{S} got a {obj} from",
+        "{S} took the {obj} from",
+        "a {obj} was brought by {S} for",
+        "the {obj} that {S} had bought was given to",
+    ),
+    "held-out": (
+        "{S} handed the {obj} to",
+        "{S} found the {obj} and gave it to",
+        "{S} decided to show a {obj} to",
+        "the {obj} that {S} found was for",
+    ),
+}
+BETWEEN = (  # both people, named once more
+    "There, {A} and {B} sat down. ",
+    "Both {A} and {B} laughed. ",
+    "It was a good day for {A} and {B}. ",
+    "Soon {A} and {B} had to wait. ",
+)
+ASK_ODD = {
+    "trained": (
+        "The one who was named only once was",
+        "The name that came only once was",
+        "Only one person was named once, and it was",
+    ),
+    "held-out": ("The person who was named only once was",),
+}
+
+
+def choose(options: dict, which: str, rng: Random) -> str:
+    return rng.choice(options["trained"] + options["held-out"] if which == "all" else options[which])
+
+
+def draw_names(rng: Random, count: int, which: str) -> list[str]:
+    """`count` names; which: all, trained (no held-out pair among them), held-out (the first two are such a pair)."""
+    while True:
+        names = rng.sample(NAMES, count)
+        if which == "held-out" and not held_out_names(*names[:2]):
+            continue
+        if which == "trained" and any(held_out_names(a, b) for a in names for b in names if a < b):
+            continue
+        return names
+
+
+def join(opening: str, clause: str) -> str:
+    """The clause behind the opening, with a capital after a full stop."""
+    return opening + (clause[0].upper() + clause[1:] if opening.endswith(". ") else clause)
+
+
+def ioi_pair(rng: Random, corrupt="s2", order="both", templates="all", names="all", between=()) -> Pair:
+    """One IOI prompt: two people, one of them acts, the other receives."""
+    io, subject, third = draw_names(rng, 3, names)
+    order = rng.choice(("ABBA", "BABA")) if order == "both" else order
+    first, second = (io, subject) if order == "ABBA" else (subject, io)
+    openings = {key: [o for o in rows if o.endswith(". ") or not between] for key, rows in OPENINGS.items()}
+    opening = choose(openings, templates, rng).format(A=first, B=second, place=rng.choice(PLACES))
+    if between:
+        again = rng.sample((io, subject), 2)
+        opening += rng.choice(between).format(A=again[0], B=again[1])
+    clause = choose(CLAUSES, templates, rng)
+    obj = rng.choice(OBJECTS)
+    swapped = {"s2": io, "third": third}[corrupt]
+    return Pair(*(join(opening, clause.format(S=name, obj=obj)) for name in (subject, swapped)), io, subject)
+
+
+def odd_pair(rng: Random, people=3, templates="all", names="all") -> Pair:
+    """Everybody is named twice but one, in any order; corrupt: somebody else is that one."""
+    odd, wrong, *others = draw_names(rng, people, names)
+    slots = [odd, wrong, wrong] + others * 2
+    rng.shuffle(slots)
+    place = rng.choice([i for i, name in enumerate(slots) if name == wrong])
+    flipped = [odd if i == place else name for i, name in enumerate(slots)]
+    did = rng.sample(DID, len(slots))
+    ask = choose(ASK_ODD, templates, rng)
+    clean, corrupt = ("".join(f"{name} {did[i]}. " for i, name in enumerate(row)) + ask for row in (slots, flipped))
+    return Pair(clean, corrupt, odd, wrong)
+
+
+WHICH = ("all", "trained", "held-out")
+
+
+def ioi(model, n=64, seed=0, corrupt="s2", order="both", templates="all", names="all") -> Task:
+    """Indirect object identification: the one who receives, not the one who acts.
+
+    >>> gimkit.tasks.ioi(model, n=1)[0]
+    Pair(clean='When Mary and John went to the store, John gave a drink to', corrupt='… Mary gave a drink to', …)
+
+    Answer: the person named once (IO); wrong: the one named twice (S). Clean and corrupt differ in one token, the
+    subject of the last clause (S2).
+
+    Args:
+        corrupt: "s2" puts IO in S2's place, so that the answer flips (MIB's s2_io_flip_counterfactual);
+            "third" puts a third name there, so that the prompt says nothing about who receives.
+        order: "ABBA" (IO named first), "BABA" (S named first) or "both".
+        templates, names: "all", "trained" or "held-out"; what the bundled models met in training.
+    """
+    check_choice("corrupt", corrupt, ("s2", "third"))
+    check_choice("order", order, ("both", "ABBA", "BABA"))
+    check_choice("templates", templates, WHICH)
+    check_choice("names", names, WHICH)
+    return build("ioi", model, lambda rng: ioi_pair(rng, corrupt, order, templates, names), n, seed)
+
+
+def ioi_twice(model, n=64, seed=0, corrupt="s2", templates="all", names="all") -> Task:
+    """IOI with a sentence between that names both people once more, so that the evidence is there twice.
+
+    >>> gimkit.tasks.ioi_twice(model, n=1)[0].clean
+    'Then, Mary and John went to the store. Both John and Mary laughed. John gave a drink to'
+
+    Answer, wrong answer, corrupt, templates and names: as in `ioi`.
+    """
+    check_choice("corrupt", corrupt, ("s2", "third"))
+    check_choice("templates", templates, WHICH)
+    check_choice("names", names, WHICH)
+    return build("ioi_twice", model,
+                 lambda rng: ioi_pair(rng, corrupt, "both", templates, names, BETWEEN), n, seed)
+
+
+def odd_one_out(model, n=64, seed=0, people=3, templates="all", names="all") -> Task:
+    """Everybody is named twice but one person, who is asked for; where a name stands tells nothing.
+
+    >>> gimkit.tasks.odd_one_out(model, n=1, people=2)[0].clean
+    'Mary sang. John ran. Mary slept. The one who was named only once was'
+
+    Answer: the person named once; wrong: another one. Corrupt: one of the wrong one's two places goes to the answer,
+    so that they change roles. people: 2 to 4.
+    """
+    check_choice("people", people, (2, 3, 4))
+    check_choice("templates", templates, WHICH)
+    check_choice("names", names, WHICH)
+    return build("odd_one_out", model, lambda rng: odd_pair(rng, people, templates, names), n, seed)
