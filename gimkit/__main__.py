@@ -1,0 +1,7 @@
+"""python -m gimkit"""
+
+import sys
+
+from gimkit.cli import main
+
+sys.exit(main())

@@ -1,0 +1,22 @@
+"""Tests run offline, on one thread each: two workers then share two cores."""
+
+import os
+import socket
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["MPLBACKEND"] = "Agg"
+
+import torch  # noqa: E402  (Hugging Face reads its switch when it is imported)
+
+torch.set_num_threads(1)
+
+_connect = socket.socket.connect
+
+
+def _connect_locally(self, address):
+    if self.family in (socket.AF_INET, socket.AF_INET6) and address[0] not in ("127.0.0.1", "::1", "localhost"):
+        raise OSError(f"a test tried to reach {address[0]}; tests run offline")
+    return _connect(self, address)
+
+
+socket.socket.connect = _connect_locally

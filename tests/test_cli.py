@@ -1,0 +1,64 @@
+"""The command line as a user meets it: the demo, and one plain line for bad input."""
+
+import subprocess
+import sys
+
+import pytest
+
+import gimkit
+from gimkit import cli
+
+
+@pytest.mark.parametrize("model", ["mini-gpt2", "mini-llama"])
+def test_demo_shows_the_numbers_of_the_library_and_draws(model, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["demo", "--model", model]) == 0
+    out = capsys.readouterr().out
+    loaded = gimkit.load(model)
+    task = gimkit.tasks.ioi(loaded, n=64, seed=0)
+    exact, gim = (gimkit.score_nodes(loaded, task, method=m) for m in ("exact", "gim"))
+    assert str(gimkit.rank_correlation(gim, exact)) in out
+    for what in ("tokens", "nodes", "methods"):
+        assert f"figures/demo-{model}-{what}.png" in out
+        found = {path.suffix for path in tmp_path.glob(f"figures/demo-{model}-{what}.*")}
+        assert found == {".png", ".svg", ".pdf", ".csv", ".txt"}
+
+
+def test_help_lists_the_commands():
+    result = subprocess.run([sys.executable, "-m", "gimkit", "--help"], capture_output=True, text=True)
+    assert result.returncode == 0
+    assert all(command in result.stdout for command in ("demo", "train", "measure"))
+
+
+def test_no_command_prints_the_help(capsys):
+    assert cli.main([]) == 2
+    assert "measure" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("arguments", [
+    ["demo", "--model", "mini-lama"],
+    ["train", "mini-lama", "--out", "somewhere"],
+    ["measure", "mini-lama"],
+    ["measure", "."],
+])
+def test_unknown_model_is_one_line_that_lists_the_bundled_ones(arguments, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(arguments) == 2
+    captured = capsys.readouterr()
+    assert captured.err.count("\n") == 1 and captured.err.startswith("gimkit: ")
+    assert "mini-gpt2" in captured.err and "mini-llama" in captured.err
+    assert not list(tmp_path.iterdir())
+
+
+def test_no_traceback_for_bad_input():
+    result = subprocess.run([sys.executable, "-m", "gimkit", "demo", "--model", ""], capture_output=True, text=True)
+    assert result.returncode == 2
+    assert "Traceback" not in result.stderr and result.stderr.startswith("gimkit: ")
+
+
+@pytest.mark.parametrize("arguments", ["dmeo", "train mini-gpt2", "train mini-gpt2 --out x --seed a", "measure"])
+def test_what_argparse_refuses(arguments, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(arguments.split())
+    assert stop.value.code == 2
+    assert "usage" in capsys.readouterr().err

@@ -1,0 +1,26 @@
+"""The README's code prints what the README says."""
+
+import re
+from contextlib import redirect_stdout
+from io import StringIO
+from pathlib import Path
+
+README = (Path(__file__).parent.parent / "README.md").read_text()
+NUMBER = re.compile(r"[-+]?\d+\.\d+")
+
+
+def test_the_code_prints_what_the_readme_shows():
+    ((code, shown),) = re.findall(r"```python\n(.*?)```\n+```text\n(.*?)```", README, re.DOTALL)
+    printed = StringIO()
+    with redirect_stdout(printed):
+        exec(code, {})
+    printed = printed.getvalue()
+    words, numbers = NUMBER.sub("#", printed).split(), [float(x) for x in NUMBER.findall(printed)]
+    assert words == NUMBER.sub("#", shown).split()
+    for ours, theirs in zip(numbers, [float(x) for x in NUMBER.findall(shown)], strict=True):
+        assert abs(ours - theirs) <= 0.02  # the last printed digit may differ between processors
+
+
+def test_every_path_in_the_readme_exists():
+    for path in re.findall(r"\]\(([\w./-]+)\)", README):
+        assert (Path(__file__).parent.parent / path).exists(), path
