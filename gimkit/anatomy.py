@@ -3,7 +3,9 @@
 Read on the client from config, module names and source code, so it also works on a model without weights.
 """
 
+import ast
 import inspect
+import textwrap
 from typing import NamedTuple
 
 import torch
@@ -88,11 +90,10 @@ def dissect(model) -> Anatomy:
         raise GimkitError(f"{name} is an encoder-decoder model; {NOT_COVERED}")
     config = config.get_text_config()
     stack, layers = _layers(root, name)
+    norms = _norms(root, stack.rpartition(".")[0], name)
     blocks = tuple(_block(f"{stack}.{i}", layer, name) for i, layer in enumerate(layers))
-    body = stack.rpartition(".")[0]
-    inside = dict(root.get_submodule(body).named_modules(prefix=body))
-    norms = tuple(_norm(path, module, name) for path, module in inside.items() if _is_norm(module))
-    _check_norms(inside, norms, blocks, body, name)
+    _check_norms_everywhere(norms, blocks, name)
+    _check_called_once(root, norms, blocks, name)
     embedding = root.get_input_embeddings()
     heads = next(getattr(config, key) for key in ("num_attention_heads", "n_head", "n_heads") if hasattr(config, key))
     return Anatomy(
@@ -106,12 +107,16 @@ def dissect(model) -> Anatomy:
     )
 
 
+def _source(module: torch.nn.Module) -> str:
+    try:
+        return textwrap.dedent(inspect.getsource(inspect.unwrap(type(module).forward)))
+    except (OSError, TypeError):
+        return ""
+
+
 def _attention_calls(module: torch.nn.Module) -> int:
     """How often a module's forward calls attention_interface."""
-    try:
-        return inspect.getsource(inspect.unwrap(type(module).forward)).count("attention_interface(")
-    except (OSError, TypeError):
-        return 0
+    return _source(module).count("attention_interface(")
 
 
 def _layers(root, name: str):
@@ -208,16 +213,43 @@ def _norm(path: str, module, name: str) -> Norm:
     return Norm(path, float(eps), "LayerNorm" in type(module).__name__)
 
 
-def _check_norms(modules: dict, norms: tuple[Norm, ...], blocks: tuple[Block, ...], body: str, name: str) -> None:
-    """Every norm-shaped module must be known: a leaf with a one-dimensional weight that is no norm is refused."""
-    known = {norm.path for norm in norms}
-    for path, module in modules.items():
+def _norms(root, body: str, name: str) -> tuple[Norm, ...]:
+    """Every norm below the trunk; another leaf that scales each feature is refused, it could be a norm in disguise."""
+    norms = []
+    for path, module in root.get_submodule(body).named_modules(prefix=body):
         weight = module._parameters.get("weight")
-        if weight is not None and weight.dim() == 1 and path not in known and not module._modules:
-            raise GimkitError(f"{name}: {path} ({type(module).__name__}) scales activations but is not a norm that "
+        if _is_norm(module):
+            norms.append(_norm(path, module, name))
+        elif weight is not None and weight.dim() == 1 and not module._modules:
+            raise GimkitError(f"{name}: {path} ({type(module).__name__}) scales each feature but is no norm that "
                               "gimkit knows (its class name does not end in Norm), so it could not be frozen")
+    return tuple(norms)
+
+
+def _check_norms_everywhere(norms: tuple[Norm, ...], blocks: tuple[Block, ...], name: str) -> None:
+    """Freezing norms must not be partial: each block has one, and there is one after the last block."""
+    paths = [norm.path for norm in norms]
     for block in blocks:
-        if not any(path.startswith(block.path + ".") for path in known):
-            raise GimkitError(f"{name}: {block.path} has no norm that gimkit knows, so freezing norms would be partial")
-    if not any(not path.startswith(blocks[0].path.rpartition(".")[0] + ".") for path in known):
-        raise GimkitError(f"{name}: no norm that gimkit knows after the last block of {body}")
+        if not any(path.startswith(block.path + ".") for path in paths):
+            raise GimkitError(f"{name}: {block.path} has no norm that gimkit knows, so not all norms could be frozen")
+    if all(path.startswith(blocks[0].path.rpartition(".")[0] + ".") for path in paths):
+        raise GimkitError(f"{name} has no norm that gimkit knows after its last block, so not all could be frozen")
+
+
+def _check_called_once(root, norms: tuple[Norm, ...], blocks: tuple[Block, ...], name: str) -> None:
+    """An edit acts on a module's first call only, so a module that a forward pass surely calls twice is refused."""
+    paths = [norm.path for norm in norms] + [block.attention for block in blocks]
+    for path in paths + [product.path for block in blocks for product in block.products]:
+        parent, _, child = path.rpartition(".")
+        source = _source(root.get_submodule(parent))
+        if source.count(f"self.{child}(") > 1 and _sure_calls(ast.parse(source), child) > 1:
+            raise GimkitError(f"{name}: {path} is called more than once in a forward pass, and a rule acts on the "
+                              f"first call only; {NOT_COVERED}")
+
+
+def _sure_calls(tree: ast.AST, child: str) -> int:
+    """Calls of self.<child> outside of any branch."""
+    if isinstance(tree, ast.If | ast.IfExp):
+        return 0
+    here = isinstance(tree, ast.Call) and ast.unparse(tree.func) == f"self.{child}"
+    return here + sum(_sure_calls(node, child) for node in ast.iter_child_nodes(tree))

@@ -21,11 +21,11 @@ def apply(model, rules: Rules | str = GIM):
     Source: arXiv 2505.17630. Unlike the authors' package, every rule acts with sdpa, eager and flash attention
     alike, RMSNorm and q/k norms included, and Gemma's softcaps keep their own derivative.
     """
-    rules = resolve(rules)
+    rules, anatomy = resolve(rules), dissect(model)
     if "_gimkit" in vars(model):
         raise GimkitError(f"this model already carries the rules {receipt(model).name}; "
                           "apply to the original, or to gimkit.remove(model)")
-    places = plan(dissect(model), rules)
+    places = plan(anatomy, rules)
     first = len(model._edits)
     edited = model._shallow_copy()
     for act, path, arguments in (place for group in places.values() for place in group):
