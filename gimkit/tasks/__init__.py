@@ -5,5 +5,5 @@ from gimkit.tasks.names import ioi, ioi_twice, odd_one_out
 from gimkit.tasks.own import pairs
 from gimkit.tasks.task import Pair, Task
 
-__all__ = ["Pair", "Task", "agreement", "capital", "greater_than", "hypernymy", "induction", "ioi", "ioi_twice",
-           "odd_one_out", "pairs", "pronoun"]
+__all__ = ["Pair", "Task", "agreement", "capital", "greater_than", "hypernymy", "induction", "ioi",
+           "ioi_twice", "odd_one_out", "pairs", "pronoun"]

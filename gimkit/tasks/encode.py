@@ -27,7 +27,7 @@ def encode(tokenizer, text: str) -> list[int]:
 
 
 def answer_id(tokenizer, prompt: str, answer: str, glue: str = " ") -> int:
-    """The one token that `answer` is behind `prompt`; a GimkitError says into which tokens it splits otherwise.
+    """The one token that `answer` is behind `prompt`; if it splits, a GimkitError says into which.
 
     >>> answer_id(tokenizer, "When Mary and John went to the store, John gave a drink to", "Mary")
     412
@@ -41,7 +41,7 @@ def answer_id(tokenizer, prompt: str, answer: str, glue: str = " ") -> int:
     if after[: len(before)] != before or not added:
         raise GimkitError(f"answer {answer!r} runs together with the end of its prompt: use another prompt")
     if len(added) > 1:
-        raise GimkitError(f"answer {answer!r} is not one token, it splits into {shown}: choose a one-token answer")
+        raise GimkitError(f"answer {answer!r} is not one token but {shown}: choose a one-token answer")
     if added[0] == tokenizer.unk_token_id and answer != tokenizer.unk_token:
         raise GimkitError(f"answer {answer!r} is not in the tokenizer's vocabulary: choose a word that is")
     return added[0]
@@ -76,7 +76,9 @@ def one_token_answers(tokenizer, pair: Pair) -> tuple[list[int], list[int]]:
     return [answer_id(tokenizer, pair.clean, pair.answer)], [answer_id(tokenizer, pair.clean, pair.wrong)]
 
 
-def build(name: str, model, draw: Callable[[Random], Pair], n: int, seed: int, answers=one_token_answers) -> Task:
+def build(
+    name: str, model, draw: Callable[[Random], Pair], n: int, seed: int, answers=one_token_answers
+) -> Task:
     """Draws different pairs until n of them fit the tokenizer; what did not fit is told in Task.dropped."""
     tokenizer = tokenizer_of(model)
     if n < 1:

@@ -83,7 +83,7 @@ def greater_than_pair(rng: Random) -> Pair:
 
 
 def induction_pair(rng: Random, times=2) -> Pair:
-    """Random words, repeated and cut within the last round; corrupt: the word to come is another in all rounds."""
+    """Random words, repeated, cut within the last; corrupt: the word to come is another in all rounds."""
     length = rng.randint(5, 9)
     *row, other = rng.sample(SINGLE_WORDS, length + 1)
     cut = rng.randint(1, length - 1)
@@ -112,8 +112,8 @@ def greater_than(model, n=64, seed=0) -> Task:
     >>> gimkit.tasks.greater_than(model, n=1)[0].clean
     'The war lasted from the year 1732 to the year 17'
 
-    Good: all two-digit tokens above 32; bad: all up to 32. Corrupt: the year 1701. The tokenizer must write years as
-    two tokens of two digits, as GPT-2's mostly does.
+    Good: all two-digit tokens above 32; bad: all up to 32. Corrupt: the year 1701. The tokenizer must write
+    years as two tokens of two digits, as GPT-2's mostly does.
     """
     return build("greater_than", model, greater_than_pair, n, seed, answers=_years)
 
@@ -160,7 +160,7 @@ def induction(model, n=64, seed=0, times=2) -> Task:
     >>> gimkit.tasks.induction(model, n=1)[0]
     Pair(clean='cat road air cat', corrupt='cat moon air cat', answer='road', wrong='moon')
 
-    Answer: the next word of the sequence. Corrupt: that word is another in every round, which is the wrong answer.
+    Answer: the next word of the sequence. Corrupt: that word is another in every round (the wrong answer).
     """
     check_choice("times", times, (2, 3))
     return build("induction", model, lambda rng: induction_pair(rng, times), n, seed)

@@ -1,7 +1,7 @@
 """The tasks about names: indirect object (IOI), both people named twice, the one named only once.
 
-Each function draws one prompt pair as text. The bundled models never saw a held-out pair of names together, nor
-a held-out opening or clause.
+Each function draws one prompt pair as text. The bundled models never saw a held-out pair of names together,
+nor a held-out opening or clause.
 """
 
 from random import Random
@@ -83,7 +83,7 @@ def choose(options: dict, which: str, rng: Random) -> str:
 
 
 def draw_names(rng: Random, count: int, which: str) -> list[str]:
-    """`count` names; which: all, trained (no held-out pair among them), held-out (the first two are such a pair)."""
+    """`count` names; trained: no held-out pair among them; held-out: the first two are such a pair."""
     while True:
         names = rng.sample(NAMES, count)
         if which == "held-out" and not held_out_names(*names[:2]):
@@ -123,7 +123,8 @@ def odd_pair(rng: Random, people=3, templates="all", names="all") -> Pair:
     flipped = [odd if i == place else name for i, name in enumerate(slots)]
     did = rng.sample(DID, len(slots))
     ask = choose(ASK_ODD, templates, rng)
-    clean, corrupt = ("".join(f"{name} {did[i]}. " for i, name in enumerate(row)) + ask for row in (slots, flipped))
+    clean, corrupt = (
+        "".join(f"{name} {verb}. " for name, verb in zip(row, did)) + ask for row in (slots, flipped))
     return Pair(clean, corrupt, odd, wrong)
 
 
@@ -134,10 +135,10 @@ def ioi(model, n=64, seed=0, corrupt="s2", order="both", templates="all", names=
     """Indirect object identification: the one who receives, not the one who acts.
 
     >>> gimkit.tasks.ioi(model, n=1)[0]
-    Pair(clean='When Mary and John went to the store, John gave a drink to', corrupt='… Mary gave a drink to', …)
+    Pair(clean='When Mary and John went to the store, John gave a drink to', corrupt='…', answer='Mary', …)
 
-    Answer: the person named once (IO); wrong: the one named twice (S). Clean and corrupt differ in one token, the
-    subject of the last clause (S2).
+    Answer: the person named once (IO); wrong: the one named twice (S). Clean and corrupt differ in one token,
+    the subject of the last clause (S2).
 
     Args:
         corrupt: "s2" puts IO in S2's place, so that the answer flips (MIB's s2_io_flip_counterfactual);
@@ -173,8 +174,8 @@ def odd_one_out(model, n=64, seed=0, people=3, templates="all", names="all") -> 
     >>> gimkit.tasks.odd_one_out(model, n=1, people=2)[0].clean
     'Mary sang. John ran. Mary slept. The one who was named only once was'
 
-    Answer: the person named once; wrong: another one. Corrupt: one of the wrong one's two places goes to the answer,
-    so that they change roles. people: 2 to 4.
+    Answer: the person named once; wrong: another one. Corrupt: one of the wrong one's two places goes to the
+    answer, so that they change roles. people: 2 to 4.
     """
     check_choice("people", people, (2, 3, 4))
     check_choice("templates", templates, WHICH)

@@ -10,14 +10,14 @@ from gimkit.tasks.task import Pair, Task
 def pairs(clean, corrupt, answers, mask=None, model=None, name: str = "own") -> Task:
     """A Task from your own prompt pairs.
 
-    >>> gimkit.tasks.pairs(clean=["The keys are"], corrupt=["The key is"], answers=[("here", "there")], model=model)
+    >>> gimkit.tasks.pairs(clean=["The doors"], corrupt=["The door"], answers=[("are", "is")], model=model)
     >>> gimkit.tasks.pairs(clean=ids, corrupt=other_ids, answers=torch.tensor([[12, 40]]), mask=mask)
 
     Args:
         clean, corrupt: n strings each (then `model` or its tokenizer is needed), or token ids [n, S].
-        answers: n (good, bad). Good and bad are one answer or several; an answer is a string of one token behind
-            the clean prompt, or a token id. A [n, 2] tensor of ids will do.
-        mask: [n, S], true on real tokens (only with token ids; all real when left out). Padding is on the right.
+        answers: n (good, bad). Good and bad are one answer or several; an answer is a string of one token
+            behind the clean prompt, or a token id. A [n, 2] tensor of ids will do.
+        mask: [n, S], true on real tokens (with token ids only; all when left out). Padding: on the right.
     Raises:
         GimkitError: empty prompts, unequal lengths in a pair, an answer that is not one token.
     """
@@ -26,7 +26,7 @@ def pairs(clean, corrupt, answers, mask=None, model=None, name: str = "own") -> 
     if len(clean) == 0:
         raise GimkitError("no prompt pairs: give at least one clean and one corrupt prompt")
     if not len(clean) == len(corrupt) == len(answers):
-        raise GimkitError(f"{len(clean)} clean prompts, {len(corrupt)} corrupt ones and {len(answers)} answers: "
+        raise GimkitError(f"{len(clean)} clean prompts, {len(corrupt)} corrupt ones, {len(answers)} answers: "
                           "give as many of each")
     if isinstance(clean[0], str):
         return _from_strings(clean, corrupt, answers, mask, model, name)
@@ -43,7 +43,8 @@ def _from_strings(clean, corrupt, answers, mask, model, name) -> Task:
     for a, b, answer in zip(clean, corrupt, answers):
         good, bad = _two_sets(answer)
         rows.append((*encode_pair(tokenizer, a, b), *(_ids(part, tokenizer, a) for part in (good, bad))))
-        shown = [part[0] if isinstance(part[0], str) else tokenizer.decode([int(part[0])]) for part in (good, bad)]
+        first = [part[0] for part in (good, bad)]
+        shown = [word if isinstance(word, str) else tokenizer.decode([int(word)]) for word in first]
         texts.append(Pair(a, b, *shown))
     return stack(name, rows, texts, pad=pad_id(tokenizer))
 
@@ -52,16 +53,18 @@ def _from_ids(clean, corrupt, answers, mask, name) -> Task:
     try:
         clean, corrupt = torch.as_tensor(clean), torch.as_tensor(corrupt)
     except (ValueError, TypeError) as error:
-        raise GimkitError("token ids must form a rectangle [n, S]: pad the rows on the right and give mask") from error
+        raise GimkitError("token ids must be a rectangle [n, S]: pad rows on the right, give mask") from error
     if clean.ndim != 2 or clean.is_floating_point() or corrupt.is_floating_point():
         raise GimkitError(f"token ids must be whole numbers [n, S], not {clean.dtype} {list(clean.shape)}")
     if clean.shape != corrupt.shape:
-        raise GimkitError(f"clean is {list(clean.shape)} and corrupt {list(corrupt.shape)}: a pair needs equal lengths")
+        raise GimkitError(
+            f"clean is {list(clean.shape)}, corrupt {list(corrupt.shape)}: a pair needs equal lengths")
     mask = torch.ones_like(clean, dtype=torch.bool) if mask is None else torch.as_tensor(mask).bool()
     if mask.shape != clean.shape:
-        raise GimkitError(f"mask is {list(mask.shape)} but the ids are {list(clean.shape)}: give one entry a token")
+        raise GimkitError(f"mask is {list(mask.shape)} but ids are {list(clean.shape)}: one entry a token")
     if not mask.any(1).all():
-        raise GimkitError(f"empty prompt: row {int((~mask.any(1)).nonzero()[0, 0])} of mask has no real token")
+        row = int(mask.any(1).long().argmin())
+        raise GimkitError(f"empty prompt: row {row} of mask has no real token")
     if (mask[:, 1:] & ~mask[:, :-1]).any():
         raise GimkitError("mask must be true first and false after: padding is on the right")
     sets = [_two_sets(answer) for answer in answers]

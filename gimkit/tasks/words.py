@@ -2,20 +2,26 @@
 
 WOMEN = (
     "Mary Anna Alice Emma Laura Sarah Kate Julia Jane Lisa Linda Maria Helen Rachel Susan Karen Nancy Emily "
-    "Jessica Jennifer Michelle Elizabeth Margaret Barbara Patricia Sandra Diana Claire Ruth Lucy Sophie Victoria "
-    "Rebecca Samantha Amanda Christine Catherine Molly Ellen Amy"
+    "Jessica Jennifer Michelle Elizabeth Margaret Barbara Patricia Sandra Diana Claire Ruth Lucy Sophie "
+    "Victoria Rebecca Samantha Amanda Christine Catherine Molly Ellen Amy"
 ).split()
 MEN = (
-    "John Tom James Michael David Robert William Richard Thomas Charles Joseph Daniel Matthew Paul Steven Andrew "
-    "Kevin Brian George Edward Ryan Jason Jeff Eric Stephen Scott Adam Peter Henry Jack Simon Sean Patrick Frank "
-    "Gary Tim Ben Sam Luke Martin"
+    "John Tom James Michael David Robert William Richard Thomas Charles Joseph Daniel Matthew Paul Steven "
+    "Andrew Kevin Brian George Edward Ryan Jason Jeff Eric Stephen Scott Adam Peter Henry Jack Simon Sean "
+    "Patrick Frank Gary Tim Ben Sam Luke Martin"
 ).split()
 NAMES = [name for couple in zip(WOMEN, MEN) for name in couple]
 
-PLACES = "store garden restaurant school hospital office house station park library museum market beach church".split()
-OBJECTS = "ring book ball computer necklace drink snack letter camera hat watch cup bag map key flower".split()
+PLACES = (
+    "store garden restaurant school hospital office house station park library museum market beach church"
+).split()
+OBJECTS = (
+    "ring book ball computer necklace drink snack letter camera hat watch cup bag map key flower"
+).split()
 
-DID = "sang danced slept ran read laughed cried waited smiled worked talked walked jumped cooked wrote played".split()
+DID = (
+    "sang danced slept ran read laughed cried waited smiled worked talked walked jumped cooked wrote played"
+).split()
 
 CAPITALS = {
     "France": "Paris", "Italy": "Rome", "Spain": "Madrid", "Germany": "Berlin", "Japan": "Tokyo",
@@ -46,7 +52,9 @@ NOUNS = {word: word + "s" for word in (
 ).split()}
 NEAR = "near behind beside with above".split()
 
-THINGS = "idea time thing way day part home head line hand air name war city food light story night law".split()
+THINGS = (
+    "idea time thing way day part home head line hand air name war city food light story night law"
+).split()
 
 EVENTS = "war trip project meeting battle peace drought crisis contract flood course journey".split()
 
