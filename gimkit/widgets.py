@@ -1,0 +1,107 @@
+"""Results to play with in a notebook: a control is moved, a figure is redrawn from numbers that already exist."""
+
+from itertools import combinations
+
+import ipywidgets
+import pandas
+import seaborn
+from IPython.display import display
+from matplotlib import pyplot
+
+from gimkit import plots
+from gimkit.errors import GimkitError
+
+
+def saturation_explorer() -> ipywidgets.VBox:
+    """Sliders for two attention scores and the temperature; redraws `gimkit.plots.saturation` on the toy row.
+
+    >>> saturation_explorer()                                    # scores [6, 6, 0, 0, 0], values [10, 10, 0, 0, 0]
+    """
+    def slider(value, low, high, step, name):
+        return ipywidgets.FloatSlider(value=value, min=low, max=high, step=step, description=name,
+                                      continuous_update=False)
+
+    controls = {"first": slider(6, 0, 8, 0.5, "score 1"), "second": slider(6, 0, 8, 0.5, "score 2"),
+                "temperature": slider(2, 1, 5, 0.25, "temperature")}
+
+    def draw(first, second, temperature):
+        left, _ = plots.saturation(plots.saturation_effects((first, second, 0, 0, 0), temperature=temperature))
+        _show(left.figure)
+
+    return _explorer(controls, draw)
+
+
+def rule_explorer(changes: dict, tokens: dict) -> ipywidgets.VBox:
+    """A checkbox per rule; shows how far the chosen rules move the gradient, and what they make of the tokens.
+
+    >>> rule_explorer({frozenset(): 0.0, frozenset({"norm"}): 0.31}, {frozenset(): plain, frozenset({"norm"}): frozen})
+
+    changes: relative change of the gradient by set of rule names. tokens: `TokenScores` by the same sets.
+    Both hold every subset of the rules, 16 for four.
+    Raises GimkitError when a subset is missing.
+    """
+    names = list(dict.fromkeys(name for rules in sorted(changes, key=len) for name in sorted(rules)))
+    subsets = [frozenset(chosen) for size in range(len(names) + 1) for chosen in combinations(names, size)]
+    for rules in subsets:
+        if rules not in changes or rules not in tokens:
+            raise GimkitError(f"no entry for the rules {_title(rules, names)}; "
+                              "give changes and tokens for every subset")
+    table = pandas.DataFrame({"rules": [_title(rules, names) for rules in subsets],
+                              "change": [float(changes[rules]) for rules in subsets]})
+    most = 1.1 * max(float(scores.scores.abs().max()) for scores in tokens.values())
+    controls = {name: ipywidgets.Checkbox(value=False, description=name, indent=False) for name in names}
+
+    def draw(**ticked):
+        chosen = frozenset(name for name in names if ticked[name])
+        with seaborn.axes_style("whitegrid"):
+            figure, (left, right) = pyplot.subplots(1, 2, figsize=(12, 1.2 + 0.24 * len(subsets)), layout="constrained")
+        plots.rule_changes(table, ax=left)
+        for rules, bar in zip(subsets, left.patches):
+            bar.set_alpha(1.0 if rules == chosen else 0.3)
+        plots.token_bars(tokens[chosen], ax=right)
+        right.set(ylim=(-most, most), title=f"Tokens for {tokens[chosen].target!r} under: {_title(chosen, names)}")
+        _show(figure)
+
+    return _explorer(controls, draw)
+
+
+def token_tabs(results: list) -> ipywidgets.Tab:
+    """A tab per attribution method; a token's score appears under the pointer.
+
+    >>> token_tabs([gimkit.attribute(model, prompt, target="Mary", method=m) for m in ("gim", "gradient", "ig")])
+
+    results: list of `TokenScores`.
+    """
+    return ipywidgets.Tab(children=[ipywidgets.HTML(scores._repr_html_()) for scores in results],
+                          titles=[scores.method for scores in results])
+
+
+def node_explorer(results: list) -> ipywidgets.VBox:
+    """A choice of method; shows its grid of heads and MLPs.
+
+    >>> node_explorer([gimkit.score_nodes(model, task, method=m) for m in ("exact", "gim", "gradient")])
+
+    results: list of `NodeScores`.
+    """
+    options = [(f"{scores.method} on {scores.task}", i) for i, scores in enumerate(results)]
+
+    def draw(which):
+        _show(plots.node_grid(results[which]).figure)
+
+    return _explorer({"which": ipywidgets.Dropdown(options=options, description="scores")}, draw)
+
+
+def _explorer(controls: dict, draw) -> ipywidgets.VBox:
+    """The controls in a row, over what draw(**their values) shows."""
+    return ipywidgets.VBox([ipywidgets.HBox(list(controls.values())), ipywidgets.interactive_output(draw, controls)])
+
+
+def _show(figure) -> None:
+    """Display a figure once; closed, it is neither kept nor shown again at the cell's end."""
+    pyplot.close(figure)
+    display(figure)
+
+
+def _title(rules, names: list) -> str:
+    """The names of a set of rules, in the order of the checkboxes."""
+    return " + ".join(name for name in names if name in rules) or "none (plain gradient)"

@@ -1,0 +1,98 @@
+"""Widgets without a browser: move a control, look at the figure that is shown."""
+
+from itertools import combinations
+
+import pytest
+import torch
+from matplotlib import pyplot
+
+from gimkit import plots, widgets
+from gimkit.circuits import NodeScores
+from gimkit.errors import GimkitError
+from gimkit.tokens import TokenScores
+
+
+@pytest.fixture
+def shown(monkeypatch):
+    """The figures displayed so far."""
+    figures = []
+    monkeypatch.setattr(widgets, "display", figures.append)
+    yield figures
+    assert pyplot.get_fignums() == []  # no figure is left open
+
+
+def widths(ax):
+    return [bar.get_width() for bar in ax.patches]
+
+
+def controls(explorer):
+    return {control.description: control for control in explorer.children[0].children}
+
+
+def test_saturation_explorer_redraws(shown):
+    explorer = widgets.saturation_explorer()
+    assert all(not slider.continuous_update for slider in controls(explorer).values())
+    assert widths(shown[-1].axes[1]) == pytest.approx([0.0348, 0.0348, 0.0696, 1.1607, 0.1329, 2.3278], abs=1e-4)
+    controls(explorer)["temperature"].value = 3.0
+    *truth, plain, tempered = widths(shown[-1].axes[1])
+    assert truth == pytest.approx([0.0348, 0.0348, 0.0696, 1.1607], abs=1e-4) and plain == pytest.approx(0.1329, 1e-3)
+    assert tempered != pytest.approx(2.3278, abs=0.1)
+    controls(explorer)["score 2"].value = 0.0
+    expected = plots.saturation_effects((6, 0, 0, 0, 0)).query("share == 1 and by == 'truth'")["effect"].tolist()
+    first, second, _, both, *_ = widths(shown[-1].axes[1])
+    assert [first, second, both] == pytest.approx(expected)
+    assert len(shown) == 3
+
+
+NAMES = ["norm", "temperature", "q/k/v", "gate"]
+SUBSETS = [frozenset(chosen) for size in range(5) for chosen in combinations(NAMES, size)]
+CHANGES = {rules: i / 16 for i, rules in enumerate(SUBSETS)}
+TOKENS = {rules: TokenScores(("Mary", "and", "John"), torch.tensor([1.0, 0.1 * i, -2.0]), "Mary", "own rules")
+          for i, rules in enumerate(SUBSETS)}
+
+
+def test_rule_explorer_follows_its_boxes(shown):
+    explorer = widgets.rule_explorer(CHANGES, TOKENS)
+    assert list(controls(explorer)) == NAMES
+
+    def seen():
+        left, right = shown[-1].axes
+        bright = [i for i, bar in enumerate(left.patches) if bar.get_alpha() == 1.0]
+        return bright, right.patches[1].get_height()
+
+    assert seen() == ([0], 0.0)
+    controls(explorer)["q/k/v"].value = True
+    controls(explorer)["norm"].value = True
+    i = SUBSETS.index(frozenset({"norm", "q/k/v"}))
+    assert seen() == ([i], pytest.approx(0.1 * i))
+    assert "norm + q/k/v" in shown[-1].axes[1].get_title()
+    assert widths(shown[-1].axes[0]) == list(CHANGES.values())
+    controls(explorer)["norm"].value = False
+    assert seen() == ([3], pytest.approx(0.3))
+
+
+@pytest.mark.parametrize("missing", [frozenset(), frozenset({"norm", "gate"})])
+def test_rule_explorer_wants_every_subset(missing):
+    with pytest.raises(GimkitError, match="every subset"):
+        widgets.rule_explorer(CHANGES, {rules: s for rules, s in TOKENS.items() if rules != missing})
+
+
+def test_a_tab_per_method_with_escaped_tokens():
+    results = [TokenScores(("<b>", "John"), torch.tensor([1.0, -2.0]), "Mary", method) for method in ("gim", "ig")]
+    tabs = widgets.token_tabs(results)
+    assert tabs.titles == ("gim", "ig")
+    html = tabs.children[0].value
+    assert "&lt;b&gt;" in html and "<b>gim</b>" in html and 'title="-2.000"' in html
+
+
+def test_node_explorer_shows_the_chosen_scores(shown):
+    names = ("input", "a0.h0", "m0", "a1.h0", "m1")
+    results = [NodeScores("ioi", method, names, torch.full((2, 5), value)) for method, value in (("gim", 1.0),
+                                                                                                 ("exact", -3.0))]
+    explorer = widgets.node_explorer(results)
+    assert float(shown[-1].axes[0].collections[0].get_array().max()) == 1.0
+    choice = controls(explorer)["scores"]
+    assert [label for label, _ in choice.options] == ["gim on ioi", "exact on ioi"]
+    choice.value = 1
+    assert float(shown[-1].axes[0].collections[0].get_array().max()) == -3.0
+    assert "exact" in shown[-1].axes[0].get_title()
