@@ -22,11 +22,11 @@ def encode(tokenizer, prompt) -> torch.Tensor:
     ids = torch.as_tensor(prompt)
     if ids.dim() == 2 and len(ids) == 1:
         ids = ids[0]
+    if ids.numel() == 0:
+        raise GimkitError("the prompt is empty; give at least one token")
     if ids.dim() != 1 or ids.is_floating_point():
         raise GimkitError(f"a prompt is one text or a row of token ids, not a {ids.dtype} tensor of shape "
                           f"{tuple(ids.shape)}")
-    if len(ids) == 0:
-        raise GimkitError("the prompt is empty; give at least one token")
     return ids
 
 

@@ -1,0 +1,175 @@
+"""Node scores against finite differences, against literal patching, and against the oracle's gradient."""
+
+from contextlib import contextmanager
+
+import pytest
+import torch
+from made_up import literal_metric, random_task
+from nnsight import NNsight
+from oracle import oracle_gradient
+from test_rules import for_oracle, relative
+from tiny import build
+
+import gimkit
+from gimkit.anatomy import dissect
+from gimkit.circuits.graph import nodes
+from gimkit.tasks import Task
+
+torch.set_num_threads(1)
+SOME = ("gpt2", "llama", "gemma2", "gpt_neox", "phi3", "olmo2", "opt", "gpt_oss")
+
+
+def places(hf):
+    """(module, of its input?, slice of heads) of every node, from the anatomy's names."""
+    parts = dissect(NNsight(hf))
+    found = {}
+    for node in nodes(parts):
+        if node.kind == "input":
+            found[node.name] = (hf.get_submodule(parts.embedding), False, slice(None))
+        elif node.kind == "mlp":
+            found[node.name] = (hf.get_submodule(parts.blocks[node.layer].mlp), False, slice(None))
+        else:
+            module = hf.get_submodule(parts.blocks[node.layer].output)
+            width = parts.head_dim
+            found[node.name] = (module, True, slice(node.head * width, (node.head + 1) * width))
+    return found
+
+
+@contextmanager
+def changed(place, change):
+    """Run with change(value) in place of a node's output."""
+    module, of_input, columns = place
+
+    def edit(value):
+        value = value.clone()
+        value[..., columns] = change(value[..., columns])
+        return value
+
+    def before(_, args):
+        return (edit(args[0]), *args[1:])
+
+    def after(_, args, output):
+        return (edit(output[0]), *output[1:]) if isinstance(output, tuple) else edit(output)
+
+    handle = module.register_forward_pre_hook(before) if of_input else module.register_forward_hook(after)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def value_of(hf, place, ids):
+    """A node's output on one unpadded row."""
+    seen = []
+    with changed(place, lambda value: seen.append(value.detach()) or value), torch.no_grad():
+        hf(ids, use_cache=False)
+    return seen[0]
+
+
+def rows(task, row):
+    real = int(task.mask[row].sum())
+    return task.clean[row:row + 1, :real], task.corrupt[row:row + 1, :real]
+
+
+@pytest.mark.parametrize("name", SOME)
+def test_exact_is_literal_patching(name):
+    hf, task = build(name), random_task()
+    got = gimkit.score_nodes(NNsight(hf), task, "exact", batch_size=3)
+    for node, place in places(hf).items():
+        column = got.nodes.index(node)
+        for row in (0, 3):
+            corrupt = value_of(hf, place, rows(task, row)[1])
+            clean_metric = literal_metric(hf, task.clean, task, row)
+            with changed(place, lambda _, corrupt=corrupt: corrupt):
+                patched = literal_metric(hf, task.clean, task, row)
+            assert got.per_example[row, column].item() == pytest.approx(clean_metric - patched, abs=2e-4)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "gpt_neox", "stablelm", "opt"])
+def test_gradient_is_the_slope_of_the_metric(name):
+    """Central differences in float64: move each node's output towards its corrupt value."""
+    hf, task, step = build(name, torch.float64), random_task(), 1e-5
+    got = gimkit.score_nodes(NNsight(hf), task, "gradient")
+    for node, place in places(hf).items():
+        row = 3
+        clean, corrupt = rows(task, row)
+        difference = value_of(hf, place, clean) - value_of(hf, place, corrupt)
+        ends = []
+        for sign in (1, -1):
+            with changed(place, lambda value, move=sign * step * difference: value + move):
+                ends.append(literal_metric(hf, task.clean, task, row))
+        want = (ends[0] - ends[1]) / (2 * step)
+        assert got.per_example[row, got.nodes.index(node)].item() == pytest.approx(want, rel=1e-5, abs=1e-7)
+
+
+@pytest.mark.parametrize("method", ["gim", "freeze", "relp"])
+@pytest.mark.parametrize("name", ["gpt2", "llama", "gemma2"])
+def test_the_input_node_is_the_oracles_gradient(name, method):
+    hf, task = build(name), random_task()
+    got = gimkit.score_nodes(NNsight(hf), task, method)
+    embed = hf.get_input_embeddings()
+    for row in (0, 2):
+        clean, corrupt = rows(task, row)
+
+        def metric(logits, row=row):
+            final = logits[0, -1]
+            return torch.logsumexp(final[list(task.good[row])], 0) - torch.logsumexp(final[list(task.bad[row])], 0)
+
+        gradient, _ = oracle_gradient(hf, clean, metric, for_oracle(gimkit.RULES[method]))
+        want = ((embed(clean) - embed(corrupt)) * gradient).sum()
+        assert got.per_example[row, 0].item() == pytest.approx(want.item(), rel=1e-4, abs=1e-5)
+
+
+@pytest.mark.parametrize("method", ["gim", "gradient", "exact"])
+def test_batches_and_padding_change_nothing(method):
+    model, task = NNsight(build("llama")), random_task()
+    whole = gimkit.score_nodes(model, task, method)
+    for size in (1, 2):
+        assert relative(gimkit.score_nodes(model, task, method, batch_size=size).per_example,
+                        whole.per_example) < 1e-5
+    wider = [torch.nn.functional.pad(x, (0, 3), value=value) for x, value in
+             ((task.clean, 7), (task.corrupt, 9), (task.mask, False))]
+    padded = Task(task.name, *wider, task.good, task.bad, task.pairs)
+    assert relative(gimkit.score_nodes(model, padded, method).per_example, whole.per_example) < 1e-5
+
+
+def test_own_rules_and_the_control():
+    model, task = NNsight(build("gpt2")), random_task()
+    gim = gimkit.score_nodes(model, task, "gim")
+    assert torch.equal(gimkit.score_nodes(model, task, gimkit.GIM).per_example, gim.per_example)
+    assert relative(gimkit.score_nodes(model, task, "gradient").per_example, gim.per_example) > 0.1
+
+
+def test_frame_and_rank_correlation():
+    model, task = NNsight(build("gpt2")), random_task()
+    exact = gimkit.score_nodes(model, task, "exact")
+    frame = exact.frame()
+    assert list(frame.columns) == ["task", "method", "node", "kind", "layer", "head", "score"]
+    assert len(frame) == len(exact.nodes) == 1 + 3 * 5 and frame.node[7] == "a1.h1"
+    assert frame[frame.node == "m2"].iloc[0][["kind", "layer", "head"]].tolist() == ["mlp", 2, -1]
+    same = gimkit.rank_correlation(exact, exact)
+    assert same.value == pytest.approx(1) and same.low == pytest.approx(1)
+    other = gimkit.rank_correlation(gimkit.score_nodes(model, task, "gradient"), exact)
+    assert other.low <= other.value <= other.high
+
+
+# --- bad input ---
+
+
+def test_bad_input():
+    model, task = NNsight(build("gpt2")), random_task()
+    with pytest.raises(gimkit.GimkitError, match="unknown method 'gmi'.*exact"):
+        gimkit.score_nodes(model, task, "gmi")
+    with pytest.raises(gimkit.GimkitError, match="is not a task"):
+        gimkit.score_nodes(model, "ioi")
+    with pytest.raises(gimkit.GimkitError, match="no prompt pairs"):
+        gimkit.score_nodes(model, task[:0])
+    with pytest.raises(gimkit.GimkitError, match="already carries"):
+        gimkit.score_nodes(gimkit.apply(model), task)
+    with pytest.raises(gimkit.GimkitError, match="different nodes or examples"):
+        gimkit.rank_correlation(gimkit.score_nodes(model, task[:2]), gimkit.score_nodes(model, task))
+    with torch.no_grad():
+        model.transformer.h[1].mlp.c_fc.weight[0] = torch.nan
+    for method in ("gim", "gradient", "exact"):
+        with pytest.raises(gimkit.GimkitError, match="NaN"):
+            gimkit.score_nodes(model, task, method)
