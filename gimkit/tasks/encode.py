@@ -29,7 +29,7 @@ def encode(tokenizer, text: str) -> list[int]:
 def answer_id(tokenizer, prompt: str, answer: str, glue: str = " ") -> int:
     """The one token that `answer` is behind `prompt`; if it splits, a GimkitError says into which.
 
-    >>> answer_id(tokenizer, "When Mary and John went to the store, John gave a drink to", "Mary")
+    >>> answer_id(tokenizer, "Mary drove to the farm with John. John lent a map to", "Mary")
     412
     """
     before = encode(tokenizer, prompt)
@@ -90,10 +90,15 @@ def build(
             continue
         seen.add(pair)
         try:
-            rows.append((*encode_pair(tokenizer, pair.clean, pair.corrupt), *answers(tokenizer, pair)))
+            good, bad = answers(tokenizer, pair)
         except GimkitError as error:
             dropped[str(error)] += 1
             continue
+        clean, corrupt = encode(tokenizer, pair.clean), encode(tokenizer, pair.corrupt)
+        if len(clean) != len(corrupt):
+            dropped["clean and corrupt have unequal numbers of tokens"] += 1
+            continue
+        rows.append((clean, corrupt, good, bad))
         pairs.append(pair)
         if len(pairs) == n:
             break

@@ -37,7 +37,7 @@ PRONOUN = (
     "Everyone knew {} because",
 )
 YEARS = (
-    "The {event} lasted from the year {century}{year} to the year {century}",
+    "They began the {event} in {century}{year} and ended it in {century}",
     "The {event} that began in {century}{year} ended in {century}",
     "The {event} went on from {century}{year} until {century}",
 )
@@ -95,14 +95,14 @@ def induction_pair(rng: Random, times=2) -> Pair:
 def _years(tokenizer, pair: Pair) -> tuple[list[int], list[int]]:
     """Ids of the later years of the century, and of the year itself and those before."""
     sets = ([], [])
+    for shown in (pair.answer, pair.wrong):
+        answer_id(tokenizer, pair.clean, shown, glue="")
     for year in range(100):
         try:
             token = answer_id(tokenizer, pair.clean, f"{year:02d}", glue="")
         except GimkitError:  # such as 1776, one token in some vocabularies
             continue
         sets[year <= int(pair.wrong)].append(token)
-    if not all(sets):
-        raise GimkitError("years are not written as two two-digit tokens")
     return sets
 
 
@@ -110,7 +110,7 @@ def greater_than(model, n=64, seed=0) -> Task:
     """A year that comes after another: any later year of the century is right.
 
     >>> gimkit.tasks.greater_than(model, n=1)[0].clean
-    'The war lasted from the year 1732 to the year 17'
+    'They began the war in 1732 and ended it in 17'
 
     Good: all two-digit tokens above 32; bad: all up to 32. Corrupt: the year 1701. The tokenizer must write
     years as two tokens of two digits, as GPT-2's mostly does.

@@ -12,61 +12,61 @@ from gimkit.tasks.words import DID, NAMES, OBJECTS, PLACES, held_out_names
 
 OPENINGS = {
     "trained": (
-        "When {A} and {B} went to the {place}, ",
-        "Then, {A} and {B} went to the {place}. ",
-        "After {A} and {B} came to the {place}, ",
-        "While {A} and {B} were working at the {place}, ",
-        "Then, {A} and {B} had a long talk at the {place}. ",
-        "The friends {A} and {B} met at the {place}. ",
-        "Once {A} and {B} had left the {place}, ",
-        "{A} and {B} spent the morning at the {place}, and ",
-        "On a cold day, {A} and {B} walked to the {place}. ",
-        "Last week, {A} and {B} found the {place}, and ",
-        "Because {A} and {B} were early at the {place}, ",
-        "The friends {A} and {B} were at the {place} when ",
-        "Before {A} and {B} left the {place}, ",
-        "{A} saw {B} at the {place}. ",
-        "{A} was with {B} at the {place}, and then ",
-        "At the {place}, {A} sat next to {B}. ",
+        "{A} and {B} shared a table at the {place}. ",
+        "One evening {A} and {B} sat down in the {place}. ",
+        "{A} and {B} were the last to leave the {place}, so ",
+        "As soon as {A} and {B} got to the {place}, ",
+        "Outside the {place}, {A} was talking with {B}. ",
+        "{A} had asked {B} to come to the {place}, where ",
+        "It rained on the {place} all day, but {A} and {B} stayed. ",
+        "Nobody but {A} and {B} was at the {place}, and ",
+        "{A} drove to the {place} with {B}. ",
+        "The door of the {place} opened for {A} and {B}. ",
+        "Since {A} and {B} liked the {place}, ",
+        "{A} lost {B} in the crowd at the {place}. ",
+        "{A} and {B} had work to do at the {place}. ",
+        "Two people, {A} and {B}, were waiting by the {place}. ",
+        "{A} and {B} cleaned the {place} together, and ",
+        "After a long day at the {place} with {A}, {B} was tired. ",
     ),
     "held-out": (
-        "While {A} and {B} walked to the {place}, ",
-        "In the morning, {A} and {B} met at the {place}, and then ",
-        "{A} met {B} at the {place}. ",
-        "Last week, {A} and {B} were at the {place}. ",
+        "As soon as {A} and {B} opened the {place}, ",
+        "One evening {A} was waiting for {B} at the {place}. ",
+        "{A} and {B} stayed at the {place} all day, and ",
+        "Since {A} was at the {place} with {B}, ",
     ),
 }
 CLAUSES = {
     "trained": (
-        "{S} gave a {obj} to",
-        "{S} gave the {obj} to",
-        "{S} handed a {obj} to",
-        "{S} decided to give a {obj} to",
-        "{S} wanted to give the {obj} to",
-        "{S} bought a {obj} and gave it to",
-        "{S} passed the {obj} to",
-        "{S} showed a {obj} to",
-        "{S} said something to",
-        "{S} found a {obj} and showed it to",
-        "{S} offered the {obj} to",
-        "{S} told a story to",
-        "{S} got a {obj} from",
-        "{S} took the {obj} from",
-        "a {obj} was brought by {S} for",
-        "the {obj} that {S} had bought was given to",
+        "{S} lent a {obj} to",
+        "{S} had to sell the {obj} to",
+        "{S} sent a {obj} to",
+        "{S} threw the {obj} to",
+        "{S} read a poem to",
+        "{S} waved to",
+        "{S} brought the {obj} for",
+        "{S} made a {obj} for",
+        "{S} kept the {obj} for",
+        "{S} picked out a {obj} for",
+        "{S} borrowed a {obj} from",
+        "{S} hid the {obj} from",
+        "{S} was glad to lend the {obj} to",
+        "{S} made a {obj} and sent it to",
+        "the {obj} that {S} had made was a present for",
+        "a {obj} from {S} was waiting for",
     ),
     "held-out": (
-        "{S} handed the {obj} to",
-        "{S} found the {obj} and gave it to",
-        "{S} decided to show a {obj} to",
-        "the {obj} that {S} found was for",
+        "{S} lent the {obj} to",
+        "{S} was glad to sell a {obj} to",
+        "{S} picked out the {obj} and brought it to",
+        "the {obj} that {S} kept was for",
     ),
 }
 BETWEEN = (  # both people, named once more
-    "There, {A} and {B} sat down. ",
-    "Both {A} and {B} laughed. ",
-    "It was a good day for {A} and {B}. ",
-    "Soon {A} and {B} had to wait. ",
+    "Soon {A} smiled and {B} laughed. ",
+    "The light fell on {A} and {B}. ",
+    "It was good to see {A} and {B}. ",
+    "A dog ran past {A} and {B}. ",
 )
 ASK_ODD = {
     "trained": (
@@ -135,7 +135,7 @@ def ioi(model, n=64, seed=0, corrupt="s2", order="both", templates="all", names=
     """Indirect object identification: the one who receives, not the one who acts.
 
     >>> gimkit.tasks.ioi(model, n=1)[0]
-    Pair(clean='When Mary and John went to the store, John gave a drink to', corrupt='…', answer='Mary', …)
+    Pair(clean='Mary drove to the farm with John. John lent a map to', corrupt='…', answer='Mary', …)
 
     Answer: the person named once (IO); wrong: the one named twice (S). Clean and corrupt differ in one token,
     the subject of the last clause (S2).
@@ -157,7 +157,7 @@ def ioi_twice(model, n=64, seed=0, corrupt="s2", templates="all", names="all") -
     """IOI with a sentence between that names both people once more, so that the evidence is there twice.
 
     >>> gimkit.tasks.ioi_twice(model, n=1)[0].clean
-    'Then, Mary and John went to the store. Both John and Mary laughed. John gave a drink to'
+    'Mary drove to the farm with John. A dog ran past John and Mary. John lent a map to'
 
     Answer, wrong answer, corrupt, templates and names: as in `ioi`.
     """

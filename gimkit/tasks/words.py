@@ -13,10 +13,10 @@ MEN = (
 NAMES = [name for couple in zip(WOMEN, MEN) for name in couple]
 
 PLACES = (
-    "store garden restaurant school hospital office house station park library museum market beach church"
+    "bakery harbor library theater kitchen museum market beach church bridge farm hotel castle station"
 ).split()
 OBJECTS = (
-    "ring book ball computer necklace drink snack letter camera hat watch cup bag map key flower"
+    "book letter camera hat watch cup bag map key flower ticket coin lamp scarf pencil guitar"
 ).split()
 
 DID = (
