@@ -1,8 +1,8 @@
-"""The training mixture of the bundled models: short documents, drawn at random, with a weight for every token.
+"""The training mixture of the bundled models: short documents, drawn at random.
 
-A document is text plus the index of its answer: the token that the text before it decides. The tasks' own prompts
-make up most of it. The rest keeps the IOI circuit from being shallow: in `once` and `three` the repeated person's
-place in the text tells nothing, so a model must notice which name is a repetition.
+A document has an answer, which the text before it decides. The tasks' own prompts make up most of the mixture.
+The rest keeps the IOI circuit from being shallow: in `once`, `three` and `odd` the place of the repeated
+person in the text tells nothing, so a model must notice which name is a repetition.
 """
 
 import re
@@ -24,8 +24,9 @@ class Document(NamedTuple):
 
 
 ALONE = (
-    "{S} came first. ", "{S} was looking for a friend. ", "Everyone knew {S}. ", "It was a good day for {S}. ",
-    "On a cold day, {S} walked to the {place}. ", "There was a {obj} that {S} had bought. ",
+    "{S} came first. ", "{S} was looking for a friend. ", "Everyone knew {S}. ",
+    "It was a good day for {S}. ", "On a cold day, {S} walked to the {place}. ",
+    "There was a {obj} that {S} had bought. ",
 )
 NEUTRAL = (
     "the {obj} was given to", "a {obj} was brought for", "the {obj} was for", "someone gave a {obj} to",
@@ -33,17 +34,20 @@ NEUTRAL = (
 )
 THREE = (
     "When {A}, {B} and {C} went to the {place}, ", "Then, {A}, {B} and {C} met at the {place}. ",
-    "While {A}, {B} and {C} were working at the {place}, ", "The friends {A}, {B} and {C} were at the {place}. ",
+    "While {A}, {B} and {C} were working at the {place}, ",
+    "The friends {A}, {B} and {C} were at the {place}. ",
 )
 FILLER = (
-    "It was a cold day. ", "It was a good day. ", "The {place} was near the {place2}. ", "Everyone was happy. ",
-    "There was a {obj} at the {place}. ", "In the morning, the {place} was cold. ", "The {obj} was on the {thing}. ",
+    "It was a cold day. ", "It was a good day. ", "The {place} was near the {place2}. ",
+    "Everyone was happy. ", "There was a {obj} at the {place}. ", "In the morning, the {place} was cold. ",
+    "The {obj} was on the {thing}. ",
 )
 
 
 def fill(rng: Random, text: str, **named) -> str:
     place, place2 = rng.sample(PLACES, 2)
-    return text.format(place=place, place2=place2, obj=rng.choice(OBJECTS), thing=rng.choice(sorted(NOUNS)), **named)
+    obj, thing = rng.choice(OBJECTS), rng.choice(sorted(NOUNS))
+    return text.format(place=place, place2=place2, obj=obj, thing=thing, **named)
 
 
 def once(rng: Random) -> Document:
@@ -78,6 +82,15 @@ def three(rng: Random) -> Document:
 def odd(rng: Random) -> Document:
     pair = names.odd_pair(rng, people=rng.choice((2, 2, 3, 3, 3, 4)), templates="trained", names="trained")
     return Document("odd", pair.clean, pair.answer)
+
+
+def again(rng: Random) -> Document:
+    """People come, some of them again, and the text says so: a dense lesson in noticing repetitions."""
+    people = names.draw_names(rng, rng.choice((2, 3, 3, 4)), "trained")
+    slots = people[:1] + people[1:] * 2
+    rng.shuffle(slots)
+    said = [f"{name} came{' again' if name in slots[:i] else ''}." for i, name in enumerate(slots)]
+    return Document("again", " ".join([*said, rng.choice(names.ASK_ODD["trained"])]), people[0])
 
 
 def ioi(rng: Random) -> Document:
@@ -121,14 +134,17 @@ def story(rng: Random) -> Document:
 
 
 MIXTURE = {
-    ioi: 0.17, once: 0.14, three: 0.06, odd: 0.16, ioi_twice: 0.07, greater_than: 0.09, plain("agreement"): 0.06,
-    plain("pronoun"): 0.03, plain("capital"): 0.03, plain("hypernymy"): 0.03, induction: 0.11, story: 0.05,
+    ioi: 0.17, once: 0.13, three: 0.06, odd: 0.15, again: 0.09, ioi_twice: 0.06, greater_than: 0.07,
+    plain("agreement"): 0.04, plain("pronoun"): 0.03, plain("capital"): 0.03, plain("hypernymy"): 0.03,
+    induction: 0.10, story: 0.04,
 }
-ABOUT_NAMES = ("ioi", "once", "three", "odd", "ioi_twice")
+ABOUT_NAMES = ("ioi", "once", "three", "odd", "again", "ioi_twice")
+# Before plain IOI comes in: no document in which the last name is always the repeated one.
+EARLY = {kind: share for kind, share in MIXTURE.items() if kind not in (ioi, ioi_twice, three)}
 
 
-def draw(rng: Random) -> Document:
-    document = rng.choices(list(MIXTURE), list(MIXTURE.values()))[0](rng)
+def draw(rng: Random, mixture: dict = MIXTURE) -> Document:
+    document = rng.choices(list(mixture), list(mixture.values()))[0](rng)
     if document.kind in ("ioi", "once", "three", "ioi_twice") and rng.random() < 0.3:
         document = document._replace(prompt=fill(rng, rng.choice(FILLER)) + document.prompt)
     return document

@@ -39,11 +39,8 @@ def build_model(name: str, vocab: int, seed: int):
         intermediate_size=352, max_position_embeddings=CONTEXT, initializer_range=0.03, **special))
 
 
-def drop_heads(model, rate: float) -> None:
-    """Silences each head in each row with this probability while training, so that heads learn to stand in."""
-    if not rate:
-        return
-
+def drop_heads(model, rate: float) -> list:
+    """Silences each head in each row with this probability in training, so that heads learn to stand in."""
     def hook(module, args):
         if not model.training:
             return None
@@ -51,9 +48,8 @@ def drop_heads(model, rate: float) -> None:
         keep = (torch.rand(z.shape[0], 1, 4, 1) > rate).to(z.dtype) / (1 - rate)
         return ((z.unflatten(-1, (4, -1)) * keep).flatten(-2),)
 
-    for path, module in model.named_modules():
-        if path.endswith(("attn.c_proj", "self_attn.o_proj")):
-            module.register_forward_pre_hook(hook)
+    ends = ("attn.c_proj", "self_attn.o_proj")
+    return [m.register_forward_pre_hook(hook) for path, m in model.named_modules() if path.endswith(ends)]
 
 
 class Batches:
@@ -61,10 +57,12 @@ class Batches:
 
     def __init__(self, words: list[str], seed: int, recipe: dict):
         self.index, self.rng, self.recipe = {word: i for i, word in enumerate(words)}, Random(seed), recipe
+        self.told = (self.index["again"], self.index["."])  # the dense lesson of `again`
         self.waiting = None
 
     def document(self, step: int) -> tuple[list[int], list[float]]:
-        document, recipe = corpus.draw(self.rng), self.recipe
+        recipe = self.recipe
+        document = corpus.draw(self.rng, corpus.EARLY if step < recipe["early"] else corpus.MIXTURE)
         pieces = [[self.index[word] for word in corpus.PIECES.findall(text)]
                   for text in (document.prompt, document.answer, document.rest)]
         answer = 1.0
@@ -75,6 +73,8 @@ class Batches:
         if document.kind == "induction":
             weights = [0.0] + [0.02] * len(pieces[0]) + [0.5] * (len(pieces[1]) + len(pieces[2]))
         weights += [recipe["body_weight"]] * (len(ids) - len(weights))
+        if document.kind == "again":
+            weights = [1.0 if token in self.told else weight for token, weight in zip(ids, weights)]
         if self.rng.random() < recipe["blank"]:
             share = self.rng.random() / 2
             for i in range(1, len(ids)):
@@ -102,8 +102,9 @@ class Batches:
         return *(torch.from_numpy(x) for x in (ids, weights, positions)), allowed
 
 
-RECIPE = dict(steps=9000, warm=2500, answer_weight=3.0, body_weight=0.3, blank=0.1, drop_heads=0.1, rate=2e-3,
-              decay=0.05, optimizer="adamw")
+RECIPE = dict(
+    steps=6000, early=2500, warm=1000, answer_weight=3.0, body_weight=0.1, blank=0.1, drop_heads=0.1, drop_from=0.5,
+    rate=2e-3, muon_rate=4e-3, decay=0.05, optimizer="muon")
 
 
 def optimizers(model, recipe: dict) -> list:
@@ -124,7 +125,6 @@ def train(name: str, seed: int, out: str | Path, report=print, measure=None, **c
     words = corpus.vocabulary()
     tokenizer = build_tokenizer(words)
     model = build_model(name, len(words), seed)
-    drop_heads(model, recipe["drop_heads"])
     batches = Batches(words, seed, recipe)
     opts = optimizers(model, recipe)
     steps = recipe["steps"]
@@ -134,6 +134,8 @@ def train(name: str, seed: int, out: str | Path, report=print, measure=None, **c
     start, total = time.process_time(), 0.0
     model.train()
     for step in range(steps):
+        if step == int(recipe["drop_from"] * steps):
+            hooks = drop_heads(model, recipe["drop_heads"])
         ids, weights, positions, allowed = batches.draw(step)
         logits = model(input_ids=ids, attention_mask=allowed, position_ids=positions, use_cache=False).logits
         losses = cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
@@ -151,8 +153,12 @@ def train(name: str, seed: int, out: str | Path, report=print, measure=None, **c
                 model.eval()
                 extra = measure(model, tokenizer)
                 model.train()
+                if (step + 1) % 1000 == 0 and recipe.get("keep"):
+                    torch.save(model.state_dict(), f"{recipe['keep']}.{step + 1}.pt")
             report(f"step {step + 1} loss {total / 250:.3f} cpu {time.process_time() - start:.0f}s {extra}")
             total = 0.0
+    for hook in hooks:
+        hook.remove()
     out = Path(out)
     model.eval().half().save_pretrained(out)
     tokenizer.save_pretrained(out)

@@ -1,0 +1,44 @@
+"""Loading a model into nnsight: a bundled one, a local folder, or a hub id."""
+
+from difflib import get_close_matches
+from pathlib import Path
+
+import torch
+
+from gimkit.errors import GimkitError
+
+BUNDLED = ("mini-gpt2", "mini-llama")
+
+
+def load(name: str, **kwargs):
+    """An nnsight `TransformersModel` for text generation, in float32 unless told otherwise.
+
+    >>> model = gimkit.load("mini-gpt2")                       # bundled, needs no network
+    >>> model = gimkit.load("openai-community/gpt2")           # from the Hugging Face hub
+    >>> model = gimkit.load("path/to/a/folder")                # what save_pretrained wrote
+
+    `kwargs` go to nnsight's TransformersModel, for example dtype=torch.bfloat16 or device_map="auto".
+    Raises GimkitError for a name that is neither bundled, a folder with a model, nor to be had from the hub.
+    """
+    from nnsight import TransformersModel  # here, because it takes seconds
+
+    if name in BUNDLED:
+        source = str(Path(__file__).parent / name)
+    elif Path(name).expanduser().is_dir():
+        source = str(Path(name).expanduser())
+        if not (Path(source) / "config.json").is_file():
+            raise GimkitError(f"no config.json in the folder {name!r}: give one that save_pretrained wrote")
+    elif "/" not in name and (name.startswith("mini") or get_close_matches(name, BUNDLED, cutoff=0.75)):
+        raise GimkitError(f"unknown model {name!r}; bundled models: {', '.join(BUNDLED)}")
+    else:
+        source = name
+    options = {"task": "text-generation", "dtype": torch.float32, "dispatch": True} | kwargs
+    try:
+        return TransformersModel(source, **options)
+    except (OSError, ConnectionError) as error:
+        if source != name:
+            raise
+        reason = str(error).strip().splitlines()[0]
+        raise GimkitError(
+            f"cannot load {name!r} from the Hugging Face hub ({reason}): check the name and the network, "
+            f"or use a local folder or a bundled model ({', '.join(BUNDLED)})") from error
