@@ -24,22 +24,20 @@ class Document(NamedTuple):
 
 
 ALONE = (
-    "{S} came first. ", "{S} was looking for a friend. ", "Everyone knew {S}. ",
-    "It was a good day for {S}. ", "On a cold day, {S} walked to the {place}. ",
-    "There was a {obj} that {S} had bought. ",
+    "{S} was the first at the {place}. ", "Everybody liked {S}. ", "There was a {obj} that {S} had made. ",
+    "It was a long day for {S}. ", "{S} was tired. ", "One evening {S} was waiting by the {place}. ",
 )
 NEUTRAL = (
-    "the {obj} was given to", "a {obj} was brought for", "the {obj} was for", "someone gave a {obj} to",
-    "someone told a story to", "someone took the {obj} from", "the {obj} that someone found was for",
+    "a {obj} was sent to", "the {obj} was kept for", "the {obj} was a present for", "somebody lent a {obj} to",
+    "somebody read a poem to", "somebody hid the {obj} from", "a {obj} was waiting for", "somebody waved to",
 )
 THREE = (
-    "When {A}, {B} and {C} went to the {place}, ", "Then, {A}, {B} and {C} met at the {place}. ",
-    "While {A}, {B} and {C} were working at the {place}, ",
-    "The friends {A}, {B} and {C} were at the {place}. ",
+    "{A}, {B} and {C} shared a table at the {place}. ", "Since {A}, {B} and {C} liked the {place}, ",
+    "{A}, {B} and {C} cleaned the {place} together. ", "Outside the {place}, {A} was talking with {B} and {C}. ",
 )
 FILLER = (
-    "It was a cold day. ", "It was a good day. ", "The {place} was near the {place2}. ",
-    "Everyone was happy. ", "There was a {obj} at the {place}. ", "In the morning, the {place} was cold. ",
+    "It rained all day. ", "It was a long day. ", "The {place} was near the {place2}. ",
+    "Everybody was tired. ", "There was a {obj} at the {place}. ", "One evening the {place} opened. ",
     "The {obj} was on the {thing}. ",
 )
 
@@ -129,7 +127,7 @@ def story(rng: Random) -> Document:
     start = "".join(fill(rng, rng.choice(FILLER)) for _ in range(rng.randint(0, 2)))
     start += fill(rng, rng.choice(ALONE), S=name)
     start += "Then" if rng.random() < 0.5 else "There,"
-    rest = fill(rng, rng.choice((" found a {obj}.", " went to the {place}.", " wanted to show a {obj}.")))
+    rest = fill(rng, rng.choice((" found a {obj}.", " drove to the {place}.", " had to sell a {obj}.")))
     return Document("story", start, "he" if name in MEN else "she", rest)
 
 
@@ -140,7 +138,7 @@ MIXTURE = {
 }
 ABOUT_NAMES = ("ioi", "once", "three", "odd", "again", "ioi_twice")
 # Before plain IOI comes in: no document in which the last name is always the repeated one.
-EARLY = {kind: share for kind, share in MIXTURE.items() if kind not in (ioi, ioi_twice, three)}
+EARLY = MIXTURE | {ioi: 0, ioi_twice: 0, three: 0, once: 0.2, again: 0.2, odd: 0.2}
 
 
 def draw(rng: Random, mixture: dict = MIXTURE) -> Document:

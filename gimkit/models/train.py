@@ -32,7 +32,7 @@ def build_model(name: str, vocab: int, seed: int):
     special = dict(vocab_size=vocab, bos_token_id=1, eos_token_id=None, pad_token_id=0, tie_word_embeddings=True)
     if name == "mini-gpt2":
         return transformers.GPT2LMHeadModel(transformers.GPT2Config(
-            n_layer=5, n_embd=128, n_head=4, n_positions=CONTEXT,
+            n_layer=5, n_embd=128, n_head=4, n_positions=CONTEXT, initializer_range=0.03,
             resid_pdrop=0, embd_pdrop=0, attn_pdrop=0, **special))
     return transformers.LlamaForCausalLM(transformers.LlamaConfig(
         num_hidden_layers=5, hidden_size=128, num_attention_heads=4, num_key_value_heads=2,
@@ -103,7 +103,7 @@ class Batches:
 
 
 RECIPE = dict(
-    steps=6000, early=2500, warm=1000, answer_weight=3.0, body_weight=0.1, blank=0.1, drop_heads=0.1, drop_from=0.5,
+    steps=5000, early=2000, warm=1000, answer_weight=3.0, body_weight=0.1, blank=0.1, drop_heads=0.1, drop_from=0.5,
     rate=2e-3, muon_rate=4e-3, decay=0.05, optimizer="muon")
 
 
