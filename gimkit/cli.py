@@ -4,7 +4,13 @@ import argparse
 import sys
 from pathlib import Path
 
+import pandas
+
 from gimkit.errors import GimkitError
+from gimkit.models import BUNDLED, load
+
+SHOW_PHENOMENA = ("ioi, trained templates", "ioi_twice, trained templates", "odd_one_out, 3 people",
+                  "induction, three times")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -22,7 +28,7 @@ def main(arguments: list[str] | None = None) -> int:
     command.set_defaults(run=demo)
 
     command = commands.add_parser("train", help="train a bundled model from a seed")
-    command.add_argument("name", metavar="NAME", help="mini-gpt2 or mini-llama")
+    command.add_argument("name", metavar="NAME", choices=BUNDLED, help=" or ".join(BUNDLED))
     command.add_argument("--seed", type=int, default=0, help="same seed, same weights (default: %(default)s)")
     command.add_argument("--out", type=Path, required=True, help="folder for the weights, config and tokenizer")
     command.set_defaults(run=train)
@@ -56,4 +62,14 @@ def train(options) -> None:
 
 
 def measure(options) -> None:
-    raise GimkitError("not there yet")
+    from gimkit.models.measure import accuracy, examined
+    from gimkit.models.phenomena import phenomena
+
+    model = load(options.model)
+    print("Accuracy: share of prompts whose right answer is above the wrong one. Name pairs are held out of training.")
+    print(accuracy(model).to_string(index=False, float_format="{:.3f}".format), flush=True)
+    tasks = {task.name: task for name, task in examined(model, n=64).items() if name in SHOW_PHENOMENA}
+    rows = [(*key.split(".", 1), value) for key, value in phenomena(model._module, tasks).items()]
+    table = pandas.DataFrame(rows, columns=["task", "measure", "value"]).set_index(["measure", "task"])["value"]
+    print("\nPhenomena, 64 prompts each; help(gimkit.models.phenomena.phenomena) says what each measure is.")
+    print(table.unstack(sort=False).to_string(float_format="{:.2f}".format))

@@ -1,17 +1,16 @@
 """What `python -m gimkit demo` shows: one model, one task, tokens, heads and MLPs, figures."""
 
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pandas
 import seaborn
-import torch
 from matplotlib.figure import Figure
 
 import gimkit
 from gimkit import plots
-from gimkit.circuits.scores import padded
-from gimkit.circuits.traced import answer_difference
+from gimkit.models.measure import metric
 
 METHODS = ("gim", "gradient")
 FIGURES = Path("figures")
@@ -25,11 +24,11 @@ def demo(name: str = "mini-gpt2", n: int = 64, seed: int = 0) -> None:
     start = time.monotonic()
     print(f"Loading {name} ...", flush=True)
     model = gimkit.load(name)
-    task = gimkit.tasks.ioi(model, n=n, seed=seed)
-    clean, corrupt = logit_differences(model, task, task.clean), logit_differences(model, task, task.corrupt)
+    task = gimkit.tasks.ioi(model, n=n, seed=seed, names="held-out")
+    clean, corrupt = metric(model, task), metric(model, replace(task, clean=task.corrupt))
     pair = task[0]
     print(f"""
-1. The task: indirect object identification, {n} pairs of prompts.
+1. The task: indirect object identification, {n} pairs of prompts, names that the bundled models never saw together.
      clean    "{pair.clean}" -> {pair.answer}, not {pair.wrong}
      corrupt  "{pair.corrupt}"
    Right in {int((clean > 0).sum())} of {n}. Mean logit difference {clean.mean():+.2f}, corrupt {corrupt.mean():+.2f}.
@@ -57,14 +56,6 @@ def demo(name: str = "mini-gpt2", n: int = 64, seed: int = 0) -> None:
     for path in drawn:
         print(f"     {path}")
     print(f"\nDone in {time.monotonic() - start:.0f} s. Next: `make lab`, then notebooks/00_*.ipynb and on.")
-
-
-def logit_differences(model, task, ids: torch.Tensor) -> torch.Tensor:
-    """The metric of each row of `ids` [n, seq] with the task's answers, [n]."""
-    with torch.no_grad():
-        with model.trace(input_ids=ids, use_cache=False):
-            logits = model.output.logits.save()
-    return answer_difference(logits, task.last, padded(task.good), padded(task.bad))
 
 
 def shown(table: pandas.DataFrame) -> str:
