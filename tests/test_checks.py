@@ -1,0 +1,133 @@
+"""Each exercise: its stub gets "Your turn", its folded solution passes, plausible wrong answers hear why."""
+
+import runpy
+
+import pytest
+import torch
+from test_notebooks import PATHS, exercises
+
+from gimkit import checks
+from gimkit.rules import scale_grad
+
+EXERCISES = [(path.stem[:2], exercise) for path in PATHS for exercise in exercises(path)]
+each_exercise = pytest.mark.parametrize("number, exercise", EXERCISES, ids=[e.name for _, e in EXERCISES])
+
+
+def run(code: str, call: str, folder, capsys, **names) -> str:
+    """Run an exercise's cell from a file, as a trace's source must be readable; what the check printed."""
+    file = folder / "cell.py"
+    file.write_text(f"{code}\n\n{call}\n", encoding="utf-8")
+    runpy.run_path(str(file), init_globals={"torch": torch, "checks": checks, "scale_grad": scale_grad, **names})
+    return capsys.readouterr().out
+
+
+@pytest.fixture(scope="session")
+def models():
+    import gimkit
+
+    return {"model": gimkit.load("mini-gpt2"), "llama": gimkit.load("mini-llama")}
+
+
+def needed(exercise, request) -> dict:
+    """The models, for checks that are called with one."""
+    return request.getfixturevalue("models") if exercise.call.count(",") else {}
+
+
+@each_exercise
+def test_the_stub_is_told_that_it_is_its_turn(number, exercise, tmp_path, capsys, request):
+    assert run(exercise.stub, "", tmp_path, capsys, **needed(exercise, request)).startswith("Your turn: ")
+
+
+@each_exercise
+def test_the_folded_solution_passes(number, exercise, tmp_path, capsys, request):
+    said = run(exercise.solution, exercise.call, tmp_path, capsys, **needed(exercise, request))
+    assert said.startswith("Correct: ")
+
+
+def test_every_check_belongs_to_an_exercise_and_has_a_wrong_answer():
+    public = {name for name, value in vars(checks).items()
+              if callable(value) and value.__module__ == checks.__name__ and not name.startswith("_")}
+    assert {exercise.name for _, exercise in EXERCISES} == public == {name for name, _, _ in WRONG}
+
+
+def softmax(scores, temperature=1.0):
+    return (scores / temperature).softmax(-1)
+
+
+def falls(to=None, joint=None, sign=1, interaction=None):
+    """A wrong answer to 01.1: another place to put the scores, another joint effect, sign or interaction."""
+    def answer(scores, values, i, j):
+        def fall(*lowered):
+            other = scores.clone()
+            other[list(lowered)] = scores.mean() if to is None else to
+            return sign * (softmax(scores) @ values - softmax(other) @ values)
+
+        first, second = fall(i), fall(j)
+        both = fall(i, j) if joint is None else joint(first, second)
+        shared = (both - first - second) / both if interaction is None else interaction(first, second, both)
+        return first, second, both, shared
+
+    return answer
+
+
+def attend_twice(t_first=1.0, t_second=True, factor=True, detach_first=True, detach_v=True):
+    """A wrong answer to 02.3, by leaving a piece of the right one out."""
+    def answer(attend, q, k, v, scaling, temperature):
+        first = (q.detach(), k.detach(), v) if detach_first else (q, k, v)
+        second = (q, k, v.detach()) if detach_v else (q, k, v)
+        value = attend(*first, scaling)
+        again = attend(*second, scaling / temperature if t_second else scaling)
+        return value + (temperature if factor else 1) * (again - again.detach())
+
+    return answer
+
+
+def frozen(sigma_of=torch.Tensor.detach, mean_of=lambda x: x, keep=True, weighted=True):
+    """A wrong answer to 02.2, by leaving a piece of the right one out."""
+    def answer(x, y, weight, eps):
+        sigma = (sigma_of(x).var(-1, correction=0, keepdim=True) + eps).sqrt()
+        surrogate = (x - mean_of(x).mean(-1, keepdim=True)) / sigma * (weight if weighted else 1)
+        return (y.detach() if keep else y) + (surrogate - surrogate.detach())
+
+    return answer
+
+
+WRONG = [
+    ("ablation_effects", falls(to=0.0), "Zero is no neutral score"),
+    ("ablation_effects", falls(to=-torch.inf), "removed the positions"),
+    ("ablation_effects", falls(sign=-1), "signs are reversed"),
+    ("ablation_effects", falls(joint=lambda first, second: first + second), "not the sum of the two single ones"),
+    ("ablation_effects", falls(interaction=lambda first, second, both: both - first - second), "divide it by"),
+    ("ablation_effects", lambda *_: 1.0, "four numbers"),
+    ("softmax_backward", lambda a, g, t: softmax(a) * (g - (softmax(a) * g).sum(-1, keepdim=True)), "plain gradient"),
+    ("softmax_backward", lambda a, g, t: softmax(a, t) * (g - (softmax(a, t) * g).sum(-1, keepdim=True)) / t, "1 / T"),
+    ("softmax_backward", lambda a, g, t: softmax(a, t) * g, "The mean is missing"),
+    ("softmax_backward", lambda a, g, t: softmax(a, t) * (g - (softmax(a, t) * g).sum()), "whole tensor"),
+    ("softmax_backward", lambda a, g, t: softmax(a, 2) * (g - (softmax(a, 2) * g).sum(-1, keepdim=True)), "typed in"),
+    ("hidden_from_the_gradient", [8, 8, 0, 0, 0], "raising the first two scores"),
+    ("hidden_from_the_gradient", [20, 20, 0, 0, 0], "hardly matters"),
+    ("hidden_from_the_gradient", [12, 12], "Five scores"),
+    ("split_gradients", lambda q, k, v: (q / 4, k / 4, v / 2), "changed its value"),
+    ("split_gradients", lambda q, k, v: (0.9 * q.detach() + 0.1 * q, k, v), "not bit for bit"),
+    ("split_gradients", lambda q, k, v: (q, k, v), "nothing is scaled"),
+    ("split_gradients", lambda q, k, v: tuple(scale_grad(x, 0.5) for x in (q, k, v)), "two products"),
+    ("split_gradients", lambda q, k, v: tuple(x.detach() for x in (q, k, v)), "no gradient any more"),
+    ("frozen_norm", lambda x, y, weight, eps: y, "plain gradient"),
+    ("frozen_norm", frozen(sigma_of=lambda x: x), "plain gradient"),
+    ("frozen_norm", frozen(mean_of=torch.Tensor.detach), "centring stays differentiable"),
+    ("frozen_norm", frozen(keep=False), "Two gradients were added"),
+    ("frozen_norm", frozen(weighted=False), "weight is missing"),
+    ("frozen_norm", lambda x, y, weight, eps: weight * x, "changed its value"),
+    ("tempered_attention", lambda attend, q, k, v, scaling, t: attend(q, k, v, scaling / t), "changed its value"),
+    ("tempered_attention", attend_twice(t_second=False, factor=False), "plain one"),
+    ("tempered_attention", attend_twice(factor=False), "Multiply the added term by the temperature"),
+    ("tempered_attention", attend_twice(detach_first=False), "two gradients"),
+    ("tempered_attention", attend_twice(detach_v=False), "v's gradient changed"),
+]
+
+
+@pytest.mark.parametrize("name, answer, lesson", WRONG, ids=[f"{name}-{lesson}" for name, _, lesson in WRONG])
+def test_a_wrong_answer_hears_why(name, answer, lesson, request):
+    check = getattr(checks, name)
+    with pytest.raises(AssertionError, match=lesson):
+        check(answer)
