@@ -34,8 +34,6 @@ def answer_id(tokenizer, prompt: str, answer: str, glue: str = " ") -> int:
     """
     before = encode(tokenizer, prompt)
     after = encode(tokenizer, prompt.rstrip() + glue + answer.strip())
-    if after[-1:] != before[-1:] and after[-1:] == [tokenizer.eos_token_id]:
-        after = after[:-1]
     added = after[len(before):]
     shown = tokenizer.convert_ids_to_tokens(added)
     if after[: len(before)] != before or not added:

@@ -2,8 +2,7 @@
 
 from random import Random
 
-from gimkit.errors import GimkitError
-from gimkit.tasks.encode import answer_id, build, check_choice
+from gimkit.tasks.encode import answer_id, build, check_choice, encode
 from gimkit.tasks.task import Pair, Task
 from gimkit.tasks.words import CAPITALS, EVENTS, KINDS, MEN, NEAR, NOUNS, THINGS, WOMEN
 
@@ -94,15 +93,13 @@ def induction_pair(rng: Random, times=2) -> Pair:
 
 def _years(tokenizer, pair: Pair) -> tuple[list[int], list[int]]:
     """Ids of the later years of the century, and of the year itself and those before."""
-    sets = ([], [])
     for shown in (pair.answer, pair.wrong):
         answer_id(tokenizer, pair.clean, shown, glue="")
-    for year in range(100):
-        try:
-            token = answer_id(tokenizer, pair.clean, f"{year:02d}", glue="")
-        except GimkitError:  # such as 1776, one token in some vocabularies
-            continue
-        sets[year <= int(pair.wrong)].append(token)
+    prompt, sets = encode(tokenizer, pair.clean), ([], [])
+    followed = tokenizer([f"{pair.clean}{year:02d}" for year in range(100)])["input_ids"]
+    for year, ids in enumerate(followed):
+        if len(ids) == len(prompt) + 1 and ids[:-1] == prompt:  # not so for 1776 where it is one token
+            sets[year <= int(pair.wrong)].append(ids[-1])
     return sets
 
 
