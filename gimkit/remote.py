@@ -3,7 +3,8 @@
 import nnsight
 
 # An installed package does not ship itself; these modules' functions run inside traces.
-SHIPPED = ("gimkit.errors", "gimkit.rules", "gimkit.inside", "gimkit.traced", "gimkit.circuits.traced")
+SHIPPED = ("gimkit.errors", "gimkit.rules", "gimkit.inside", "gimkit.traced", "gimkit.circuits.traced",
+           "gimkit.circuits.streams")
 
 
 def register() -> None:

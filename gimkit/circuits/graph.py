@@ -1,8 +1,13 @@
-"""The names of a model's parts: where they stand and in which order."""
+"""The names of a model's sources and targets, which edges join them, and circuits as data."""
 
+import heapq
+from dataclasses import dataclass
 from typing import NamedTuple
 
+import torch
+
 from gimkit.anatomy import Anatomy
+from gimkit.errors import GimkitError
 
 
 class Node(NamedTuple):
@@ -26,8 +31,164 @@ def nodes(anatomy: Anatomy) -> tuple[Node, ...]:
 
     Source: order and names as in hannamw/EAP-IG.
     """
+    return _nodes(len(anatomy.blocks), anatomy.n_heads)
+
+
+def _nodes(layers: int, heads: int) -> tuple[Node, ...]:
     found = [Node("input", 0, 0)]
-    for layer in range(len(anatomy.blocks)):
-        found += [Node("head", layer, head) for head in range(anatomy.n_heads)]
+    for layer in range(layers):
+        found += [Node("head", layer, head) for head in range(heads)]
         found.append(Node("mlp", layer, 0))
     return tuple(found)
+
+
+class Graph(NamedTuple):
+    """A model's edges by its shape alone.
+
+    >>> Graph(layers=12, heads=12, parallel=False).n_edges       # GPT-2 small
+    32491
+
+    parallel: attention and MLP of a layer read the same stream, so that no head feeds its own layer's MLP.
+    """
+
+    layers: int
+    heads: int
+    parallel: bool
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """input, then each layer's a0.h0 ... and m0."""
+        return tuple(node.name for node in _nodes(self.layers, self.heads))
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """Each layer's a0.h0<q> ..., <k> ..., <v> ... and m0, then logits."""
+        found = []
+        for layer in range(self.layers):
+            found += [f"a{layer}.h{head}<{which}>" for which in "qkv" for head in range(self.heads)]
+            found.append(f"m{layer}")
+        return (*found, "logits")
+
+    @property
+    def real(self) -> torch.Tensor:
+        """[sources, targets], True where the source comes before the target."""
+        width = self.heads + 1
+        real = torch.zeros(1 + self.layers * width, self.layers * (3 * self.heads + 1) + 1, dtype=torch.bool)
+        for layer in range(self.layers):
+            first = layer * (3 * self.heads + 1)
+            real[:1 + layer * width, first:first + 3 * self.heads] = True
+            real[:1 + layer * width + (0 if self.parallel else self.heads), first + 3 * self.heads] = True
+        real[:, -1] = True
+        return real
+
+    @property
+    def n_edges(self) -> int:
+        """How many edges there are."""
+        return int(self.real.sum())
+
+    def node_of(self) -> torch.Tensor:
+        """For each target the index of the source that it belongs to (a head's q, k and v: the head); logits: -1."""
+        where = {name: i for i, name in enumerate(self.sources)}
+        return torch.tensor([where.get(name.partition("<")[0], -1) for name in self.targets])
+
+
+@dataclass(frozen=True, eq=False)
+class Circuit:
+    """A set of edges of a model.
+
+    >>> circuit = edges.top(200)
+    >>> len(circuit), circuit.edges[0]
+    (187, 'input->a0.h0<q>')
+
+    graph: the model's shape. keep: [sources, targets], True on the circuit's edges. scores: [sources, targets] or None.
+    """
+
+    graph: Graph
+    keep: torch.Tensor
+    scores: torch.Tensor | None = None
+
+    def __post_init__(self):
+        if self.keep.shape != self.graph.real.shape or bool((self.keep & ~self.graph.real).any()):
+            raise GimkitError("the circuit holds edges that this model does not have")
+
+    def __len__(self) -> int:
+        return int(self.keep.sum())
+
+    def __eq__(self, other) -> bool:
+        return isinstance(other, Circuit) and self.graph == other.graph and torch.equal(self.keep, other.keep)
+
+    __hash__ = None
+
+    @property
+    def edges(self) -> tuple[str, ...]:
+        """Names like a0.h1->a1.h2<q>, source by source."""
+        sources, targets = self.graph.sources, self.graph.targets
+        return tuple(f"{sources[i]}->{targets[j]}" for i, j in self.keep.nonzero().tolist())
+
+    @property
+    def nodes(self) -> tuple[str, ...]:
+        """Sources that an edge leaves."""
+        return tuple(name for name, used in zip(self.graph.sources, self.keep.any(1).tolist()) if used)
+
+    def __str__(self) -> str:
+        return f"{len(self)} of {self.graph.n_edges} edges, {len(self.nodes)} of {len(self.graph.sources)} nodes"
+
+
+def prune(keep: torch.Tensor, graph: Graph) -> torch.Tensor:
+    """Drop edges of dead ends until none is left: of sources that reach no logits, of targets that nothing feeds.
+
+    keep: [sources, targets]. The embedding always counts as fed.
+    Source: as EAP-IG's prune; its version pinned by MIB can stop one round early.
+    """
+    keep, owner = keep.clone(), graph.node_of()
+    while True:
+        fed = torch.zeros(len(keep), dtype=torch.bool)
+        fed[0] = True
+        owned = owner >= 0
+        fed[owner[owned & keep.any(0)]] = True
+        read = keep.any(1)
+        alive = torch.ones(keep.shape[1], dtype=torch.bool)
+        alive[owned] = read[owner[owned]]
+        after = keep & fed[:, None] & alive[None]
+        if torch.equal(after, keep):
+            return keep
+        keep = after
+
+
+def top_edges(scores: torch.Tensor, graph: Graph, n: int, absolute: bool) -> torch.Tensor:
+    """[sources, targets], True on the n real edges of highest score (or absolute score)."""
+    check_size(n, graph)
+    value = (scores.abs() if absolute else scores).double().masked_fill(~graph.real, -torch.inf)
+    keep = torch.zeros_like(graph.real)
+    keep.view(-1)[value.flatten().argsort(descending=True, stable=True)[:n]] = True
+    return keep
+
+
+def greedy_edges(scores: torch.Tensor, graph: Graph, n: int, absolute: bool) -> torch.Tensor:
+    """[sources, targets] grown upward from the logits: always the best edge into a node that is in already."""
+    check_size(n, graph)
+    value, real, owner = (scores.abs() if absolute else scores).tolist(), graph.real, graph.node_of().tolist()
+    columns = {}
+    for column, node in enumerate(owner):
+        columns.setdefault(node, []).append(column)
+    keep, reached, heap = torch.zeros_like(real), {-1}, []
+
+    def offer(node):
+        for column in columns[node]:
+            for source in real[:, column].nonzero()[:, 0].tolist():
+                heapq.heappush(heap, (-value[source][column], source, column))
+
+    offer(-1)
+    while heap and int(keep.sum()) < n:
+        _, source, column = heapq.heappop(heap)
+        keep[source, column] = True
+        if source not in reached and source > 0:
+            reached.add(source)
+            offer(source)
+    return keep
+
+
+def check_size(n: int, graph: Graph) -> None:
+    """Refuse a number of edges that the model does not have."""
+    if not 0 <= n <= graph.n_edges:
+        raise GimkitError(f"n={n} edges asked for, but the model has {graph.n_edges}; choose 0 to {graph.n_edges}")

@@ -8,7 +8,9 @@ from tqdm.auto import tqdm
 
 from gimkit.anatomy import dissect
 from gimkit.circuits.graph import nodes
-from gimkit.circuits.traced import exact_node_scores, gradient_node_scores
+from gimkit.circuits.streams import node_scores
+from gimkit.circuits.traced import exact_node_scores
+from gimkit.circuits.wiring import norms_after
 from gimkit.edits import apply
 from gimkit.errors import GimkitError, require_finite
 from gimkit.remote import where
@@ -65,21 +67,24 @@ def score_nodes(model, task, method: str | Rules = "gim", *, batch_size: int = 3
     batch_size: prompt pairs per forward; it does not change the result.
     remote: run on NDIF (as `model.trace(remote=...)`).
     Raises GimkitError for an unknown method, an edited model, NaN scores.
-    Source: attribution patching, as EAP-IG's node scores with two differences: the MLP's score uses the gradient at its
-    output (EAP-IG reads the one at its input), and scores are means over examples (no further 1/batch).
+    Source: attribution patching, as EAP-IG's node scores with three differences: the MLP's score uses the gradient at
+    its output (EAP-IG reads the one at its input), scores are means over examples (no further 1/batch), and where a
+    norm follows attention or MLP (Gemma-2 and 3, OLMo-2) an output is what leaves that norm, each run's denominator a
+    constant, so that outputs add up to the residual stream.
     """
     check_task(task)
     parts = dissect(model)
     names = nodes(parts)
     edited = None if method == "exact" else apply(model, rules_of(method))
     paths = [(block.output, block.mlp) for block in parts.blocks]
+    written = [(*path, *norms) for path, norms in zip(paths, norms_after(parts))]
     per_example = []
     for start in tqdm(range(0, len(task), batch_size), desc=f"{task.name} {method}", delay=2, leave=False):
         batch = task[start:start + batch_size]
         ids, answers = rows_of(batch), (batch.last, padded(batch.good), padded(batch.bad))
         if edited is not None:
             with edited.trace(input_ids=ids, use_cache=False, **where(remote)):
-                found = gradient_node_scores(edited, parts.embedding, paths, parts.n_heads, *answers).save()
+                found = node_scores(edited, parts.embedding, written, parts.n_heads, *answers).save()
         else:
             found = _exact(model, parts, paths, names, batch, answers, remote)
         per_example.append(found.detach().cpu())

@@ -31,32 +31,6 @@ def by_row(x: torch.Tensor, rows: int) -> torch.Tensor:
     return x.view(rows, -1, x.shape[-1])
 
 
-def gradient_node_scores(model, embedding: str, blocks: list, n_heads: int, last, good, bad) -> torch.Tensor:
-    """Scores [b, nodes] of one batch whose rows are b clean prompts, then their b corrupt ones.
-
-    blocks: (output projection path, MLP path) of each layer. A node's score is <clean - corrupt, gradient> at its
-    output, summed over positions; the gradient is the metric's on the clean rows.
-    """
-    b = len(last)
-    leaf = model.get(embedding).output.detach().requires_grad_(True)
-    model.get(embedding).output = leaf
-    parts = [leaf]
-    for output, mlp in blocks:
-        parts.append(model.get(output).input)
-        parts.append(tensor_of(model.get(mlp).output))
-    metric = answer_difference(model.output.logits[:b], last, good, bad)
-    gradients = torch.autograd.grad(metric.sum(), parts)
-    columns = []
-    for i, (part, gradient) in enumerate(zip(parts, gradients)):
-        part, gradient = by_row(part.detach(), 2 * b), by_row(gradient, 2 * b)
-        effect = (part[:b] - part[b:]) * gradient[:b]
-        if i % 2:  # a head's output is its slice of what enters the output projection
-            columns.append(effect.unflatten(-1, (n_heads, -1)).sum((1, 3)))
-        else:
-            columns.append(effect.sum((1, 2))[:, None])
-    return torch.cat(columns, 1)
-
-
 def exact_node_scores(model, embedding: str, blocks: list, n_heads: int, nodes: list, last, good, bad) -> torch.Tensor:
     """Effects [b, nodes] of replacing each node's output, at all positions, by its corrupt value.
 

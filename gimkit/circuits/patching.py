@@ -1,0 +1,64 @@
+"""Running circuits: their edges carry the clean run, all others the corrupt one."""
+
+import torch
+from tqdm.auto import tqdm
+
+from gimkit.circuits.graph import Circuit
+from gimkit.circuits.scores import check_task, padded
+from gimkit.circuits.streams import run_circuits
+from gimkit.circuits.wiring import Wiring, wiring
+from gimkit.errors import GimkitError, require_finite
+from gimkit.remote import where
+
+
+def run(model, task, circuits: Circuit | list[Circuit], *, remote: bool = False) -> torch.Tensor:
+    """The task's metric when only a circuit's edges carry what the clean prompt makes of them.
+
+    >>> gimkit.run(model, task, [edges.top(100), edges.top(200)]).shape      # circuits x examples
+    torch.Size([2, 64])
+
+    circuits: one or several, run together as rows of a batch. No edges give the corrupt prompt's metric, all edges the
+    clean one's. Returns [circuits, examples], or [examples] for a single circuit, in logits.
+    Raises GimkitError for a circuit of another model.
+    Source: EAP-IG's evaluate_graph: a target reads the sum of current outputs over kept edges and corrupt ones over
+    dropped edges.
+    """
+    check_task(task)
+    w = wiring(model)
+    several = [circuits] if isinstance(circuits, Circuit) else list(circuits)
+    for circuit in several:
+        shape = (circuit.graph.layers, circuit.graph.heads, circuit.graph.parallel)
+        if shape != (len(w.layers), w.heads, w.parallel):
+            raise GimkitError(f"the circuit is of a model of {shape[0]} layers with {shape[1]} heads, but "
+                              f"{w.architecture} has {len(w.layers)} with {w.heads}; score this model's edges")
+    values = run_masks(model, w, task, torch.stack([circuit.keep for circuit in several]), remote)
+    require_finite(values, "the circuit's metric")
+    return values[0] if isinstance(circuits, Circuit) else values
+
+
+def run_masks(model, w: Wiring, task, keep: torch.Tensor, remote: bool, most: int = 2**25) -> torch.Tensor:
+    """The metric [circuits, examples] of each mask [sources, targets], as many rows at a time as memory likes.
+
+    most: numbers in the sources' outputs that are held at once (2^25 float32: 128 MiB).
+    """
+    width = model._module.get_input_embeddings().weight.shape[1]
+    rows = max(1, most // (keep.shape[1] * task.clean.shape[1] * width))
+    together = max(1, min(len(keep), rows // min(len(task), 16)))  # circuits
+    examples = max(1, rows // together)
+    copies = w.heads // w.key_heads
+    columns = []
+    with tqdm(total=len(keep) * len(task), desc=f"{task.name} circuits", delay=2, leave=False) as progress:
+        for start in range(0, len(task), examples):
+            batch = task[start:start + examples]
+            answers = (batch.last, padded(batch.good), padded(batch.bad))
+            found = []
+            for first in range(0, len(keep), together):
+                masks = keep[first:first + together]
+                ids = torch.cat([batch.corrupt, batch.clean.repeat(len(masks) * copies, 1)])
+                with torch.no_grad():
+                    with model.trace(input_ids=ids, use_cache=False, **where(remote)):
+                        values = run_circuits(model, w, len(batch), masks, *answers).cpu().save()
+                found.append(values)
+                progress.update(values.numel())
+            columns.append(torch.cat(found))
+    return torch.cat(columns, 1)
