@@ -1,13 +1,16 @@
 """gimkit: interpretability of transformer language models on nnsight, with GIM's backward rules."""
 
-from gimkit.circuits import rank_correlation, score_nodes
+from gimkit import circuits, tasks
+from gimkit.circuits import faithfulness, rank_correlation, run, score_edges, score_nodes
 from gimkit.edits import apply, receipt, remove
 from gimkit.errors import GimkitError
+from gimkit.models import load
 from gimkit.remote import register
 from gimkit.rules import GIM, LADDER, RULES, Rules
 from gimkit.tokens import attribute
 
-__all__ = ["GIM", "LADDER", "RULES", "GimkitError", "Rules", "apply", "attribute", "rank_correlation", "receipt",
-           "remove", "score_nodes"]
+__version__ = "0.1.0"
+__all__ = ["GIM", "LADDER", "RULES", "GimkitError", "Rules", "apply", "attribute", "circuits", "faithfulness", "load",
+           "rank_correlation", "receipt", "remove", "run", "score_edges", "score_nodes", "tasks"]
 
 register()

@@ -1,0 +1,148 @@
+"""Faithfulness, CPR, CMD, AUROC and circuit files against numbers worked out by hand."""
+
+import json
+
+import numpy
+import pytest
+import torch
+from made_up import random_task
+from nnsight import NNsight
+from tiny import build
+
+import gimkit
+from gimkit.circuits import Circuit, Curve, EdgeScores, Graph, auroc, load_edges, precision_recall, save_edges
+from gimkit.circuits.metrics import SIZES
+
+GRAPH = Graph(layers=2, heads=2, parallel=False)
+
+
+def made_up(seed=0):
+    scores = torch.randn(GRAPH.real.shape, generator=torch.Generator().manual_seed(seed)) * GRAPH.real
+    return EdgeScores("made up", "gim", GRAPH, scores)
+
+
+def curve(values, shares=SIZES):
+    """A curve whose faithfulness is given: empty 1, full 3."""
+    per_example = 1 + 2 * torch.tensor(values)[:, None].repeat(1, 4)
+    return Curve("t", "m", False, False, tuple(shares), (0,) * len(values), per_example, torch.full((4,), 1.0),
+                 torch.full((4,), 3.0))
+
+
+def test_a_perfect_circuit_has_cpr_999_and_cmd_0():
+    perfect = curve([1.0] * 10)
+    assert perfect.cpr().value == pytest.approx(0.999) and perfect.cmd().value == pytest.approx(0)
+    assert perfect.cpr(log=True).value == pytest.approx(1)
+
+
+def test_areas_by_hand():
+    line = curve([0.0, 0.5, 1.5], shares=(0.1, 0.4, 1.0))
+    assert line.faithfulness == pytest.approx([0, 0.5, 1.5])
+    assert line.cpr().value == pytest.approx(0.3 * 0.25 + 0.6 * 1.0)
+    assert line.cmd().value == pytest.approx(0.3 * 0.75 + 0.6 * 0.5)
+    middle = numpy.log10(4)
+    assert line.cpr(log=True).value == pytest.approx(middle * 0.25 + (1 - middle) * 1.0)
+
+
+def test_the_interval_is_over_examples():
+    noisy = curve([0.0, 1.0], shares=(0.1, 1.0))
+    noisy.per_example[0] = torch.tensor([0.0, 1.0, 2.0, 5.0])
+    interval = noisy.cpr(seed=1)
+    assert interval.low < interval.value < interval.high
+    assert interval == noisy.cpr(seed=1)
+
+
+def test_faithfulness_ends_at_one_and_names_its_ranking():
+    model, task = NNsight(build("gpt2")), random_task()
+    task = _solved(model, task)
+    edges = gimkit.score_edges(model, task, "gim")
+    signed = gimkit.faithfulness(model, task, edges, absolute=False, sizes=(0.0, 0.1, 1.0))
+    assert signed.faithfulness[[0, 2]] == pytest.approx([0, 1], abs=1e-5)
+    assert signed.label == "gim, signed" and signed.edges[0] == 0 and signed.edges[2] == edges.graph.n_edges
+    grown = gimkit.faithfulness(model, task, edges, absolute=True, sizes=(0.1,), greedy=True)
+    assert grown.label == "gim, absolute, greedy" and list(grown.frame().ranking) == ["absolute, greedy"]
+
+
+def _graph(model):
+    return gimkit.score_edges(model, random_task(), "random").graph
+
+
+def _solved(model, task):
+    """The same task with answers that the clean prompt prefers."""
+    edges = _graph(model)
+    full = gimkit.run(model, task, Circuit(edges, edges.real))
+    empty = gimkit.run(model, task, Circuit(edges, torch.zeros_like(edges.real)))
+    keep = (full > empty).nonzero()[:, 0].tolist()
+    assert keep
+    return gimkit.tasks.Task(task.name, task.clean[keep], task.corrupt[keep], task.mask[keep],
+                             tuple(task.good[i] for i in keep), tuple(task.bad[i] for i in keep),
+                             tuple(task.pairs[i] for i in keep))
+
+
+def test_an_unsolved_task_is_not_divided_by():
+    model, task = NNsight(build("gpt2")), random_task()
+    solved = _solved(model, task)
+    swapped = gimkit.tasks.Task("swapped", solved.corrupt, solved.clean, solved.mask, solved.good, solved.bad,
+                                solved.pairs)
+    with pytest.raises(gimkit.GimkitError, match="does not beat the corrupt"):
+        gimkit.faithfulness(model, swapped, gimkit.score_edges(model, swapped, "random"), absolute=True)
+    with pytest.raises(gimkit.GimkitError, match="another model"):
+        gimkit.faithfulness(model, solved, made_up(), absolute=True)
+    with pytest.raises(gimkit.GimkitError, match="increasing shares"):
+        gimkit.faithfulness(model, solved, gimkit.score_edges(model, solved, "random"), absolute=True, sizes=(0.5, 0.1))
+
+
+def test_auroc_and_precision_by_counting_pairs():
+    edges = made_up()
+    known = edges.top(12)
+    value, hit = edges.scores[GRAPH.real], known.keep[GRAPH.real]
+    pairs = [(a > b).float() + 0.5 * (a == b) for a in value[hit] for b in value[~hit]]
+    assert auroc(edges, known, absolute=False) == pytest.approx(torch.stack(pairs).mean().item())
+    perfect = EdgeScores("t", "m", GRAPH, known.keep.float())
+    reversed_ = EdgeScores("t", "m", GRAPH, -known.keep.float())
+    assert auroc(perfect, known) == 1 and auroc(reversed_, known, absolute=False) == 0
+    table = precision_recall(perfect, known)
+    assert table.iloc[len(known) - 1][["precision", "recall"]].tolist() == [1, 1]
+    assert table.iloc[-1].precision == pytest.approx(len(known) / GRAPH.n_edges)
+    with pytest.raises(gimkit.GimkitError, match="some but not all"):
+        auroc(edges, Circuit(GRAPH, GRAPH.real))
+
+
+@pytest.mark.parametrize("ending", ["json", "pt"])
+def test_files_come_back(tmp_path, ending):
+    edges = made_up()
+    path = save_edges(edges, tmp_path / f"scores.{ending}", d_model=8)
+    scores, everything = load_edges(path)
+    assert torch.allclose(scores.scores, edges.scores) and len(everything) == GRAPH.n_edges
+    circuit = edges.top(9)
+    again = load_edges(save_edges(circuit, tmp_path / f"circuit.{ending}", d_model=8))[1]
+    assert again == circuit
+
+
+def test_the_json_is_mibs(tmp_path):
+    data = json.loads(save_edges(made_up(), tmp_path / "a.json", d_model=8).read_text())
+    assert data["cfg"] == {"n_layers": 2, "n_heads": 2, "parallel_attn_mlp": False, "d_model": 8}
+    assert set(data["nodes"]) == {*GRAPH.sources, "logits"}
+    assert len(data["edges"]) == GRAPH.n_edges and set(data["edges"]["a0.h1->a1.h0<k>"]) == {"score", "in_graph"}
+
+
+class Evil:
+    def __reduce__(self):
+        return print, ("executed",)
+
+
+def test_bad_files(tmp_path, capsys):
+    torch.save({"cfg": Evil()}, tmp_path / "evil.pt")
+    (tmp_path / "text.json").write_text("{")
+    (tmp_path / "other.json").write_text('{"cfg": {"n_layers": 2}}')
+    for name in ("evil.pt", "text.json", "other.json", "circuit.bin"):
+        with pytest.raises(gimkit.GimkitError, match=name):
+            load_edges(tmp_path / name)
+    assert "executed" not in capsys.readouterr().out
+    with pytest.raises(gimkit.GimkitError, match="write a .json or a .pt"):
+        save_edges(made_up(), tmp_path / "a.csv", d_model=8)
+    small = save_edges(EdgeScores("t", "m", GRAPH, made_up().scores), tmp_path / "b.pt", d_model=8)
+    data = torch.load(small, weights_only=True)
+    data["cfg"]["n_heads"] = 3
+    torch.save(data, small)
+    with pytest.raises(gimkit.GimkitError, match="do not fit"):
+        load_edges(small)
