@@ -13,8 +13,11 @@ def freeze_norm(norm, path: str, eps: float, centred: bool):
     inverse = inverse_scale(centre(value, centred), eps)
     factor = norm_factor(value, y.detach(), getattr(norm, "weight", None), getattr(norm, "bias", None),
                          path, eps, centred)
-    frozen = centre(x - value, centred) * inverse  # zero in value, so y keeps every bit
-    norm.output = y.detach() + (frozen if factor is None else frozen * factor).to(y.dtype)
+    frozen, y = centre(x - value, centred) * inverse, y.detach()  # frozen is zero in value, so y keeps every bit
+    if factor is not None and factor.dtype == y.dtype == frozen.dtype:
+        norm.output = torch.addcmul(y, frozen, factor)
+    else:
+        norm.output = y + (frozen if factor is None else frozen * factor).to(y.dtype)
 
 
 def norm_factor(x, y, weight, bias, path: str, eps: float, centred: bool):
@@ -60,18 +63,16 @@ def soften_attention(attention, path: str, temperature: float, q_scale: float, k
     call = source.node(calls[-1])
     kernel = source.node(calls[0]).output
     (module, q, k, v, mask, *rest), options = call.inputs
-    scaled_v = v if v_scale == 1 else scale_grad(v, v_scale)
     if constant:
-        call.inputs = ((module, q.detach(), k.detach(), scaled_v, mask, *rest), options)
-        return
-    scaled_q = q if q_scale == 1 else scale_grad(q, q_scale)
-    scaled_k = k if k_scale == 1 else scale_grad(k, k_scale)
-    if temperature == 1:
-        call.inputs = ((module, scaled_q, scaled_k, scaled_v, mask, *rest), options)
+        q_scale = k_scale = 0
+    if constant or temperature == 1:
+        scaled = (x if a == 1 else scale_grad(x, a) if a else x.detach()
+                  for x, a in ((q, q_scale), (k, k_scale), (v, v_scale)))
+        call.inputs = ((module, *scaled, mask, *rest), options)
         return
     if options.get("dropout"):
         raise GimkitError(f"{path}: attention dropout is on, so a second softmax would differ; call model.eval() first")
-    call.inputs = ((module, q.detach(), k.detach(), scaled_v, mask, *rest), options)
+    call.inputs = ((module, q.detach(), k.detach(), v, mask, *rest), options)
     output, weights = call.output
     soft = dict(options)
     soft["scaling"] = (q.shape[-1] ** -0.5 if options.get("scaling") is None else options["scaling"]) / temperature
@@ -82,8 +83,14 @@ def soften_attention(attention, path: str, temperature: float, q_scale: float, k
         mask = mask / temperature
     if isinstance(getattr(module, "sinks", None), torch.Tensor):
         module = Tempered(module, temperature)
-    again = kernel(module, scaled_q, scaled_k, v.detach(), mask, *rest, **soft)[0]
-    call.output = (output + temperature * (again - again.detach()), weights)
+    # Only v has a gradient in the first run, only q and k in the second: factors on outputs save copies of q, k and v.
+    share = q_scale if q_scale == k_scale else 1
+    if q_scale != k_scale:
+        q, k = scale_grad(q, q_scale), scale_grad(k, k_scale)
+    again = kernel(module, q, k, v.detach(), mask, *rest, **soft)[0]
+    value = output.detach()
+    direct = torch.add(value, output - value, alpha=v_scale)
+    call.output = (torch.add(direct, again - again.detach(), alpha=temperature * share), weights)
 
 
 def split_input(module, factor: float):
