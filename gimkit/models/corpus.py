@@ -137,8 +137,11 @@ MIXTURE = {
     induction: 0.10, story: 0.04,
 }
 ABOUT_NAMES = ("ioi", "once", "three", "odd", "again", "ioi_twice")
-# Before plain IOI comes in: no document in which the last name is always the repeated one.
+# The first lessons: no document in which the last name is always the repeated one.
 EARLY = MIXTURE | {ioi: 0, ioi_twice: 0, three: 0, once: 0.2, again: 0.2, odd: 0.2}
+# The last ones: more of what is hard.
+LATE = MIXTURE | {ioi: 0.13, once: 0.15, odd: 0.25, story: 0.01, greater_than: 0.06, induction: 0.08}
+MIXTURES = {"early": EARLY, "all": MIXTURE, "late": LATE}
 
 
 def draw(rng: Random, mixture: dict = MIXTURE) -> Document:

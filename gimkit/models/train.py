@@ -62,7 +62,7 @@ class Batches:
 
     def document(self, step: int) -> tuple[list[int], list[float]]:
         recipe = self.recipe
-        document = corpus.draw(self.rng, corpus.EARLY if step < recipe["early"] else corpus.MIXTURE)
+        document = corpus.draw(self.rng, corpus.MIXTURES["early" if step < recipe["early"] else recipe["mixture"]])
         pieces = [[self.index[word] for word in corpus.PIECES.findall(text)]
                   for text in (document.prompt, document.answer, document.rest)]
         answer = 1.0
@@ -103,38 +103,36 @@ class Batches:
 
 
 RECIPE = dict(
-    steps=5000, early=2000, warm=1000, answer_weight=3.0, body_weight=0.1, blank=0.1, drop_heads=0.1, drop_from=0.5,
-    rate=2e-3, muon_rate=4e-3, decay=0.05, optimizer="muon")
+    answer_weight=3.0, body_weight=0.1, blank=0.1, drop_heads=0.1, rate=2e-3, muon_rate=4e-3, decay=0.05)
+STAGES = (  # each starts with a fresh optimizer
+    dict(steps=3000, early=2000, warm=1000, drop_from=2500, cool=0, mixture="all"),
+    dict(steps=4000, early=0, warm=0, drop_from=2000, cool=1400, mixture="late"),
+)
 
 
 def optimizers(model, recipe: dict) -> list:
-    if recipe["optimizer"] == "adamw":
-        return [torch.optim.AdamW(model.parameters(), recipe["rate"], (0.9, 0.98), weight_decay=recipe["decay"])]
-    matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n and "wte" not in n
-                and "wpe" not in n]
-    others = [p for p in model.parameters() if not any(p is q for q in matrices)]
-    return [torch.optim.Muon(matrices, recipe["muon_rate"], weight_decay=recipe["decay"],
-                             adjust_lr_fn="match_rms_adamw"),
-            torch.optim.AdamW(others, recipe["rate"], (0.9, 0.98), weight_decay=0.0)]
+    """Muon for the matrices within the blocks, AdamW for embeddings, norms and biases."""
+    inner = {n: p for n, p in model.named_parameters() if p.ndim == 2 and not n.endswith(EMBEDDINGS)}
+    others = [p for n, p in model.named_parameters() if n not in inner]
+    return [
+        torch.optim.Muon(
+            inner.values(), recipe["muon_rate"], weight_decay=recipe["decay"], adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(others, recipe["rate"], (0.9, 0.98), weight_decay=0.0),
+    ]
 
 
-def train(name: str, seed: int, out: str | Path, report=print, measure=None, **changes) -> Path:
-    """Trains `name` from `seed` and writes weights (fp16 safetensors), config and tokenizer to the folder `out`."""
-    recipe = RECIPE | changes
-    torch.set_num_threads(1)
-    words = corpus.vocabulary()
-    tokenizer = build_tokenizer(words)
-    model = build_model(name, len(words), seed)
-    batches = Batches(words, seed, recipe)
+EMBEDDINGS = ("wte.weight", "wpe.weight", "embed_tokens.weight")
+
+
+def run_stage(model, batches: Batches, recipe: dict, watch=None) -> None:
+    """Gradient steps on fresh batches; `watch(step, mean loss)` is called every 250 of them."""
+    steps, total, hooks = recipe["steps"], 0.0, []
     opts = optimizers(model, recipe)
-    steps = recipe["steps"]
     schedules = [torch.optim.lr_scheduler.LambdaLR(
-        opt, lambda i: min(1.0, (i + 1) / 100, 0.02 + (steps - i) / (0.3 * steps))) for opt in opts]
-    report(f"{name} seed {seed}: {sum(p.numel() for p in model.parameters()):,} parameters, {len(words)} words")
-    start, total = time.process_time(), 0.0
+        opt, lambda i: min(1.0, (i + 1) / 100, 0.02 + (steps - i) / max(recipe["cool"], 1))) for opt in opts]
     model.train()
     for step in range(steps):
-        if step == int(recipe["drop_from"] * steps):
+        if step == recipe["drop_from"]:
             hooks = drop_heads(model, recipe["drop_heads"])
         ids, weights, positions, allowed = batches.draw(step)
         logits = model(input_ids=ids, attention_mask=allowed, position_ids=positions, use_cache=False).logits
@@ -148,18 +146,38 @@ def train(name: str, seed: int, out: str | Path, report=print, measure=None, **c
             opt.zero_grad()
         total += loss.item()
         if (step + 1) % 250 == 0:
-            extra = ""
-            if measure:
-                model.eval()
-                extra = measure(model, tokenizer)
-                model.train()
-                if (step + 1) % 1000 == 0 and recipe.get("keep"):
-                    torch.save(model.state_dict(), f"{recipe['keep']}.{step + 1}.pt")
-            report(f"step {step + 1} loss {total / 250:.3f} cpu {time.process_time() - start:.0f}s {extra}")
+            model.eval()
+            watch(step + 1, total / 250)
+            model.train()
             total = 0.0
     for hook in hooks:
         hook.remove()
+    model.eval()
+
+
+def train(name: str, seed: int, out: str | Path, report=print, stages=STAGES, watch=None) -> Path:
+    """Trains `name` from `seed` and writes weights (fp16 safetensors), config and tokenizer to the folder `out`.
+
+    >>> train("mini-gpt2", seed=0, out="runs/mini-gpt2")       # some 1,000 CPU-seconds
+
+    The same seed gives the same bytes on the same machine. `report` gets a line every 250 steps;
+    `watch(model, tokenizer, stage, step)` may add to it.
+    """
+    torch.set_num_threads(1)
+    words = corpus.vocabulary()
+    tokenizer = build_tokenizer(words)
+    model = build_model(name, len(words), seed)
+    start = time.process_time()
+    report(f"{name} seed {seed}: {sum(p.numel() for p in model.parameters()):,} parameters, {len(words)} words")
+    for number, stage in enumerate(stages):
+        torch.manual_seed(seed + 1000 * number)
+
+        def told(step, loss, number=number):
+            extra = watch(model, tokenizer, number, step) if watch else ""
+            report(f"stage {number} step {step} loss {loss:.3f} cpu {time.process_time() - start:.0f}s {extra}")
+
+        run_stage(model, Batches(words, seed + 1000 * number, RECIPE | stage), RECIPE | stage, told)
     out = Path(out)
-    model.eval().half().save_pretrained(out)
+    model.half().save_pretrained(out)
     tokenizer.save_pretrained(out)
     return out
