@@ -9,6 +9,7 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from gimkit.errors import GimkitError
+from gimkit.models import apart, patched
 from gimkit.models import phenomena as ph
 from gimkit.tasks import Task
 
@@ -110,7 +111,7 @@ def head_write(model, layer, z, head):
 
 def test_exact_patching(model):
     task = prompts(model)
-    nodes = ph.node_effects(model, task).set_index("part")
+    nodes = patched.node_effects(model, task).set_index("part")
     assert len(nodes) == LAYERS * (HEADS + 1)
     clean = metric(model, task)
     gap = (clean - metric(model, task, ids=task.corrupt)).mean().item()
@@ -135,7 +136,7 @@ def literal_edge(model, task, sender, receiver, kind):
     x = catch(model, task, reads, "in")
     if sender is None:
         new = catch(model, task, reads, "in", task.corrupt)
-    elif sender == ph.INPUT:
+    elif sender == apart.INPUT:
         first = modules(model, 0)[3]
         new = x + catch(model, task, first, "in", task.corrupt) - catch(model, task, first, "in")
     else:
@@ -171,14 +172,14 @@ def literal_edge(model, task, sender, receiver, kind):
 def test_path_patching(model):
     task = prompts(model)
     receivers = [(2, 1), (1, 3), (1, None), (2, None)]
-    edges = ph.path_effects(model, task, receivers).set_index("edge")
+    edges = patched.path_effects(model, task, receivers).set_index("edge")
     # heads: all, input, earlier parts, each to q, k and v; MLPs: the same and their own layer's heads, once
     per_head, per_mlp = [3 * (2 + 5 * layer) for layer in (2, 1)], [2 + 5 * layer + HEADS for layer in (1, 2)]
     assert len(edges) == sum(per_head + per_mlp) and edges.index.is_unique
     cases = {
         "all->a2.h1<q>": (None, (2, 1), "q"), "all->a2.h1<k>": (None, (2, 1), "k"),
         "all->m1": (None, (1, None), ""),
-        "input->a2.h1<v>": (ph.INPUT, (2, 1), "v"), "input->a1.h3<k>": (ph.INPUT, (1, 3), "k"),
+        "input->a2.h1<v>": (apart.INPUT, (2, 1), "v"), "input->a1.h3<k>": (apart.INPUT, (1, 3), "k"),
         "a0.h2->a2.h1<q>": ((0, 2), (2, 1), "q"), "a1.h3->a2.h1<k>": ((1, 3), (2, 1), "k"),
         "a0.h1->a1.h3<v>": ((0, 1), (1, 3), "v"), "m0->a2.h1<v>": ((0, None), (2, 1), "v"),
         "m1->a2.h1<q>": ((1, None), (2, 1), "q"), "a1.h0->m1": ((1, 0), (1, None), ""),
@@ -200,14 +201,14 @@ def test_depth_counts_the_longest_chain():
     edges = pd.DataFrame(rows, columns=["sender", "receiver", "layer", "from_head", "to_head", "normalised"])
     edges["kind"] = ["", "", "v", "q", "v", "q"]
     for order in (edges, edges[::-1]):
-        assert ph.depth(order) == 3  # input or a0.h0 -> m0 -> a1.h2 -> a3.h1
-        assert ph.depth(order, threshold=0.25) == 1
-        assert ph.depth(order, threshold=0.95) == 0
-    assert ph.late_dependence(edges, "q", n_layers=4) == pytest.approx(0.2)
-    assert ph.late_dependence(edges, "v", n_layers=4) == pytest.approx(0.04)
-    assert ph.late_dependence(edges, "k", n_layers=4) == 0
+        assert patched.depth(order) == 3  # input or a0.h0 -> m0 -> a1.h2 -> a3.h1
+        assert patched.depth(order, threshold=0.25) == 1
+        assert patched.depth(order, threshold=0.95) == 0
+    assert patched.late_dependence(edges, "q", n_layers=4) == pytest.approx(0.2)
+    assert patched.late_dependence(edges, "v", n_layers=4) == pytest.approx(0.04)
+    assert patched.late_dependence(edges, "k", n_layers=4) == 0
     nodes = pd.DataFrame({"layer": [0, 0, 1, 2, 3], "normalised": [0.5, 0.2, -0.1, 0.05, float("nan")]})
-    assert ph.layers_taking_part(nodes) == 2
+    assert patched.layers_taking_part(nodes) == 2
 
 
 # --- self-repair ----------------------------------------------------------------------------------
@@ -430,7 +431,7 @@ def test_one_flat_row_of_numbers(model):
         "two",
     }
     assert row["one.accuracy"] == pytest.approx((metric(model, task) > 0).double().mean().item())
-    assert row["one.layers"] == ph.layers_taking_part(ph.node_effects(model, task)) > 0
+    assert row["one.layers"] == patched.layers_taking_part(patched.node_effects(model, task)) > 0
     same = ph.phenomena(model, {"one": replace(task, corrupt=task.clean)})  # nothing corrupted: no share is invented
     assert same["one.layers"] == same["one.depth"] == same["one.late_q"] == 0
 
@@ -440,8 +441,8 @@ def test_bad_input(model):
     with pytest.raises(GimkitError, match="unknown ablation 'zero'"):
         ph.compensation(model, task, "zero")
     with pytest.raises(GimkitError, match="Linear"):
-        ph.node_effects(torch.nn.Linear(1, 1).eval(), task)
+        patched.node_effects(torch.nn.Linear(1, 1).eval(), task)
     model.train()
     with pytest.raises(GimkitError, match=r"model\.eval"):
-        ph.node_effects(model, task)
+        patched.node_effects(model, task)
     model.eval()
