@@ -1,8 +1,10 @@
 """Run notebooks and write them as they are committed: `python .ci/notebooks.py notebooks/01*.py`.
 
-From the paired py:percent script: converted, executed, metadata and widgets (which die with their kernel) stripped.
+From the paired py:percent script: converted, executed, and stripped of metadata, of progress bars, and of widgets
+(which die with their kernel).
 """
 
+import re
 import sys
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import nbformat
 from nbclient import NotebookClient
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
+PROGRESS = re.compile(r"\d%\|.*it/s\]")  # a progress bar, which is over
 
 
 def build(script: Path) -> None:
@@ -26,7 +29,8 @@ def build(script: Path) -> None:
     for cell in notebook.cells:
         cell.metadata = {}
         if cell.cell_type == "code":
-            cell.outputs = [out for out in cell.outputs if WIDGET not in out.get("data", {})]
+            cell.outputs = [out for out in cell.outputs
+                            if WIDGET not in out.get("data", {}) and not PROGRESS.search(out.get("text", ""))]
     nbformat.write(notebook, path)
     print(f"wrote {path}")
 

@@ -21,7 +21,7 @@ def run(code: str, call: str, folder, capsys, **names) -> str:
     return capsys.readouterr().out
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def models():
     import gimkit
 
@@ -47,7 +47,8 @@ def test_the_folded_solution_passes(number, exercise, tmp_path, capsys, request)
 def test_every_check_belongs_to_an_exercise_and_has_a_wrong_answer():
     public = {name for name, value in vars(checks).items()
               if callable(value) and value.__module__ == checks.__name__ and not name.startswith("_")}
-    assert {exercise.name for _, exercise in EXERCISES} == public == {name for name, _, _ in WRONG}
+    assert {exercise.name for _, exercise in EXERCISES} == public
+    assert {name for name, *_ in WRONG + WRONG_ON_MODELS} == public
 
 
 def softmax(scores, temperature=1.0):
@@ -127,7 +128,81 @@ WRONG = [
 
 
 @pytest.mark.parametrize("name, answer, lesson", WRONG, ids=[f"{name}-{lesson}" for name, _, lesson in WRONG])
-def test_a_wrong_answer_hears_why(name, answer, lesson, request):
+def test_a_wrong_answer_hears_why(name, answer, lesson):
     check = getattr(checks, name)
     with pytest.raises(AssertionError, match=lesson):
         check(answer)
+
+
+def edit(change):
+    """A wrong answer to 02.4: an edit that does something else to each layer's MLP."""
+    def answer(model):
+        with model.edit() as (tracer, edited):
+            for layer in edited.model.layers:
+                change(layer.mlp)
+        return edited
+
+    return answer
+
+
+def halve_value(mlp):
+    mlp.down_proj.input = 0.5 * mlp.down_proj.input
+
+
+def halve_gate_alone(mlp):
+    mlp.gate_proj.output = scale_grad(mlp.gate_proj.output, 0.5)
+
+
+def halve_thrice(mlp):
+    mlp.gate_proj.output = scale_grad(mlp.gate_proj.output, 0.5)
+    mlp.up_proj.output = scale_grad(mlp.up_proj.output, 0.5)
+    mlp.down_proj.input = scale_grad(mlp.down_proj.input, 0.5)
+
+
+def forget_to_assign(mlp):
+    scale_grad(mlp.down_proj.input, 0.5)
+
+
+def only_the_first_layer(model):
+    with model.edit() as (tracer, edited):
+        down = edited.model.layers[0].mlp.down_proj
+        down.input = scale_grad(down.input, 0.5)
+    return edited
+
+
+def shape_of_the_logits(model, module, prompt):
+    with model.trace(prompt):
+        logits = model.output.logits.save()
+    return logits.shape
+
+
+def shape_of_another_prompt(model, module, prompt):
+    with model.trace("Mary"):
+        output = module.output.save()
+    return output.shape
+
+
+def shape_of_one_row(model, module, prompt):
+    with model.trace(prompt):
+        output = module.output[0].save()
+    return output.shape
+
+
+WRONG_ON_MODELS = [
+    ("read_a_trace", "model", shape_of_the_logits, "these are the logits"),
+    ("read_a_trace", "model", shape_of_another_prompt, "this prompt has"),
+    ("read_a_trace", "model", shape_of_one_row, "a batch of one"),
+    ("halved_products", "llama", edit(halve_value), "The logits changed"),
+    ("halved_products", "llama", edit(halve_gate_alone), "Only the gate branch"),
+    ("halved_products", "llama", edit(halve_thrice), "A quarter each"),
+    ("halved_products", "llama", edit(forget_to_assign), "nothing was placed"),
+    ("halved_products", "llama", only_the_first_layer, "each layer"),
+]
+
+
+@pytest.mark.parametrize("name, which, answer, lesson", WRONG_ON_MODELS,
+                         ids=[f"{name}-{lesson}" for name, _, _, lesson in WRONG_ON_MODELS])
+def test_a_wrong_answer_on_a_model_hears_why(name, which, answer, lesson, models):
+    check = getattr(checks, name)
+    with pytest.raises(AssertionError, match=lesson):
+        check(answer, models[which])

@@ -1,0 +1,318 @@
+# %% [markdown]
+# # 02 · The rules
+#
+# **Claim: GIM's four rules change only the backward pass. The logits stay the same, bit for bit; the gradients change; and a receipt says where each rule acts.**
+#
+# You need: 01, and the parts of a transformer block. Rung of the ladder: the bundled models, no network. The cells take about 20 seconds; with the four exercises plan an hour.
+
+# %%
+MODEL = "mini-gpt2"  # bundled; or a hub id, a folder, or an NDIF model
+REMOTE = False
+
+# %%
+import pandas
+import torch
+
+import gimkit
+from gimkit import checks, plots
+from gimkit.anatomy import dissect
+from gimkit.rules import Rules, scale_grad, with_grad_of
+
+torch.manual_seed(0)
+model = gimkit.load(MODEL)
+llama = gimkit.load("mini-llama")  # a second one, with gated MLPs
+
+# %% [markdown]
+# ## First, what it is for
+# Here is a sentence with two names, and the models must continue it. Which words speak for the right name and against the wrong one? Each bar is (embedding - neutral embedding) · gradient. **Predict** the two tallest bars, then run.
+
+# %%
+task = gimkit.tasks.ioi(model, n=16, seed=0)
+pair = task[0]
+print(f"{pair.clean} ... {pair.answer}, not {pair.wrong}")
+with plots.seaborn.axes_style("whitegrid"):
+    figure, axes = plots.pyplot.subplots(1, 2, figsize=(12, 3.2), layout="constrained")
+for method, ax in zip(("gradient", "gim"), axes):
+    scores = gimkit.attribute(model, pair.clean, (pair.answer, pair.wrong), method=method, remote=REMOTE)
+    plots.token_bars(scores, ax=ax)
+
+# %% [markdown]
+# Two gradients of the same model at the same sentence. The right one belongs to no function: its backward pass was edited. The next cell runs both passes on all sixteen sentences. **Predict:** in how many of the logits do the two models differ?
+
+
+# %%
+def logits_and_gradient(model, task):
+    """Logits [n, seq, vocabulary], and the gradient of right minus wrong logit at the embeddings [n, seq, width]."""
+    rows, path = torch.arange(len(task)), dissect(model).embedding
+    right, wrong = (torch.tensor([ids[0] for ids in answers]) for answers in (task.good, task.bad))
+    with model.trace(input_ids=task.clean, use_cache=False, remote=REMOTE):
+        embedding = model.get(path)
+        leaf = embedding.output.detach().requires_grad_(True)
+        embedding.output = leaf
+        logits = model.output.logits
+        last = logits[rows, task.last]
+        difference = (last[rows, right] - last[rows, wrong]).sum()
+        gradient = torch.autograd.grad(difference, leaf)[0].save()
+        logits = logits.detach().save()
+    return logits, gradient
+
+
+def change(gradient, plain):
+    """How far a gradient moved, as a share of the plain one's length; the mean over prompts."""
+    return float(((gradient - plain).flatten(1).norm(dim=1) / plain.flatten(1).norm(dim=1)).mean())
+
+
+def alignment(gradient, plain):
+    """The cosine between a gradient and the plain one; the mean over prompts."""
+    return float(torch.cosine_similarity(gradient.flatten(1), plain.flatten(1)).mean())
+
+
+gim = gimkit.apply(model)  # an edited copy; `model` itself is untouched
+logits, plain = logits_and_gradient(model, task)
+gim_logits, gim_gradient = logits_and_gradient(gim, task)
+print("logits that differ  ", int((logits != gim_logits).sum()), "of", logits.numel())
+print(f"gradient moved by    {change(gim_gradient, plain):.0%}")
+print(gimkit.receipt(gim))
+
+# %% [markdown]
+# The **receipt** lists each rule and the modules where it acts. A rule that finds nothing to act on where it should is an error in this kit, not a silence.
+#
+# ## The trick
+# Everything is built from two lines of torch. `x.detach()` has x's value and no gradient, so a difference `s - s.detach()` is exactly zero and still carries the gradient of s.
+
+# %%
+x = torch.tensor([3.0], requires_grad=True)
+quarter = x.detach() + 0.25 * (x - x.detach())  # gimkit.rules.scale_grad(x, 0.25)
+borrowed = x.exp().detach() + (5 * x - (5 * x).detach())  # gimkit.rules.with_grad_of(x.exp(), 5 * x)
+for name, y in (("scale_grad", quarter), ("with_grad_of", borrowed)):
+    [slope] = torch.autograd.grad(y, x)
+    print(f"{name:12} value {y.item():.4f}, gradient {slope.item():g}")
+assert torch.equal(quarter, scale_grad(x, 0.25)) and torch.equal(borrowed, with_grad_of(x.exp(), 5 * x))
+
+# %% [markdown]
+# ## Rule: q, k, v
+# Where two factors make a product, the plain gradient gives the whole effect to each of them, and counts it twice. GIM splits it in halves. Attention has two products: q with k, and the resulting weights with v.
+#
+# ### Exercise 1 · Split the gradients (5 minutes, easy)
+# Which shares should q, k and v get, so that they add up to 1? Return the three tensors with the same values and with gradients times their share.
+
+
+# %%
+def split_gradients(q, k, v):
+    """Return q, k, v: every bit of the values, each gradient times its share."""
+    ...  # your code
+
+
+checks.split_gradients(split_gradients)
+
+# %% [markdown]
+# <details><summary>Hint</summary>
+#
+# The product of weights and v splits into ½ for v and ½ for the weights; the weights' half splits again between q and k. `scale_grad` is imported.
+# </details>
+#
+# <details><summary>Solution</summary>
+#
+# ```python
+# def split_gradients(q, k, v):
+#     return scale_grad(q, 0.25), scale_grad(k, 0.25), scale_grad(v, 0.5)
+# ```
+# </details>
+
+# %% [markdown]
+# ## Rule: norm
+# y = weight · (x - mean) / σ + bias, with σ = sqrt(variance + eps). Removing a part of x changes σ as well, and through σ every other part. GIM holds σ constant: each part then keeps its own share of y. LayerNorm's mean is still differentiated; RMSNorm has none.
+#
+# ### Exercise 2 · Freeze a LayerNorm (10 minutes, medium)
+# You get a norm's input x and its output y. Return y's value with the gradient of the same norm, σ held constant.
+
+
+# %%
+def frozen_norm(x, y, weight, eps):
+    """x, y: [..., width]. Return y, every bit; gradient of weight * (x - mean) / sigma with a constant sigma."""
+    ...  # your code
+
+
+checks.frozen_norm(frozen_norm)
+
+# %% [markdown]
+# <details><summary>Hint</summary>
+#
+# Compute σ from `x.detach()` with `var(-1, correction=0, keepdim=True)`. Build the frozen norm s from it, then `with_grad_of(y, s)`. The bias has no effect on the gradient.
+# </details>
+#
+# <details><summary>Solution</summary>
+#
+# ```python
+# def frozen_norm(x, y, weight, eps):
+#     sigma = (x.detach().var(-1, correction=0, keepdim=True) + eps).sqrt()
+#     s = weight * (x - x.mean(-1, keepdim=True)) / sigma
+#     return y.detach() + (s - s.detach())
+# ```
+# </details>
+
+# %% [markdown]
+# ## Rule: temperature
+# In 01 you wrote the softmax's backward pass. A model's fast attention never shows its softmax: it takes q, k, v and a scaling, and returns the output. It can still be done, with two calls:
+# 1. as the model does it, q and k detached: gives the value, and v's gradient;
+# 2. with scaling / T and v detached: gives q's and k's gradients. Its chain rule brings a factor 1/T, which the rule does not have.
+#
+# ### Exercise 3 · Temper an attention (15 minutes, hard)
+
+
+# %%
+def tempered_attention(attend, q, k, v, scaling, temperature):
+    """attend(q, k, v, scaling) is the kernel. Return its value; q and k get the softmax gradient at temperature T."""
+    ...  # your code
+
+
+checks.tempered_attention(tempered_attention)
+
+# %% [markdown]
+# <details><summary>Hint</summary>
+#
+# value = first call; s = second call; return value + T · (s - s.detach()).
+# </details>
+#
+# <details><summary>Solution</summary>
+#
+# ```python
+# def tempered_attention(attend, q, k, v, scaling, temperature):
+#     value = attend(q.detach(), k.detach(), v, scaling)
+#     s = attend(q, k, v.detach(), scaling / temperature)
+#     return value + temperature * (s - s.detach())
+# ```
+# </details>
+
+# %% [markdown]
+# ## Rule: gate, in a real model
+# A gated MLP multiplies act(gate) by up, then projects down. One half at the input of `down_proj` gives each factor its half. GPT-2 has no gate, so this exercise is on the Llama-type model.
+#
+# With nnsight, `model.edit()` stores an intervention in a copy of the model: it runs in every later trace.
+#
+# ### Exercise 4 · Halve the products of every layer (10 minutes, medium)
+
+
+# %%
+def halve_products(model):
+    """Return an edited copy of the Llama-type model: half of the gradient at the input of every down_proj."""
+    ...  # your code
+
+
+checks.halved_products(halve_products, llama)
+
+# %% [markdown]
+# <details><summary>Hint</summary>
+#
+# `with model.edit() as (tracer, edited):` and, in its body, a loop over `edited.model.layers`. A module's `.mlp.down_proj.input` can be read and assigned. Return `edited`.
+# </details>
+#
+# <details><summary>Solution</summary>
+#
+# ```python
+# def halve_products(model):
+#     with model.edit() as (tracer, edited):
+#         for layer in edited.model.layers:
+#             layer.mlp.down_proj.input = scale_grad(layer.mlp.down_proj.input, 0.5)
+#     return edited
+# ```
+# </details>
+
+# %% [markdown]
+# ## How much does each rule change?
+# All 16 sets of the four rules, on both models; the change is the distance from the plain gradient as a share of its length. **Predict:** which rule moves the gradient most? Will all four together move it by the sum?
+
+# %%
+from itertools import combinations
+
+PARTS = {"norm": dict(freeze_norm=True), "temperature": dict(temperature=2.0),
+         "q/k/v": dict(q=0.25, k=0.25, v=0.5), "gate": dict(gate=0.5, up=0.5)}
+SETS = [frozenset(chosen) for size in range(5) for chosen in combinations(PARTS, size)]
+rules = {chosen: Rules(**{key: value for part in chosen for key, value in PARTS[part].items()}) for chosen in SETS}
+
+
+def changes_of(model, task):
+    """For each set of rules the gradient's (change, cosine with the plain one); raise if a single logit differs."""
+    logits, plain = logits_and_gradient(model, task)
+    changes = {}
+    for chosen in SETS:
+        edited_logits, gradient = logits_and_gradient(gimkit.apply(model, rules[chosen]), task)
+        assert torch.equal(edited_logits, logits), f"the forward pass changed under {set(chosen)}"
+        changes[chosen] = change(gradient, plain), alignment(gradient, plain)
+    return changes
+
+
+llama_task = gimkit.tasks.ioi(llama, n=16, seed=0)
+found = {MODEL: changes_of(model, task), "mini-llama": changes_of(llama, llama_task)}
+print("logits identical, bit for bit, under", len(SETS), "sets of rules on", " and ".join(found))
+
+# %%
+with plots.seaborn.axes_style("whitegrid"):
+    figure, axes = plots.pyplot.subplots(1, 2, figsize=(11, 2.4), sharex=True, layout="constrained")
+for ax, (name, changes) in zip(axes, found.items()):
+    shown = {part: changes[frozenset({part})] for part in PARTS} | {"all four (GIM)": changes[frozenset(PARTS)]}
+    table = pandas.DataFrame([(rule, *pair) for rule, pair in shown.items()], columns=["rules", "change", "cosine"])
+    plots.rule_changes(table, ax=ax)
+    ax.set_title(name)
+    print(f"{name:12} cosine with the plain gradient:", dict(zip(table["rules"], table["cosine"].round(2))))
+
+# %% [markdown]
+# The rules do not add up: each one changes what the others receive. Tick rules below (this needs a running kernel; every set is already computed).
+
+# %%
+from gimkit.widgets import rule_explorer
+
+asked = llama_task[0]
+tokens = {chosen: gimkit.attribute(llama, asked.clean, (asked.answer, asked.wrong), method=rules[chosen]) for chosen in SETS}
+rule_explorer({chosen: moved for chosen, (moved, _) in found["mini-llama"].items()}, tokens)
+
+# %% [markdown]
+# ## The same with every attention kernel
+# `sdpa` never builds the attention map, `eager` does. Both must give full receipts and the same gradient. (Tools that patch one of the two paths do nothing on the other, and do not say so.)
+
+# %%
+eager = gimkit.apply(gimkit.load("mini-llama", attn_implementation="eager"))
+sdpa = gimkit.apply(llama)
+for name, edited in (("sdpa", sdpa), ("eager", eager)):
+    places = gimkit.receipt(edited).places
+    assert edited.config._attn_implementation == name and len(places) == 3 and all(places.values())
+    print(f"{name:5}", {rule: len(modules) for rule, modules in places.items()})
+gap = change(logits_and_gradient(eager, llama_task)[1], logits_and_gradient(sdpa, llama_task)[1])
+print(f"gradients differ by {gap:.1e} of their length")
+
+# %% [markdown]
+# ## Controls that must fail
+# **Predict each.** Rules set to 1 must change nothing, to the last bit, and the receipt must say so. The gate rule must change nothing in GPT-2, which has no gate.
+
+# %%
+nothing = gimkit.apply(model, Rules(temperature=1.0, q=1.0, k=1.0, v=1.0))
+print(gimkit.receipt(nothing))
+print("gradient identical", torch.equal(logits_and_gradient(nothing, task)[1], plain))
+
+gpt2 = model if MODEL == "mini-gpt2" else gimkit.load("mini-gpt2")
+print(gimkit.receipt(gimkit.apply(gpt2, rules[frozenset({"gate"})])))
+
+# %% [markdown]
+# The third is a trap. Why not just replace `forward` in the norm's class? Because nnsight has wrapped the modules already. Here every norm of that class is made to return zeros. **Predict** the logits.
+
+# %%
+norm_class = type(gpt2.get(dissect(gpt2).norms[-1].path)._module)
+gpt2_task = gimkit.tasks.ioi(gpt2, n=16, seed=0)
+before, forward = logits_and_gradient(gpt2, gpt2_task)[0], norm_class.forward
+norm_class.forward = lambda self, x: torch.zeros_like(x)
+try:
+    after = logits_and_gradient(gpt2, gpt2_task)[0]
+finally:
+    norm_class.forward = forward
+print(f"{norm_class.__name__}.forward returned zeros; logits that changed: {int((before != after).sum())}")
+
+# %% [markdown]
+# Nothing happened, and nothing complained. A rule placed like this would be silently absent; this is why the rules are nnsight edits, and why there is a receipt.
+#
+# ## What this does not show
+# - **Changed is not better.** That the gradient moves says nothing about whether it explains more. Notebook 04 asks that, against exact patching.
+# - **It is the gradient of no function.** Finite differences will not match it; do not train with it.
+# - **Two attention calls per layer:** the temperature costs time.
+# - **Not every architecture.** Models whose attention does not run through transformers' `attention_interface` (GPT-J, Bloom, Mamba and others) are refused by name.
+#
+# Next: **04 · Who did it?** Sources: GIM, [arXiv 2505.17630](https://arxiv.org/abs/2505.17630).
