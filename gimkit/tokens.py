@@ -12,7 +12,7 @@ from gimkit.errors import GimkitError, require_finite
 from gimkit.remote import where
 from gimkit.rules import RULES, Rules
 from gimkit.traced import integrated_token_scores, token_scores
-from gimkit.vocabulary import encode, one_token, spell
+from gimkit.vocabulary import answer_id, encode, one_token, spell
 
 METHODS = (*RULES, "ig")
 
@@ -62,13 +62,13 @@ def attribute(model, prompt, target=None, *, method: str | Rules = "gim", baseli
               remote: bool = False) -> TokenScores:
     """Score every token of a prompt by how much it speaks for a target token.
 
-    >>> scores = gimkit.attribute(model, "Mary and John went home . John gave a ring to", target="Mary")
-    >>> scores.scores.shape                                      # the start token and 11 words
-    torch.Size([12])
+    >>> scores = gimkit.attribute(model, "Mary drove to the farm with John. John lent a map to", target="Mary")
+    >>> scores.scores.shape                                      # the start token, 12 words and a full stop
+    torch.Size([14])
 
     model: an unedited nnsight model. prompt: a text, or token ids [seq] when the model has no tokenizer.
-    target: a token's text or id; or a pair (right, wrong), whose logit difference is then explained; None explains
-        the model's own top prediction. It is the logit at the last position.
+    target: a token's text (as it follows the prompt after a space) or id; or a pair (right, wrong), whose logit
+        difference is then explained; None explains the model's own top prediction. Logits are the last position's.
     method: any rules ("gim", "gradient", "relp", ... or a `gimkit.Rules`) give (embedding - baseline embedding) times
         the gradient under those rules, from one forward and one backward pass; "gradient" is gradient x input.
         "ig" is integrated gradients from the baseline prompt, `steps` midpoints, one batch.
@@ -86,8 +86,9 @@ def attribute(model, prompt, target=None, *, method: str | Rules = "gim", baseli
     tokenizer = getattr(model, "tokenizer", None)
     ids = encode(tokenizer, prompt)
     neutral = neutral_token(tokenizer) if baseline is None else one_token(tokenizer, baseline)
-    answers = [one_token(tokenizer, word) for word in (target if isinstance(target, tuple | list) else (target,))
-               if word is not None]
+    words = target if isinstance(target, tuple | list) else (target,)
+    answers = [answer_id(tokenizer, prompt, word) if isinstance(word, str) and isinstance(prompt, str)
+               else one_token(tokenizer, word) for word in words if word is not None]
     if len(answers) > 2:
         raise GimkitError(f"target is one token, or a pair (right, wrong), not {len(answers)} tokens")
     rules = RULES["gradient"] if method == "ig" else method

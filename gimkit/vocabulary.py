@@ -5,6 +5,40 @@ import torch
 from gimkit.errors import GimkitError
 
 
+def text_ids(tokenizer, text: str) -> list[int]:
+    """A text's token ids, with the tokenizer's own start token.
+
+    >>> len(text_ids(model.tokenizer, "Mary went home"))
+    4
+
+    Raises GimkitError for an empty text.
+    """
+    if not text.strip():
+        raise GimkitError("the prompt is empty; give at least one word")
+    return list(tokenizer(text)["input_ids"])
+
+
+def answer_id(tokenizer, prompt: str, answer: str, glue: str = " ") -> int:
+    """The one token that an answer is behind its prompt.
+
+    >>> answer_id(model.tokenizer, "Mary drove to the farm with John. John lent a map to", "Mary")
+    412
+
+    glue: what stands between prompt and answer. Raises GimkitError when the answer splits, saying into which tokens.
+    """
+    before = text_ids(tokenizer, prompt)
+    after = text_ids(tokenizer, prompt.rstrip() + glue + answer.strip())
+    added = after[len(before):]
+    if after[:len(before)] != before or not added:
+        raise GimkitError(f"{answer!r} runs together with the end of its prompt; use another prompt")
+    if len(added) > 1:
+        pieces = ", ".join(map(repr, tokenizer.convert_ids_to_tokens(added)))
+        raise GimkitError(f"{answer!r} is not one token but {len(added)}: {pieces}; choose a one-token answer")
+    if added[0] == tokenizer.unk_token_id and answer != tokenizer.unk_token:
+        raise GimkitError(f"{answer!r} is not in the tokenizer's vocabulary; choose a word that it knows")
+    return added[0]
+
+
 def encode(tokenizer, prompt) -> torch.Tensor:
     """Token ids [seq] of a text (with the tokenizer's own start token), or of ids given as a list or tensor.
 
@@ -14,11 +48,9 @@ def encode(tokenizer, prompt) -> torch.Tensor:
     Raises GimkitError for an empty prompt, and for a text without a tokenizer.
     """
     if isinstance(prompt, str):
-        if not prompt.strip():
-            raise GimkitError("the prompt is empty; give at least one word")
         if tokenizer is None:
             raise GimkitError("the model has no tokenizer, so give token ids instead of a text")
-        prompt = tokenizer(prompt)["input_ids"]
+        prompt = text_ids(tokenizer, prompt)
     ids = torch.as_tensor(prompt)
     if ids.dim() == 2 and len(ids) == 1:
         ids = ids[0]

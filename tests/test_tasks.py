@@ -141,7 +141,7 @@ def test_bpe_tokenizer(bpe, make):
 
 def test_bpe_says_what_it_dropped(bpe):
     task = tasks.ioi(bpe, n=256)
-    assert any(re.match(r"answer '(Elizabeth|Barbara)' is not one token but \[", told) for told in task.dropped)
+    assert any(re.match(r"'(Elizabeth|Barbara)' is not one token but \d", told) for told in task.dropped)
     assert not any(name in pair[2:] for pair in task.pairs for name in ("Elizabeth", "Barbara"))
 
 
@@ -172,12 +172,12 @@ def test_own_pairs_from_ids():
 
 
 @pytest.mark.parametrize("change, message", [
-    ({"clean": [""]}, "empty prompt"),
+    ({"clean": [""]}, "the prompt is empty"),
     ({"clean": "The doors"}, "put the single prompt in a list"),
     ({"clean": []}, "no prompt pairs"),
     ({"clean": ["The doors", "The door"]}, "2 clean prompts, 1 corrupt"),
     ({"corrupt": ["The door near"]}, "clean has 3 tokens and corrupt 4"),
-    ({"answers": [("are they", "is")]}, r"'are they' is not one token but \['are', "),
+    ({"answers": [("are they", "is")]}, "'are they' is not one token but 2: 'are', "),
     ({"answers": [("zzz", "is")]}, "'zzz' is not in the tokenizer's vocabulary"),
     ({"answers": ["are"]}, r"n times \(good, bad\)"),
     ({"answers": [([], "is")]}, "an answer is empty"),

@@ -8,6 +8,7 @@ import torch
 
 from gimkit.errors import GimkitError
 from gimkit.tasks.task import Pair, Task
+from gimkit.vocabulary import answer_id, text_ids
 
 
 def tokenizer_of(model):
@@ -20,33 +21,8 @@ def tokenizer_of(model):
     return tokenizer
 
 
-def encode(tokenizer, text: str) -> list[int]:
-    if not text.strip():
-        raise GimkitError("empty prompt: give each prompt at least one word")
-    return list(tokenizer(text)["input_ids"])
-
-
-def answer_id(tokenizer, prompt: str, answer: str, glue: str = " ") -> int:
-    """The one token that `answer` is behind `prompt`; if it splits, a GimkitError says into which.
-
-    >>> answer_id(tokenizer, "Mary drove to the farm with John. John lent a map to", "Mary")
-    412
-    """
-    before = encode(tokenizer, prompt)
-    after = encode(tokenizer, prompt.rstrip() + glue + answer.strip())
-    added = after[len(before):]
-    shown = tokenizer.convert_ids_to_tokens(added)
-    if after[: len(before)] != before or not added:
-        raise GimkitError(f"answer {answer!r} runs together with the end of its prompt: use another prompt")
-    if len(added) > 1:
-        raise GimkitError(f"answer {answer!r} is not one token but {shown}: choose a one-token answer")
-    if added[0] == tokenizer.unk_token_id and answer != tokenizer.unk_token:
-        raise GimkitError(f"answer {answer!r} is not in the tokenizer's vocabulary: choose a word that is")
-    return added[0]
-
-
 def encode_pair(tokenizer, clean: str, corrupt: str) -> tuple[list[int], list[int]]:
-    a, b = encode(tokenizer, clean), encode(tokenizer, corrupt)
+    a, b = text_ids(tokenizer, clean), text_ids(tokenizer, corrupt)
     if len(a) != len(b):
         raise GimkitError(
             f"clean has {len(a)} tokens and corrupt {len(b)}: a pair needs equal lengths; "
@@ -92,7 +68,7 @@ def build(
         except GimkitError as error:
             dropped[str(error)] += 1
             continue
-        clean, corrupt = encode(tokenizer, pair.clean), encode(tokenizer, pair.corrupt)
+        clean, corrupt = text_ids(tokenizer, pair.clean), text_ids(tokenizer, pair.corrupt)
         if len(clean) != len(corrupt):
             dropped["clean and corrupt have unequal numbers of tokens"] += 1
             continue

@@ -2,9 +2,10 @@
 
 from random import Random
 
-from gimkit.tasks.encode import answer_id, build, check_choice, encode
+from gimkit.tasks.encode import build, check_choice
 from gimkit.tasks.task import Pair, Task
 from gimkit.tasks.words import CAPITALS, EVENTS, KINDS, MEN, NEAR, NOUNS, THINGS, WOMEN
+from gimkit.vocabulary import answer_id, text_ids
 
 CAPITAL = (
     "The capital of {} is",
@@ -95,7 +96,7 @@ def _years(tokenizer, pair: Pair) -> tuple[list[int], list[int]]:
     """Ids of the later years of the century, and of the year itself and those before."""
     for shown in (pair.answer, pair.wrong):
         answer_id(tokenizer, pair.clean, shown, glue="")
-    prompt, sets = encode(tokenizer, pair.clean), ([], [])
+    prompt, sets = text_ids(tokenizer, pair.clean), ([], [])
     followed = tokenizer([f"{pair.clean}{year:02d}" for year in range(100)])["input_ids"]
     for year, ids in enumerate(followed):
         if len(ids) == len(prompt) + 1 and ids[:-1] == prompt:  # not so for 1776 where it is one token
