@@ -17,7 +17,8 @@ def load(name: str, **kwargs):
     >>> model = gimkit.load("openai-community/gpt2")           # from the Hugging Face hub
     >>> model = gimkit.load("path/to/a/folder")                # what save_pretrained wrote
 
-    `kwargs` go to nnsight's TransformersModel, for example dtype=torch.bfloat16 or device_map="auto".
+    `kwargs` go to nnsight's TransformersModel, for example dtype=torch.bfloat16 or device_map="auto". The weights
+    take no gradients (`model._module.requires_grad_(True)` brings them back).
     Raises GimkitError for a name that is neither bundled, a folder with a model, nor to be had from the hub.
     """
     from nnsight import TransformersModel  # here, because it takes seconds
@@ -34,7 +35,7 @@ def load(name: str, **kwargs):
         source = name
     options = {"task": "text-generation", "dtype": torch.float32, "dispatch": True} | kwargs
     try:
-        return TransformersModel(source, **options)
+        model = TransformersModel(source, **options)
     except (OSError, ConnectionError) as error:
         if source != name:
             raise
@@ -42,3 +43,5 @@ def load(name: str, **kwargs):
         raise GimkitError(
             f"cannot load {name!r} from the Hugging Face hub ({reason}): check the name and the network, "
             f"or use a local folder or a bundled model ({', '.join(BUNDLED)})") from error
+    model._module.requires_grad_(False)  # attribution needs no gradients of weights
+    return model
