@@ -106,7 +106,10 @@ RECIPE = dict(
     answer_weight=3.0, body_weight=0.1, blank=0.1, drop_heads=0.1, rate=2e-3, muon_rate=4e-3, decay=0.05)
 STAGES = (  # each starts with a fresh optimizer
     dict(steps=3000, early=2000, warm=1000, drop_from=2500, cool=0, mixture="all"),
-    dict(steps=4000, early=0, warm=0, drop_from=2000, cool=1400, mixture="late"),
+    dict(steps=2000, early=0, warm=0, drop_from=2000, cool=0, mixture="late"),
+    dict(steps=3000, early=0, warm=0, drop_from=3000, cool=0, mixture="last"),
+    dict(steps=4000, early=0, warm=0, drop_from=4000, cool=2500, mixture="last",
+         rate=1e-3, muon_rate=2e-3, decay=0.0),
 )
 
 
@@ -170,7 +173,8 @@ def train(name: str, seed: int, out: str | Path, report=print, stages=STAGES, wa
     start = time.process_time()
     report(f"{name} seed {seed}: {sum(p.numel() for p in model.parameters()):,} parameters, {len(words)} words")
     for number, stage in enumerate(stages):
-        torch.manual_seed(seed + 1000 * number)
+        if number:
+            torch.manual_seed(seed + 1000 * number)
 
         def told(step, loss, number=number):
             extra = watch(model, tokenizer, number, step) if watch else ""
