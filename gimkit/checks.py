@@ -157,7 +157,7 @@ def softmax_backward(answer) -> None:
         (wanted(2.0) / 2, "Half of what it should be: you kept the chain rule's 1 / T. The rule takes the softmax's "
                           "own formula at temperature T, with no further factor."),
         (soft * g, "The mean is missing: raising one score lowers all other weights, hence g minus sum of p_T * g."),
-        (soft * (g - (soft * g).sum()), "The sum runs over the whole tensor; it belongs to a row: sum(-1, keepdim=True)."),
+        (soft * (g - (soft * g).sum()), "The sum runs over the whole tensor; sum each row: sum(-1, keepdim=True)."),
         (soft * (g - g.mean(-1, keepdim=True)), "The mean of g is weighted by the softmax: sum of p_T * g."),
         (soft * (g - (scores.softmax(-1) * g).sum(-1, keepdim=True)),
          "The weighted mean uses the plain softmax; use the one at temperature T in both places."),
@@ -270,7 +270,7 @@ def tempered_attention(answer) -> None:
     _recognise(gradients[0], [
         (unchanged[0], "q's gradient is the plain one: it should come from a run with scaling / temperature."),
         (wanted[0] / temperature, "q's gradient is 1 / T of what it should be: the chain rule through scores / T "
-                                  "leaves a 1 / T that the rule does not have. Multiply the added term by the temperature."),
+                                  "leaves a 1 / T that the rule has not. Multiply the added term by the temperature."),
         (unchanged[0] + wanted[0], "q gets two gradients, the plain one and the tempered one. Detach q and k in the "
                                    "first run."),
         (unchanged[0] + wanted[0] / temperature, "q gets two gradients. Detach q and k in the first run, and multiply "

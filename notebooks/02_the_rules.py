@@ -37,7 +37,7 @@ for method, ax in zip(("gradient", "gim"), axes):
     plots.token_bars(scores, ax=ax)
 
 # %% [markdown]
-# Two gradients of the same model at the same sentence. The right one belongs to no function: its backward pass was edited. The next cell runs both passes on all sixteen sentences. **Predict:** in how many of the logits do the two models differ?
+# The same model, the same sentence, two backward passes. The one on the right was edited: it is the gradient of no function. The next cell runs both on all sixteen sentences. **Predict:** in how many of the logits do the two models differ?
 
 
 # %%
@@ -91,7 +91,7 @@ assert torch.equal(quarter, scale_grad(x, 0.25)) and torch.equal(borrowed, with_
 
 # %% [markdown]
 # ## Rule: q, k, v
-# Where two factors make a product, the plain gradient gives the whole effect to each of them, and counts it twice. GIM splits it in halves. Attention has two products: q with k, and the resulting weights with v.
+# Where two factors make a product, gradient × input gives the whole product to each of them, and so counts it twice. GIM splits it in halves. Attention has two products: q with k, and the resulting weights with v.
 #
 # ### Exercise 1 · Split the gradients (5 minutes, easy)
 # Which shares should q, k and v get, so that they add up to 1? Return the three tensors with the same values and with gradients times their share.
