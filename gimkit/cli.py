@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pandas
+import torch
 
 from gimkit.errors import GimkitError
 from gimkit.models import BUNDLED, load
@@ -24,7 +25,7 @@ def main(arguments: list[str] | None = None) -> int:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
 
     command = commands.add_parser("demo", help="show GIM at work on a bundled model, and draw figures/ (no network)")
-    command.add_argument("--model", default="mini-gpt2", help="bundled name, folder or hub id (default: %(default)s)")
+    command.add_argument("--model", default="mini-llama", help="bundled name, folder or hub id (default: %(default)s)")
     command.set_defaults(run=demo)
 
     command = commands.add_parser("train", help="train a bundled model from a seed")
@@ -41,6 +42,8 @@ def main(arguments: list[str] | None = None) -> int:
     if "run" not in options:
         parser.print_help()
         return 2
+    if getattr(options, "model", None) in BUNDLED:
+        torch.set_num_threads(1)  # models this small only lose by sharing the work
     try:
         options.run(options)
     except (GimkitError, OSError) as error:

@@ -16,7 +16,7 @@ METHODS = ("gim", "gradient")
 FIGURES = Path("figures")
 
 
-def demo(name: str = "mini-gpt2", n: int = 64, seed: int = 0) -> None:
+def demo(name: str, n: int = 64, seed: int = 0) -> None:
     """Solve IOI, attribute one prompt's tokens, rank heads and MLPs beside exact patching, draw the figures.
 
     name: whatever `gimkit.load` takes. n, seed: of the IOI prompts.

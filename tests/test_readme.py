@@ -16,9 +16,10 @@ def test_the_code_prints_what_the_readme_shows():
         exec(code, {})
     printed = printed.getvalue()
     words, numbers = NUMBER.sub("#", printed).split(), [float(x) for x in NUMBER.findall(printed)]
-    assert words == NUMBER.sub("#", shown).split()
+    assert words == NUMBER.sub("#", shown).split(), f"the code prints:\n{printed}"
     for ours, theirs in zip(numbers, [float(x) for x in NUMBER.findall(shown)], strict=True):
-        assert abs(ours - theirs) <= 0.02  # the last printed digit may differ between processors
+        # the last printed digit may differ between processors
+        assert abs(ours - theirs) <= 0.02, f"the code prints:\n{printed}"
 
 
 def test_every_path_in_the_readme_exists():
