@@ -22,6 +22,7 @@ def load(name: str, **kwargs):
     Raises GimkitError for a name that is neither bundled, a folder with a model, nor to be had from the hub.
     """
     from nnsight import TransformersModel  # here, because it takes seconds
+    from transformers.utils import logging
 
     if name in BUNDLED:
         source = str(Path(__file__).parent / name)
@@ -34,7 +35,10 @@ def load(name: str, **kwargs):
     else:
         source = name
     options = {"task": "text-generation", "dtype": torch.float32, "dispatch": True} | kwargs
+    noisy = logging.is_progress_bar_enabled()
     try:
+        if name in BUNDLED:  # loaded in an instant
+            logging.disable_progress_bar()
         model = TransformersModel(source, **options)
     except (OSError, ConnectionError) as error:
         if source != name:
@@ -43,5 +47,8 @@ def load(name: str, **kwargs):
         raise GimkitError(
             f"cannot load {name!r} from the Hugging Face hub ({reason}): check the name and the network, "
             f"or use a local folder or a bundled model ({', '.join(BUNDLED)})") from error
+    finally:
+        if noisy:
+            logging.enable_progress_bar()
     model._module.requires_grad_(False)  # attribution needs no gradients of weights
     return model
