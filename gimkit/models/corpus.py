@@ -146,7 +146,13 @@ LAST = {
     plain("agreement"): 0.05, plain("pronoun"): 0.03, plain("capital"): 0.02, plain("hypernymy"): 0.02,
     induction: 0.07, story: 0.01,
 }
-MIXTURES = {"early": EARLY, "all": MIXTURE, "late": LATE, "last": LAST}
+FINAL = {
+    ioi: 0.17, once: 0.10, three: 0.04, odd: 0.30, again: 0.03, ioi_twice: 0.07, greater_than: 0.05,
+    plain("agreement"): 0.04, plain("pronoun"): 0.07, plain("capital"): 0.02, plain("hypernymy"): 0.02,
+    induction: 0.09,
+}
+ODD = FINAL | {ioi: 0.12, once: 0.08, three: 0.02, odd: 0.45, again: 0.0, ioi_twice: 0.05}
+MIXTURES = {"early": EARLY, "all": MIXTURE, "late": LATE, "last": LAST, "final": FINAL, "odd": ODD}
 
 
 def draw(rng: Random, mixture: dict = MIXTURE) -> Document:

@@ -108,7 +108,10 @@ STAGES = (  # each starts with a fresh optimizer
     dict(steps=3000, early=2000, warm=1000, drop_from=2500, cool=0, mixture="all"),
     dict(steps=2000, early=0, warm=0, drop_from=2000, cool=0, mixture="late"),
     dict(steps=3000, early=0, warm=0, drop_from=3000, cool=0, mixture="last"),
-    dict(steps=4000, early=0, warm=0, drop_from=4000, cool=2500, mixture="last",
+    dict(steps=1000, early=0, warm=0, drop_from=1000, cool=0, mixture="last", rate=1e-3, muon_rate=2e-3, decay=0.0),
+    dict(steps=3300, early=0, warm=0, drop_from=3300, cool=2300, mixture="final",
+         rate=1e-3, muon_rate=2e-3, decay=0.0, stop=3000),
+    dict(steps=2600, early=0, warm=0, drop_from=2600, cool=2200, mixture="odd",
          rate=1e-3, muon_rate=2e-3, decay=0.0),
 )
 
@@ -134,7 +137,7 @@ def run_stage(model, batches: Batches, recipe: dict, watch=None) -> None:
     schedules = [torch.optim.lr_scheduler.LambdaLR(
         opt, lambda i: min(1.0, (i + 1) / 100, 0.02 + (steps - i) / max(recipe["cool"], 1))) for opt in opts]
     model.train()
-    for step in range(steps):
+    for step in range(recipe.get("stop", steps)):
         if step == recipe["drop_from"]:
             hooks = drop_heads(model, recipe["drop_heads"])
         ids, weights, positions, allowed = batches.draw(step)
