@@ -22,9 +22,7 @@ def apply(model, rules: Rules | str = GIM):
     alike, RMSNorm and q/k norms included, and Gemma's softcaps keep their own derivative.
     """
     rules, anatomy = resolve(rules), dissect(model)
-    if "_gimkit" in vars(model):
-        raise GimkitError(f"this model already carries the rules {receipt(model).name}; "
-                          "apply to the original, or to gimkit.remove(model)")
+    check_unedited(model)
     places = plan(anatomy, rules)
     first = len(model._edits)
     edited = model._shallow_copy()
@@ -36,6 +34,16 @@ def apply(model, rules: Rules | str = GIM):
         "span": (first, len(edited._edits)),
     }
     return edited
+
+
+def check_unedited(model) -> None:
+    """Refuse a model that carries rules already, for they would add up in silence.
+
+    >>> check_unedited(gimkit.load("mini-gpt2"))
+    """
+    if "_gimkit" in vars(model):
+        raise GimkitError(f"this model already carries the rules {receipt(model).name}; "
+                          "give the original, or gimkit.remove(model)")
 
 
 def _place(model, act, path: str, arguments: tuple):

@@ -530,7 +530,7 @@ def test_bad_methods_and_sizes():
     task = random_task(2)
     with pytest.raises(gimkit.GimkitError, match="unknown method 'gmi'.*gim.*ig-inputs.*gp.*exact.*random"):
         gimkit.score_edges(model, task, "gmi")
-    with pytest.raises(gimkit.GimkitError, match="steps must be at least 1, not 0"):
+    with pytest.raises(gimkit.GimkitError, match="steps must be a whole number of at least 1, not 0"):
         gimkit.score_edges(model, task, "ig-inputs", steps=0)
     with pytest.raises(gimkit.GimkitError, match="is not a task"):
         gimkit.score_edges(model, "ioi")
@@ -547,7 +547,7 @@ def test_bad_methods_and_sizes():
 
 @pytest.mark.parametrize("graph", [Graph(2, 4, False), Graph(3, 2, False), Graph(3, 4, True)])
 def test_a_circuit_of_another_model(graph):
-    with pytest.raises(gimkit.GimkitError, match="circuit is of a model of"):
+    with pytest.raises(gimkit.GimkitError, match="are of a model of"):
         gimkit.run(tiny("gpt2")[1], random_task(2), Circuit(graph, graph.real))
 
 
@@ -571,3 +571,34 @@ def test_nan_is_no_score():
                 lambda: gimkit.run(model, random_task(1), Circuit(graph, graph.real))):
         with pytest.raises(gimkit.GimkitError, match="NaN"):
             act()
+
+
+def test_other_bad_input():
+    model, task = NNsight(build("gpt2")), random_task()
+    edges = gimkit.score_edges(model, task, "random")
+    for circuits in ([], edges, [edges]):
+        with pytest.raises(gimkit.GimkitError, match=r"edges.top\(n\)"):
+            gimkit.run(model, task, circuits)
+    for size in (0, -1, 2.5):
+        with pytest.raises(gimkit.GimkitError, match="batch_size must be a whole number"):
+            gimkit.score_edges(model, task, batch_size=size)
+    with pytest.raises(gimkit.GimkitError, match="steps must be a whole number"):
+        gimkit.score_edges(model, task, "ig-inputs", steps=2.5)
+    with pytest.raises(gimkit.GimkitError, match="whole number"):
+        edges.top(20.5)
+    edited = gimkit.apply(model)
+    for act in (lambda: gimkit.score_edges(edited, task, "exact"), lambda: gimkit.run(edited, task, edges.top(50)),
+                lambda: gimkit.score_nodes(edited, task, "exact")):
+        with pytest.raises(gimkit.GimkitError, match="already carries the rules gim"):
+            act()
+
+
+@pytest.mark.parametrize("name", ["gpt2", "gemma2", "olmo2"])
+def test_bfloat16_scores_are_float32_and_close(name):
+    half, task = NNsight(build(name, torch.bfloat16, gain=0.5)), random_task()
+    full = NNsight(build(name, gain=0.5).to(torch.bfloat16).float())
+    for score in (gimkit.score_edges, gimkit.score_nodes):
+        got, want = score(half, task, "gim").scores, score(full, task, "gim").scores
+        assert got.dtype == torch.float32 and (got - want).norm() < 0.06 * want.norm()
+    graph = gimkit.score_edges(half, task, "random").graph
+    assert torch.isfinite(gimkit.run(half, task, Circuit(graph, graph.real))).all()

@@ -85,7 +85,7 @@ def test_an_unsolved_task_is_not_divided_by():
                                 solved.pairs)
     with pytest.raises(gimkit.GimkitError, match="does not beat the corrupt"):
         gimkit.faithfulness(model, swapped, gimkit.score_edges(model, swapped, "random"), absolute=True)
-    with pytest.raises(gimkit.GimkitError, match="another model"):
+    with pytest.raises(gimkit.GimkitError, match="score this model"):
         gimkit.faithfulness(model, solved, made_up(), absolute=True)
     with pytest.raises(gimkit.GimkitError, match="increasing shares"):
         gimkit.faithfulness(model, solved, gimkit.score_edges(model, solved, "random"), absolute=True, sizes=(0.5, 0.1))

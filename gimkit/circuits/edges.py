@@ -7,11 +7,11 @@ import torch
 from tqdm.auto import tqdm
 
 from gimkit.circuits.graph import Circuit, Graph, greedy_edges, prune, top_edges
-from gimkit.circuits.patching import run_masks
-from gimkit.circuits.scores import check_task, padded, rules_of
+from gimkit.circuits.patching import graph_of, run_masks
+from gimkit.circuits.scores import check_task, check_whole, padded, rules_of
 from gimkit.circuits.streams import edge_scores, path_points
 from gimkit.circuits.wiring import Wiring, wiring
-from gimkit.edits import apply
+from gimkit.edits import apply, check_unedited
 from gimkit.errors import GimkitError, require_finite
 from gimkit.remote import where
 from gimkit.rules import GIM, PLAIN, RULES, Rules
@@ -95,14 +95,16 @@ def score_edges(model, task, method: str | Rules = "gim", *, steps: int = 5, bat
     Raises GimkitError for an unknown method, steps below 1, an architecture whose edges are not covered, NaN.
     Source: hannamw/EAP-IG (names, order, formulas), arXiv 2502.06852 (EAP-GP), 2505.17630 (GIM). Differences from the
     reference: scores do not depend on the batch size (it divides by it once more); parts followed by a norm
-    (Gemma-2 and 3, OLMo-2) count as what leaves that norm with its denominator constant.
+    (Gemma-2 and 3, OLMo-2) count as what leaves that norm with its denominator constant. OLMo-2 normalises the queries
+    (and keys) of all heads together, so there an edge into one head's query also counts what that does to the others'.
     """
     check_task(task)
     if not isinstance(method, Rules) and method not in METHODS:
         raise GimkitError(f"unknown method {method!r}; use a gimkit.Rules, or one of {', '.join(METHODS)}")
-    if steps < 1:
-        raise GimkitError(f"steps must be at least 1, not {steps}")
+    check_whole("steps", steps)
+    check_whole("batch_size", batch_size)
     w = wiring(model)
+    check_unedited(model)
     graph = graph_of(w)
     if method == "random":
         scores = torch.randn(graph.real.shape, generator=torch.Generator().manual_seed(seed)) * graph.real
@@ -112,11 +114,6 @@ def score_edges(model, task, method: str | Rules = "gim", *, steps: int = 5, bat
         scores = _gradients(model, w, task, method, steps, batch_size, remote)
     require_finite(scores)
     return EdgeScores(task.name, method if isinstance(method, str) else "own rules", graph, scores)
-
-
-def graph_of(w: Wiring) -> Graph:
-    """The names and edges of a wiring."""
-    return Graph(len(w.layers), w.heads, w.parallel)
 
 
 def _gradients(model, w: Wiring, task, method, steps: int, batch_size: int, remote: bool) -> torch.Tensor:

@@ -55,6 +55,10 @@ class Graph(NamedTuple):
     heads: int
     parallel: bool
 
+    def __str__(self) -> str:
+        blocks = "parallel" if self.parallel else "sequential"
+        return f"{self.layers} {blocks} layers of {self.heads} heads"
+
     @property
     def sources(self) -> tuple[str, ...]:
         """input, then each layer's a0.h0 ... and m0."""
@@ -171,7 +175,7 @@ def greedy_edges(scores: torch.Tensor, graph: Graph, n: int, absolute: bool) -> 
     columns = {}
     for column, node in enumerate(owner):
         columns.setdefault(node, []).append(column)
-    keep, reached, heap = torch.zeros_like(real), {-1}, []
+    keep, reached, heap, taken = torch.zeros_like(real), {-1}, [], 0
 
     def offer(node):
         for column in columns[node]:
@@ -179,9 +183,9 @@ def greedy_edges(scores: torch.Tensor, graph: Graph, n: int, absolute: bool) -> 
                 heapq.heappush(heap, (-value[source][column], source, column))
 
     offer(-1)
-    while heap and int(keep.sum()) < n:
+    while heap and taken < n:
         _, source, column = heapq.heappop(heap)
-        keep[source, column] = True
+        keep[source, column], taken = True, taken + 1
         if source not in reached and source > 0:
             reached.add(source)
             offer(source)
@@ -190,5 +194,7 @@ def greedy_edges(scores: torch.Tensor, graph: Graph, n: int, absolute: bool) -> 
 
 def check_size(n: int, graph: Graph) -> None:
     """Refuse a number of edges that the model does not have."""
+    if not isinstance(n, int):
+        raise GimkitError(f"the number of edges is a whole number, not {n!r}")
     if not 0 <= n <= graph.n_edges:
         raise GimkitError(f"n={n} edges asked for, but the model has {graph.n_edges}; choose 0 to {graph.n_edges}")

@@ -10,9 +10,10 @@ from scipy import stats
 
 from gimkit.circuits.edges import EdgeScores
 from gimkit.circuits.graph import Circuit, greedy_edges, prune, top_edges
-from gimkit.circuits.patching import run_masks
+from gimkit.circuits.patching import check_graph, run_masks
 from gimkit.circuits.scores import check_task
 from gimkit.circuits.wiring import wiring
+from gimkit.edits import check_unedited
 from gimkit.errors import GimkitError, require_finite
 
 SIZES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)  # MIB's shares of all edges
@@ -146,8 +147,8 @@ def faithfulness(model, task, edges: EdgeScores, *, absolute: bool, sizes=SIZES,
     check_task(task)
     w = wiring(model)
     graph, cut = edges.graph, greedy_edges if greedy else top_edges
-    if (graph.layers, graph.heads, graph.parallel) != (len(w.layers), w.heads, w.parallel):
-        raise GimkitError("the scores are of another model; score this model's edges")
+    check_graph(graph, w)
+    check_unedited(model)
     require_finite(edges.scores)
     sizes = tuple(sizes)
     if not sizes or any(not 0 <= share <= 1 for share in sizes) or list(sizes) != sorted(set(sizes)):

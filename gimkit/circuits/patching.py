@@ -3,10 +3,11 @@
 import torch
 from tqdm.auto import tqdm
 
-from gimkit.circuits.graph import Circuit
+from gimkit.circuits.graph import Circuit, Graph
 from gimkit.circuits.scores import check_task, padded
 from gimkit.circuits.streams import run_circuits
 from gimkit.circuits.wiring import Wiring, wiring
+from gimkit.edits import check_unedited
 from gimkit.errors import GimkitError, require_finite
 from gimkit.remote import where
 
@@ -25,15 +26,27 @@ def run(model, task, circuits: Circuit | list[Circuit], *, remote: bool = False)
     """
     check_task(task)
     w = wiring(model)
-    several = [circuits] if isinstance(circuits, Circuit) else list(circuits)
+    check_unedited(model)
+    several = [circuits] if isinstance(circuits, Circuit) else list(circuits) if isinstance(circuits, list) else []
+    if not several or not all(isinstance(circuit, Circuit) for circuit in several):
+        raise GimkitError("circuits is a Circuit or a list of them; cut one from scores with edges.top(n)")
     for circuit in several:
-        shape = (circuit.graph.layers, circuit.graph.heads, circuit.graph.parallel)
-        if shape != (len(w.layers), w.heads, w.parallel):
-            raise GimkitError(f"the circuit is of a model of {shape[0]} layers with {shape[1]} heads, but "
-                              f"{w.architecture} has {len(w.layers)} with {w.heads}; score this model's edges")
+        check_graph(circuit.graph, w)
     values = run_masks(model, w, task, torch.stack([circuit.keep for circuit in several]), remote)
     require_finite(values, "the circuit's metric")
     return values[0] if isinstance(circuits, Circuit) else values
+
+
+def graph_of(w: Wiring) -> Graph:
+    """The names and edges of a wiring."""
+    return Graph(len(w.layers), w.heads, w.parallel)
+
+
+def check_graph(graph: Graph, w: Wiring) -> None:
+    """Refuse scores or a circuit of another model."""
+    if graph != graph_of(w):
+        raise GimkitError(f"the circuit or scores are of a model of {graph}, but {w.architecture} here has "
+                          f"{graph_of(w)}; score this model's edges")
 
 
 def run_masks(model, w: Wiring, task, keep: torch.Tensor, remote: bool, most: int = 2**25) -> torch.Tensor:

@@ -11,7 +11,7 @@ from gimkit.circuits.graph import nodes
 from gimkit.circuits.streams import node_scores
 from gimkit.circuits.traced import exact_node_scores
 from gimkit.circuits.wiring import norms_after
-from gimkit.edits import apply
+from gimkit.edits import apply, check_unedited
 from gimkit.errors import GimkitError, require_finite
 from gimkit.remote import where
 from gimkit.rules import RULES, Rules
@@ -73,7 +73,9 @@ def score_nodes(model, task, method: str | Rules = "gim", *, batch_size: int = 3
     constant, so that outputs add up to the residual stream.
     """
     check_task(task)
+    check_whole("batch_size", batch_size)
     parts = dissect(model)
+    check_unedited(model)
     names = nodes(parts)
     edited = None if method == "exact" else apply(model, rules_of(method))
     paths = [(block.output, block.mlp) for block in parts.blocks]
@@ -125,6 +127,12 @@ def check_task(task) -> None:
                           "or gimkit.tasks.pairs(clean=..., corrupt=..., answers=...)")
     if len(task) == 0:
         raise GimkitError(f"the task {task.name} holds no prompt pairs; {'; '.join(task.dropped) or 'make some first'}")
+
+
+def check_whole(name: str, value: int, least: int = 1) -> None:
+    """Refuse a number that is not whole or below the least that makes sense."""
+    if not isinstance(value, int) or value < least:
+        raise GimkitError(f"{name} must be a whole number of at least {least}, not {value!r}")
 
 
 def rows_of(task) -> torch.Tensor:

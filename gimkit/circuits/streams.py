@@ -87,10 +87,12 @@ def node_scores(model, embedding: str, blocks: list, n_heads: int, last, good, b
     columns = []
     for difference, beside, gradient in zip(differences, side_by_side, torch.autograd.grad(metric.sum(), parts)):
         g = by_row(gradient, 2 * b)[:b]
+        precise = torch.promote_types(g.dtype, torch.float32)
+        difference, g = difference.to(precise), g.to(precise)
         if beside:  # heads' outputs side by side: [b, seq, heads, head_dim]
             columns.append(torch.einsum("bshd,bshd->bh", difference, g.unflatten(-1, (n_heads, -1))))
         else:  # [nodes, b, seq, width]
-            columns.append(torch.einsum("nbsw,bsw->bn", difference, g.to(difference.dtype)))
+            columns.append(torch.einsum("nbsw,bsw->bn", difference, g))
     return torch.cat(columns, 1)
 
 
@@ -221,8 +223,8 @@ def pulled(reads: torch.Tensor, norm, gradient_rows: list, b: int, frozen: bool)
 
 
 def contract(sources: list, reads: torch.Tensor) -> torch.Tensor:
-    """<clean - corrupt output, gradient> of every source with every target, [sources, targets]."""
-    reads = reads.flatten(1)
+    """<clean - corrupt output, gradient> of every source with every target, [sources, targets], at least float32."""
+    reads = reads.flatten(1).to(torch.promote_types(reads.dtype, torch.float32))
     return torch.cat([source.flatten(1).to(reads.dtype) @ reads.T for source in sources])
 
 
@@ -324,7 +326,7 @@ def gap(x: torch.Tensor, b: int, circuits: int, group: int) -> torch.Tensor:
 def stacked(stream: torch.Tensor, current: list, keep: torch.Tensor, b: int) -> torch.Tensor:
     """What targets read, [targets, circuits * b, seq, width]: the corrupt stream and what kept sources change in it."""
     circuits, _, targets = keep.shape
-    gaps = torch.cat(current)
+    gaps = torch.cat([source.to(stream.dtype) for source in current])
     keep = keep[:, :len(gaps)].to(gaps.dtype)
     change = torch.einsum("cft,fcx->tcx", keep, gaps.reshape(len(gaps), circuits, -1)).reshape(
         targets, *gaps.shape[1:])
