@@ -61,6 +61,7 @@ def demo(options) -> None:
 def train(options) -> None:
     from gimkit.models.train import train
 
+    options.out.mkdir(parents=True, exist_ok=True)  # half an hour of training must not end in a refusal
     print(f"wrote {train(options.name, options.seed, options.out)}")
 
 
