@@ -38,6 +38,14 @@ def main(arguments: list[str] | None = None) -> int:
     command.add_argument("model", metavar="NAME_OR_FOLDER", help="a bundled name, or a folder that `train` wrote")
     command.set_defaults(run=measure)
 
+    command = commands.add_parser("compare", help="CPR and CMD of every edge-scoring method on every task")
+    command.add_argument("model", metavar="NAME", help="a bundled name, a folder or a hub id")
+    command.add_argument("--tasks", nargs="+", metavar="TASK", help="default: all of gimkit.tasks")
+    command.add_argument("--methods", nargs="+", metavar="METHOD", help="default: all")
+    command.add_argument("-n", type=int, default=32, help="prompt pairs a task (default: %(default)s)")
+    command.add_argument("--csv", type=Path, help="write the table here too")
+    command.set_defaults(run=compare)
+
     options = parser.parse_args(arguments)
     if "run" not in options:
         parser.print_help()
@@ -77,3 +85,13 @@ def measure(options) -> None:
     table = pandas.DataFrame(rows, columns=["task", "measure", "value"]).set_index(["measure", "task"])["value"]
     print("\nPhenomena, 64 prompts each; help(gimkit.models.phenomena.phenomena) says what each measure is.")
     print(table.unstack(sort=False).to_string(float_format="{:.2f}".format))
+
+
+def compare(options) -> None:
+    from gimkit.compare import COMPARED, TASKS, compare
+
+    table = compare(options.model, options.tasks or TASKS, options.methods or COMPARED, options.n)
+    print(table.to_string(index=False, float_format="{:.2f}".format))
+    if options.csv:
+        table.to_csv(options.csv, index=False, float_format="%.4g")
+        print(f"wrote {options.csv}")
