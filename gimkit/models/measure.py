@@ -21,7 +21,7 @@ def metric(model, task: Task) -> torch.Tensor:
     return torch.stack([row[list(good)].logsumexp(0) - row[list(bad)].logsumexp(0) for row, good, bad in rows])
 
 
-def examined(model, n: int = 256, seed: int = 1000) -> dict[str, Task]:
+def examined(model, n: int = 1000, seed: int = 1000) -> dict[str, Task]:
     """The tasks of the model cards: held-out pairs of names wherever there are names."""
     held = {"names": "held-out"}
     return {
@@ -42,7 +42,7 @@ def examined(model, n: int = 256, seed: int = 1000) -> dict[str, Task]:
     }
 
 
-def accuracy(model, n: int = 256, seed: int = 1000) -> pd.DataFrame:
+def accuracy(model, n: int = 1000, seed: int = 1000) -> pd.DataFrame:
     """Accuracy and mean logit difference of each task, on pairs of names that the training held out.
 
     >>> gimkit.models.accuracy(gimkit.load("mini-gpt2"))      # 14 rows
