@@ -11,10 +11,12 @@ NUMBER = re.compile(r"[-+]?\d+\.\d+")
 
 def test_the_code_prints_what_the_readme_shows():
     ((code, shown),) = re.findall(r"```python\n(.*?)```\n+```text\n(.*?)```", README, re.DOTALL)
-    printed = StringIO()
+    printed, names = StringIO(), {}
     with redirect_stdout(printed):
-        exec(code, {})
+        exec(code, names)
     printed = printed.getvalue()
+    for further in re.findall(r"```python\n(.*?)```", README, re.DOTALL)[1:]:
+        exec(further, names)
     words, numbers = NUMBER.sub("#", printed).split(), [float(x) for x in NUMBER.findall(printed)]
     assert words == NUMBER.sub("#", shown).split(), f"the code prints:\n{printed}"
     for ours, theirs in zip(numbers, [float(x) for x in NUMBER.findall(shown)], strict=True):
