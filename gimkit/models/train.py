@@ -103,17 +103,23 @@ class Batches:
 
 
 RECIPE = dict(
-    answer_weight=3.0, body_weight=0.1, blank=0.1, drop_heads=0.1, rate=2e-3, muon_rate=4e-3, decay=0.05)
-STAGES = (  # each starts with a fresh optimizer
-    dict(steps=3000, early=2000, warm=1000, drop_from=2500, cool=0, mixture="all"),
-    dict(steps=2000, early=0, warm=0, drop_from=2000, cool=0, mixture="late"),
-    dict(steps=3000, early=0, warm=0, drop_from=3000, cool=0, mixture="last"),
-    dict(steps=1000, early=0, warm=0, drop_from=1000, cool=0, mixture="last", rate=1e-3, muon_rate=2e-3, decay=0.0),
-    dict(steps=3300, early=0, warm=0, drop_from=3300, cool=2300, mixture="final",
-         rate=1e-3, muon_rate=2e-3, decay=0.0, stop=3000),
-    dict(steps=2600, early=0, warm=0, drop_from=2600, cool=2200, mixture="odd",
-         rate=1e-3, muon_rate=2e-3, decay=0.0),
+    answer_weight=3.0,  # of answers that are names, from step `warm` of a stage on; other answers 1
+    body_weight=0.1,  # of tokens that are no answers
+    blank=0.1,  # share of documents with up to half of their tokens replaced by <blank>
+    drop_heads=0.1, drop_from=None,  # rate, and the step from which heads are dropped
+    rate=2e-3, muon_rate=4e-3, decay=0.05,  # AdamW, Muon, weight decay of Muon
+    early=0, warm=0,  # steps of the early mixture; see answer_weight
+    cool=0, stop=None,  # the rate falls over the last `cool` of `steps` steps; `stop` ends the stage before
 )
+STAGES = (  # found while training: each goes on from the one before with a fresh optimizer
+    dict(steps=3000, early=2000, warm=1000, drop_from=2500, mixture="all"),
+    dict(steps=2000, mixture="late"),
+    dict(steps=3000, mixture="last"),
+    dict(steps=1000, mixture="last", rate=1e-3, muon_rate=2e-3, decay=0.0),
+    dict(steps=3300, stop=3000, cool=2300, mixture="final", rate=1e-3, muon_rate=2e-3, decay=0.0),
+    dict(steps=2600, cool=2200, mixture="odd", rate=1e-3, muon_rate=2e-3, decay=0.0),
+)
+EMBEDDINGS = ("wte.weight", "wpe.weight", "embed_tokens.weight")
 
 
 def optimizers(model, recipe: dict) -> list:
@@ -127,9 +133,6 @@ def optimizers(model, recipe: dict) -> list:
     ]
 
 
-EMBEDDINGS = ("wte.weight", "wpe.weight", "embed_tokens.weight")
-
-
 def run_stage(model, batches: Batches, recipe: dict, watch=None) -> None:
     """Gradient steps on fresh batches; `watch(step, mean loss)` is called every 250 of them."""
     steps, total, hooks = recipe["steps"], 0.0, []
@@ -137,7 +140,7 @@ def run_stage(model, batches: Batches, recipe: dict, watch=None) -> None:
     schedules = [torch.optim.lr_scheduler.LambdaLR(
         opt, lambda i: min(1.0, (i + 1) / 100, 0.02 + (steps - i) / max(recipe["cool"], 1))) for opt in opts]
     model.train()
-    for step in range(recipe.get("stop", steps)):
+    for step in range(recipe["stop"] or steps):
         if step == recipe["drop_from"]:
             hooks = drop_heads(model, recipe["drop_heads"])
         ids, weights, positions, allowed = batches.draw(step)
