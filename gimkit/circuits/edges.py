@@ -6,10 +6,10 @@ import pandas
 import torch
 from tqdm.auto import tqdm
 
+from gimkit.circuits.gradients import edge_scores, path_points
 from gimkit.circuits.graph import Circuit, Graph, greedy_edges, prune, top_edges
 from gimkit.circuits.patching import graph_of, run_masks
 from gimkit.circuits.scores import check_task, check_whole, padded, rules_of
-from gimkit.circuits.streams import edge_scores, path_points
 from gimkit.circuits.wiring import Wiring, wiring
 from gimkit.edits import apply, check_unedited
 from gimkit.errors import GimkitError, require_finite

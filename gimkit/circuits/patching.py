@@ -4,8 +4,8 @@ import torch
 from tqdm.auto import tqdm
 
 from gimkit.circuits.graph import Circuit, Graph
+from gimkit.circuits.runs import run_circuits
 from gimkit.circuits.scores import check_task, padded
-from gimkit.circuits.streams import run_circuits
 from gimkit.circuits.wiring import Wiring, wiring
 from gimkit.edits import check_unedited
 from gimkit.errors import GimkitError, require_finite

@@ -7,8 +7,8 @@ import torch
 from tqdm.auto import tqdm
 
 from gimkit.anatomy import dissect
+from gimkit.circuits.gradients import node_scores
 from gimkit.circuits.graph import nodes
-from gimkit.circuits.streams import node_scores
 from gimkit.circuits.traced import exact_node_scores
 from gimkit.circuits.wiring import norms_after
 from gimkit.edits import apply, check_unedited

@@ -4,6 +4,8 @@ import pandas as pd
 import torch
 
 from gimkit import tasks
+from gimkit.circuits.scores import padded
+from gimkit.circuits.traced import answer_difference
 from gimkit.tasks import Task
 
 
@@ -16,9 +18,7 @@ def metric(model, task: Task) -> torch.Tensor:
     device = next(model.parameters()).device
     with torch.no_grad():
         logits = model(input_ids=task.clean.to(device), attention_mask=task.mask.to(device)).logits
-    logits = logits[torch.arange(len(task)), task.last].float().cpu()
-    rows = zip(logits, task.good, task.bad)
-    return torch.stack([row[list(good)].logsumexp(0) - row[list(bad)].logsumexp(0) for row, good, bad in rows])
+    return answer_difference(logits, task.last, padded(task.good), padded(task.bad)).cpu()
 
 
 def examined(model, n: int = 1000, seed: int = 1000) -> dict[str, Task]:
