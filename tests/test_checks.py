@@ -4,9 +4,12 @@ import runpy
 
 import pytest
 import torch
+from scipy import stats
 from test_notebooks import PATHS, exercises
 
+import gimkit
 from gimkit import checks
+from gimkit.anatomy import dissect
 from gimkit.rules import scale_grad
 
 EXERCISES = [(path.stem[:2], exercise) for path in PATHS for exercise in exercises(path)]
@@ -23,8 +26,6 @@ def run(code: str, call: str, folder, capsys, **names) -> str:
 
 @pytest.fixture(scope="module")
 def models():
-    import gimkit
-
     return {"model": gimkit.load("mini-gpt2"), "llama": gimkit.load("mini-llama")}
 
 
@@ -93,6 +94,42 @@ def frozen(sigma_of=torch.Tensor.detach, mean_of=lambda x: x, keep=True, weighte
     return answer
 
 
+def pearson(a, b):
+    return stats.pearsonr(a, b).statistic
+
+
+def interval(a_rows, b_rows=None, quantiles=(0.025, 0.975)):
+    """A wrong answer to 04.3: `a_rows(n)` draws examples; b's are the same unless it has its own."""
+    def answer(correlate, a, b):
+        found = []
+        for _ in range(500):
+            rows = a_rows(len(a))
+            found.append(correlate(a[rows].mean(0), b[b_rows(len(b)) if b_rows else rows].mean(0)))
+        return torch.quantile(torch.tensor(found), torch.tensor(quantiles))
+
+    return answer
+
+
+def drawn(n):
+    return torch.randint(n, (n,))
+
+
+def draw_nodes(correlate, a, b):
+    a, b = a.mean(0), b.mean(0)
+    found = torch.tensor([correlate(a[i], b[i]) for i in (drawn(len(a)) for _ in range(500))])
+    return torch.quantile(found, torch.tensor([0.025, 0.975]))
+
+
+def each_example(correlate, a, b):
+    found = torch.tensor([correlate(x, y) for x, y in zip(a, b)])
+    return torch.quantile(found, torch.tensor([0.025, 0.975]))
+
+
+def mean_of_each(correlate, a, b):
+    found = torch.tensor([correlate(x, y) for x, y in zip(a, b)])
+    return torch.quantile(torch.stack([found[drawn(len(a))].mean() for _ in range(500)]), torch.tensor([0.025, 0.975]))
+
+
 WRONG = [
     ("ablation_effects", falls(to=0.0), "Zero is no neutral score"),
     ("ablation_effects", falls(to=-torch.inf), "removed the positions"),
@@ -124,6 +161,20 @@ WRONG = [
     ("tempered_attention", attend_twice(factor=False), "Multiply the added term by the temperature"),
     ("tempered_attention", attend_twice(detach_first=False), "two gradients"),
     ("tempered_attention", attend_twice(detach_v=False), "v's gradient changed"),
+    ("spearman", pearson, "correlation of the values"),
+    ("spearman", lambda a, b: -stats.spearmanr(a, b).statistic, "sign is reversed"),
+    ("spearman", lambda a, b: pearson(a.argsort(stable=True), b.argsort(stable=True)), "argsort says where"),
+    ("spearman", lambda a, b: pearson(a.argsort(stable=True).argsort(), b.argsort(stable=True).argsort()),
+     "not with them"),
+    ("spearman", lambda a, b: stats.kendalltau(a, b).statistic, "Not Spearman's"),
+    ("spearman", lambda a, b: a, "one number"),
+    ("bootstrap_interval", interval(drawn, drawn), "different examples"),
+    ("bootstrap_interval", draw_nodes, "You drew nodes"),
+    ("bootstrap_interval", mean_of_each, "own correlations"),
+    ("bootstrap_interval", each_example, "single examples spread"),
+    ("bootstrap_interval", interval(torch.randperm), "no width"),
+    ("bootstrap_interval", interval(drawn, quantiles=(0.25, 0.75)), "is not the interval"),
+    ("bootstrap_interval", lambda correlate, a, b: (correlate(a, b),) * 2, "the means over the drawn"),
 ]
 
 
@@ -188,6 +239,30 @@ def shape_of_one_row(model, module, prompt):
     return output.shape
 
 
+def attribution(corrupt=True, sign=1, of_corrupt=False, where=None, axes=(1, 2)):
+    """A wrong answer to 04.1: another distance, sign, gradient, position or sum."""
+    def answer(model, module, task, right, wrong):
+        n, rows = len(task), torch.arange(2 * len(task))
+        with model.trace(input_ids=torch.cat([task.clean, task.corrupt]), use_cache=False):
+            output = module.output.detach().requires_grad_(True)
+            module.output = output
+            logits = model.output.logits[rows, task.last.repeat(2)]
+            difference = logits[rows, right.repeat(2)] - logits[rows, wrong.repeat(2)]
+            gradient = torch.autograd.grad(difference.sum(), output)[0]
+            slope = gradient[n:] if of_corrupt else gradient[:n]
+            distance = output[:n] - output[n:] if corrupt else output[:n]
+            product = (sign * distance * slope).detach().save()
+        return product[torch.arange(n), task.last].sum(-1) if where else product.sum(axes)
+
+    return answer
+
+
+def of_the_unedited_model(model, module, task, right, wrong):
+    """A wrong answer to 04.1: the plain gradient, whatever model it is given."""
+    plain = gimkit.remove(model) if "_gimkit" in vars(model) else model
+    return attribution()(plain, plain.get(dissect(plain).blocks[1].mlp), task, right, wrong)
+
+
 WRONG_ON_MODELS = [
     ("read_a_trace", "model", shape_of_the_logits, "these are the logits"),
     ("read_a_trace", "model", shape_of_another_prompt, "this prompt has"),
@@ -197,6 +272,12 @@ WRONG_ON_MODELS = [
     ("halved_products", "llama", edit(halve_thrice), "A quarter each"),
     ("halved_products", "llama", edit(forget_to_assign), "nothing was placed"),
     ("halved_products", "llama", only_the_first_layer, "each layer"),
+    ("attribution_patching", "model", attribution(sign=-1), "signs are reversed"),
+    ("attribution_patching", "model", attribution(corrupt=False), "output times gradient"),
+    ("attribution_patching", "model", attribution(of_corrupt=True), "that of the corrupt rows"),
+    ("attribution_patching", "model", attribution(where="last"), "Only the last position"),
+    ("attribution_patching", "model", attribution(axes=(0, 1, 2)), "one number per example"),
+    ("attribution_patching", "model", of_the_unedited_model, "under the rules gim"),
 ]
 
 
@@ -206,3 +287,10 @@ def test_a_wrong_answer_on_a_model_hears_why(name, which, answer, lesson, models
     check = getattr(checks, name)
     with pytest.raises(AssertionError, match=lesson):
         check(answer, models[which])
+
+
+def test_a_right_interval_passes_whatever_it_draws(capsys):
+    for seed in range(5):
+        torch.manual_seed(seed)
+        checks.bootstrap_interval(interval(drawn))
+    assert capsys.readouterr().out.count("Correct: ") == 5
