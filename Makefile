@@ -1,6 +1,7 @@
 # make demo    install into .venv, then show GIM at work on a bundled model (no network after the installation)
 # make test    install into .venv, then lint, tests and notebooks, offline
 # make lab     install into .venv, then JupyterLab on notebooks/
+# make notebooks   run each notebooks/*.py and rewrite its executed .ipynb
 # make clean   remove .venv
 
 PYTHON ?= python3
@@ -8,7 +9,7 @@ BIN := .venv/bin
 INSTALLED := .venv/installed
 OFFLINE := HF_HUB_OFFLINE=1
 
-.PHONY: demo test lab clean
+.PHONY: demo test lab notebooks clean
 
 demo: $(INSTALLED)
 	$(OFFLINE) $(BIN)/python -m gimkit demo
@@ -21,6 +22,9 @@ test: $(INSTALLED)
 
 lab: $(INSTALLED)
 	$(BIN)/jupyter lab --notebook-dir=notebooks
+
+notebooks: $(INSTALLED)
+	$(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/python .ci/notebooks.py notebooks/*.py
 
 clean:
 	rm -rf .venv
