@@ -17,7 +17,7 @@ demo: $(INSTALLED)
 # The notebooks run one after another: a kernel that a parallel worker starts sometimes never answers.
 test: $(INSTALLED)
 	$(BIN)/ruff check .
-	$(OFFLINE) $(BIN)/python -m pytest -q --nbmake --nbmake-timeout=300 notebooks
+	$(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --nbmake --nbmake-timeout=300 notebooks
 	$(OFFLINE) $(BIN)/python -m pytest -q -n 2 tests
 
 lab: $(INSTALLED)
