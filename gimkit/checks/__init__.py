@@ -1,0 +1,14 @@
+"""The exercises' checks: a stub hears "Your turn", a wrong answer a sentence that teaches, a right one "Correct".
+
+Each check recomputes what is asked from its formula, compares, and looks for the usual mistakes by name.
+A wrong answer raises AssertionError.
+"""
+
+from gimkit.checks.attribution import attribution_patching, bootstrap_interval, spearman
+from gimkit.checks.rules import frozen_norm, halved_products, split_gradients, tempered_attention
+from gimkit.checks.saturation import ablation_effects, hidden_from_the_gradient, softmax_backward
+from gimkit.checks.seat import read_a_trace
+
+__all__ = ["ablation_effects", "attribution_patching", "bootstrap_interval", "frozen_norm", "halved_products",
+           "hidden_from_the_gradient", "read_a_trace", "softmax_backward", "spearman", "split_gradients",
+           "tempered_attention"]
