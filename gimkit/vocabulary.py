@@ -21,8 +21,8 @@ def text_ids(tokenizer, text: str) -> list[int]:
 def answer_id(tokenizer, prompt: str, answer: str, glue: str = " ") -> int:
     """The one token that an answer is behind its prompt.
 
-    >>> answer_id(model.tokenizer, "Mary drove to the farm with John. John lent a map to", "Mary")
-    412
+    >>> answer_id(model.tokenizer, "Mary drove to the farm with John. John lent a map to", "Mary")  # mini-llama
+    195
 
     glue: what stands between prompt and answer. Raises GimkitError when the answer splits, saying into which tokens.
     """
@@ -65,8 +65,8 @@ def encode(tokenizer, prompt) -> torch.Tensor:
 def one_token(tokenizer, word) -> int:
     """The id of a word that is a single token, tried with a leading space first; ids pass through.
 
-    >>> one_token(model.tokenizer, "Mary")
-    17
+    >>> one_token(model.tokenizer, "Mary")                       # mini-llama
+    195
 
     Raises GimkitError, listing the pieces, when the word splits into several tokens.
     """
@@ -91,7 +91,7 @@ def one_token(tokenizer, word) -> int:
 def spell(tokenizer, token: int) -> str:
     """A token's text as people read it, its id without a tokenizer.
 
-    >>> spell(model.tokenizer, 17)
+    >>> spell(model.tokenizer, 195)
     'Mary'
     """
     return str(token) if tokenizer is None else tokenizer.decode([token]) or str(token)

@@ -87,21 +87,18 @@ def edge_scores(model, w, frozen: bool, b: int, last, good, bad, gradient_rows: 
         paths = list(dict.fromkeys(layer.projections))
         outputs = {path: model.get(path).output for path in paths}
         z = model.get(layer.output).input
-        if (number, "attention") in between and layer.norm_after_attention is None:
-            put_between(model.get(layer.output), between[number, "attention"], b)
         after = read_norm(model, layer.norm_after_attention)
-        if (number, "attention") in between and layer.norm_after_attention is not None:
-            put_between(model.get(layer.norm_after_attention[0]), between[number, "attention"], b)
+        if (number, "attention") in between:
+            writer = layer.output if after is None else layer.norm_after_attention[0]
+            put_between(model.get(writer), between[number, "attention"], b)
         before_mlp = read_norm(model, layer.norm_before_mlp)
         mlp = model.get(layer.mlp)
         alias = mlp.input.view_as(mlp.input)  # OLMo-2's MLP reads the residual stream itself
         mlp.input = alias
         m = tensor_of(mlp.output)
-        if (number, "mlp") in between and layer.norm_after_mlp is None:
-            put_between(mlp, between[number, "mlp"], b)
         after_mlp = read_norm(model, layer.norm_after_mlp)
-        if (number, "mlp") in between and layer.norm_after_mlp is not None:
-            put_between(model.get(layer.norm_after_mlp[0]), between[number, "mlp"], b)
+        if (number, "mlp") in between:
+            put_between(mlp if after_mlp is None else model.get(layer.norm_after_mlp[0]), between[number, "mlp"], b)
         taken.append((stream, before, outputs, z, after, before_mlp, m, after_mlp))
         wanted += [*outputs.values(), alias] + ([z] if group > 1 else [])
     final = model.get(w.final_norm[0]).input
@@ -116,15 +113,11 @@ def edge_scores(model, w, frozen: bool, b: int, last, good, bad, gradient_rows: 
     for layer, (_, before, outputs, z, after, before_mlp, m, after_mlp) in zip(w.layers, taken):
         at = {path: gradients.pop(0) for path in outputs}
         at_mlp = gradients.pop(0)
-        to_heads = []
+        if group > 1:
+            single = per_query_head(z, gradients.pop(0), outputs, layer, w)
+        reads = []
         for which, path in enumerate(layer.projections):
             weight = heads_of(output_last(model.get(path)), which, layer.layout, *layout)  # [width, heads, head_dim]
-            to_heads.append((which, path, weight))
-        if group > 1:
-            at_z = gradients.pop(0)
-            single = per_query_head(z, at_z, outputs, layer, w)
-        reads = []
-        for which, path, weight in to_heads:
             if which and group > 1:
                 g, weight = single[which], weight.repeat_interleave(group, 1)
             else:

@@ -102,7 +102,7 @@ class Circuit:
 
     >>> circuit = edges.top(200)
     >>> len(circuit), circuit.edges[0]
-    (187, 'input->a0.h0<q>')
+    (200, 'input->a0.h0<q>')
 
     graph: the model's shape. keep: [sources, targets], True on the circuit's edges. scores: [sources, targets] or None.
     """

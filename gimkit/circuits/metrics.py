@@ -50,8 +50,8 @@ def bootstrap(statistic, n: int, *, level: float = 0.95, resamples: int = 999, s
 def rank_correlation(scores, truth, *, level: float = 0.95, resamples: int = 999, seed: int = 0) -> Interval:
     """Spearman's rank correlation of two methods' mean node scores, with a bootstrap interval over examples.
 
-    >>> rank_correlation(gim, exact)                             # two NodeScores of the same task
-    Interval(value=0.91, low=0.85, high=0.94)
+    >>> print(rank_correlation(gim, exact))                      # mini-llama's NodeScores, 64 prompts of IOI
+    0.97 [0.95, 0.98]
 
     scores, truth: `NodeScores` with the same nodes and examples; "input" is left out, for it is no component.
     level, resamples, seed: of the percentile bootstrap (scipy.stats.bootstrap), which draws whole examples.
@@ -167,8 +167,7 @@ def faithfulness(model, task, edges: EdgeScores, *, absolute: bool, sizes=SIZES,
 def auroc(edges: EdgeScores, known: Circuit, *, absolute: bool = True) -> float:
     """Area under the ROC curve of edge scores against a known circuit: 1 ranks its edges first, 0.5 is chance.
 
-    >>> gimkit.circuits.auroc(edges, known)
-    0.83
+    >>> gimkit.circuits.auroc(edges, known)                      # a number between 0 and 1
 
     Every real edge counts once, ties share their rank. MIB's InterpBench score instead joins ten greedy circuits by
     straight lines, without the point (0, 0).
