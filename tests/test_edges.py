@@ -288,7 +288,7 @@ def test_exact_is_one_literal_patch_after_another(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_no_edges_run_as_corrupt_and_all_as_clean(name):
     hf, model = tiny(name)
-    task, graph = random_task(3), Graph(3, 4, name == "gpt_neox")
+    task, graph = random_task(3), Graph(3, 4, name == "gpt_neox", 32)
     got = gimkit.run(model, task, [Circuit(graph, torch.zeros_like(graph.real)), Circuit(graph, graph.real)])
     want = torch.tensor([[literal_metric(hf, ids, task, row) for row in range(3)]
                          for ids in (task.corrupt, task.clean)])
@@ -300,7 +300,7 @@ def test_no_edges_run_as_corrupt_and_all_as_clean(name):
 def test_circuits_run_as_spelled_out(name):
     """Circuits with a few edges removed, with half of them and with most of them removed, together."""
     hf, model = tiny(name)
-    task, graph = random_task(2), Graph(3, 4, name == "gpt_neox")
+    task, graph = random_task(2), Graph(3, 4, name == "gpt_neox", 32)
     noise = torch.rand(graph.real.shape, generator=torch.Generator().manual_seed(0))
     circuits = [Circuit(graph, graph.real & (noise > share)) for share in (0.03, 0.5, 0.9)]
     got = gimkit.run(model, task, circuits)
@@ -317,7 +317,7 @@ def test_circuits_run_as_spelled_out(name):
 def test_memory_limits_change_no_run(name):
     _, model = tiny(name)
     task, w = random_task(5), wiring(tiny(name)[1])
-    graph = Graph(3, 4, False)
+    graph = Graph(3, 4, False, 32)
     keep = graph.real & (torch.rand(4, *graph.real.shape, generator=torch.Generator().manual_seed(0)) > 0.5)
     whole = run_masks(model, w, task, keep, False)
     per_row = graph.real.shape[1] * task.clean.shape[1] * 32
@@ -347,7 +347,7 @@ def test_batches_and_padding_change_no_score(method):
 
 def test_padding_changes_no_run():
     _, model = tiny("qwen2")
-    task, graph = random_task(3), Graph(3, 4, False)
+    task, graph = random_task(3), Graph(3, 4, False, 32)
     circuit = Circuit(graph, graph.real & (torch.rand(graph.real.shape) > 0.5))
     assert torch.allclose(gimkit.run(model, wider(task), circuit), gimkit.run(model, task, circuit), atol=1e-5)
 
@@ -374,19 +374,19 @@ def test_steps_matter():
 
 
 @pytest.mark.parametrize("shape, edges, sources", [
-    ((12, 12, False), 32_491, 157),  # GPT-2 small
-    ((24, 14, False), 179_749, 361),  # Qwen2.5-0.5B
-    ((26, 8, False), 74_218, 235),  # Gemma-2-2B
-    ((32, 32, False), 1_592_881, 1057),  # Llama-3.1-8B
+    ((12, 12, False, 768), 32_491, 157),  # GPT-2 small
+    ((24, 14, False, 896), 179_749, 361),  # Qwen2.5-0.5B
+    ((26, 8, False, 2304), 74_218, 235),  # Gemma-2-2B
+    ((32, 32, False, 4096), 1_592_881, 1057),  # Llama-3.1-8B
 ])
 def test_counts_of_known_models(shape, edges, sources):
     graph = Graph(*shape)
     assert (graph.n_edges, len(graph.sources)) == (edges, sources)
-    assert Graph(*shape[:2], True).n_edges == edges - shape[0] * shape[1]
+    assert graph._replace(parallel=True).n_edges == edges - shape[0] * shape[1]
 
 
 def test_names_and_order():
-    graph = Graph(2, 2, False)
+    graph = Graph(2, 2, False, 32)
     assert graph.sources == ("input", "a0.h0", "a0.h1", "m0", "a1.h0", "a1.h1", "m1")
     assert graph.targets == (
         "a0.h0<q>", "a0.h1<q>", "a0.h0<k>", "a0.h1<k>", "a0.h0<v>", "a0.h1<v>", "m0",
@@ -398,13 +398,13 @@ def test_names_and_order():
 
 
 def test_parallel_blocks_have_no_edge_from_a_head_to_its_own_mlp():
-    serial, parallel = Graph(2, 2, False), Graph(2, 2, True)
+    serial, parallel = Graph(2, 2, False, 32), Graph(2, 2, True, 32)
     gone = (serial.real & ~parallel.real).nonzero().tolist()
     assert [names_of(serial, edge) for edge in gone] == [
         ("a0.h0", "m0"), ("a0.h1", "m0"), ("a1.h0", "m1"), ("a1.h1", "m1")]
     assert bool((parallel.real <= serial.real).all())
-    assert gimkit.score_edges(tiny("gpt_neox")[1], random_task(1), "random").graph == Graph(3, 4, True)
-    assert gimkit.score_edges(tiny("gpt_neox_serial")[1], random_task(1), "random").graph == Graph(3, 4, False)
+    assert gimkit.score_edges(tiny("gpt_neox")[1], random_task(1), "random").graph == Graph(3, 4, True, 32)
+    assert gimkit.score_edges(tiny("gpt_neox_serial")[1], random_task(1), "random").graph == Graph(3, 4, False, 32)
 
 
 def mask_of(graph, edges):
@@ -429,7 +429,7 @@ FED = ["input->a0.h0<v>", "a0.h0->m0", "m0->a1.h0<k>", "a1.h0->logits"]
     ([*FED, "input->m1", "a1.h1->m1", "m1->logits"], [*FED, "input->m1", "m1->logits"]),
 ])
 def test_prune_takes_off_dead_ends(edges, kept):
-    graph = Graph(2, 2, False)
+    graph = Graph(2, 2, False, 32)
     before = mask_of(graph, edges)
     after = prune(before, graph)
     assert set(Circuit(graph, after).edges) == set(kept)
@@ -439,7 +439,7 @@ def test_prune_takes_off_dead_ends(edges, kept):
 def test_pruning_changes_no_run():
     """What is pruned had no way to matter: a head without fed inputs carries its corrupt value."""
     _, model = tiny("gpt2")
-    graph, task = Graph(3, 4, False), random_task(2)
+    graph, task = Graph(3, 4, False, 32), random_task(2)
     keep = graph.real & (torch.rand(graph.real.shape, generator=torch.Generator().manual_seed(1)) > 0.93)
     pruned = prune(keep, graph)
     assert 0 < int(pruned.sum()) < int(keep.sum())
@@ -452,7 +452,7 @@ def scored(values, graph):
 
 
 def test_top_takes_the_best_edges_and_breaks_ties_in_order():
-    graph = Graph(2, 2, False)
+    graph = Graph(2, 2, False, 32)
     every = graph.real.nonzero()
     values = torch.zeros(graph.real.shape)
     for edge, value in (("input->a0.h0<v>", 3.0), ("a0.h0->logits", 2.0), ("input->m1", -5.0), ("m1->logits", -4.0)):
@@ -470,7 +470,7 @@ def test_top_takes_the_best_edges_and_breaks_ties_in_order():
 
 
 def test_top_of_random_scores():
-    graph = Graph(3, 4, True)
+    graph = Graph(3, 4, True, 32)
     values = torch.randn(graph.real.shape, generator=torch.Generator().manual_seed(0))
     for absolute in (False, True):
         worth = (values.abs() if absolute else values)[graph.real]
@@ -484,7 +484,7 @@ def test_top_of_random_scores():
 @pytest.mark.parametrize("parallel", [False, True])
 def test_greedy_grows_from_the_logits(parallel, absolute):
     """Against a plain loop: among edges into nodes that are in, the best one."""
-    graph = Graph(2, 2, parallel)
+    graph = Graph(2, 2, parallel, 32)
     values = torch.randn(graph.real.shape, generator=torch.Generator().manual_seed(3))
     worth = values.abs() if absolute else values
     inside, keep = {"logits"}, torch.zeros_like(graph.real)
@@ -500,16 +500,16 @@ def test_greedy_grows_from_the_logits(parallel, absolute):
 
 
 def test_circuits_are_data():
-    graph = Graph(2, 2, False)
+    graph = Graph(2, 2, False, 32)
     circuit = Circuit(graph, mask_of(graph, FED))
     assert circuit.edges == tuple(FED) and circuit.nodes == ("input", "a0.h0", "m0", "a1.h0") and len(circuit) == 4
     assert str(circuit) == f"4 of {graph.n_edges} edges, 4 of 7 nodes"
     assert circuit == Circuit(graph, mask_of(graph, FED)) and circuit != Circuit(graph, mask_of(graph, FED[1:]))
-    assert circuit != Circuit(Graph(2, 2, True), mask_of(graph, FED[:1]))
+    assert circuit != Circuit(Graph(2, 2, True, 32), mask_of(graph, FED[:1]))
     with pytest.raises(gimkit.GimkitError, match="edges that this model does not have"):
         Circuit(graph, torch.ones_like(graph.real))
     with pytest.raises(gimkit.GimkitError, match="edges that this model does not have"):
-        Circuit(graph, Graph(3, 2, False).real)
+        Circuit(graph, Graph(3, 2, False, 32).real)
 
 
 def test_frame():
@@ -545,7 +545,8 @@ def test_bad_methods_and_sizes():
                 choose(n)
 
 
-@pytest.mark.parametrize("graph", [Graph(2, 4, False), Graph(3, 2, False), Graph(3, 4, True)])
+@pytest.mark.parametrize("graph", [Graph(2, 4, False, 32), Graph(3, 2, False, 32), Graph(3, 4, True, 32),
+                                   Graph(3, 4, False, 64)])
 def test_a_circuit_of_another_model(graph):
     with pytest.raises(gimkit.GimkitError, match="are of a model of"):
         gimkit.run(tiny("gpt2")[1], random_task(2), Circuit(graph, graph.real))
@@ -553,7 +554,7 @@ def test_a_circuit_of_another_model(graph):
 
 @pytest.mark.parametrize("name", ["cohere", "opt", "stablelm_parallel", "granite", "deepseek_v3"])
 def test_architectures_whose_edges_are_not_covered(name):
-    model, graph = NNsight(build(name)), Graph(3, 4, False)
+    model, graph = NNsight(build(name)), Graph(3, 4, False, 32)
     for act in (lambda: gimkit.score_edges(model, random_task(2), "gradient"),
                 lambda: gimkit.run(model, random_task(2), Circuit(graph, graph.real))):
         with pytest.raises(gimkit.GimkitError, match="edges are not *covered; score nodes instead"):
@@ -564,7 +565,7 @@ def test_nan_is_no_score():
     hf = build("gpt2")
     with torch.no_grad():
         hf.transformer.h[1].mlp.c_fc.weight[0] = torch.nan
-    model, graph = NNsight(hf), Graph(3, 4, False)
+    model, graph = NNsight(hf), Graph(3, 4, False, 32)
     for act in (lambda: gimkit.score_edges(model, random_task(1), "gim"),
                 lambda: gimkit.score_edges(model, random_task(1), "gradient"),
                 lambda: gimkit.score_edges(model, random_task(1), "exact"),

@@ -13,7 +13,7 @@ import gimkit
 from gimkit.circuits import Circuit, Curve, EdgeScores, Graph, auroc, load_edges, precision_recall, save_edges
 from gimkit.circuits.metrics import SIZES
 
-GRAPH = Graph(layers=2, heads=2, parallel=False)
+GRAPH = Graph(layers=2, heads=2, parallel=False, width=8)
 
 
 def made_up(seed=0):

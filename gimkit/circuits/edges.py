@@ -8,9 +8,9 @@ from tqdm.auto import tqdm
 
 from gimkit.circuits.gradients import edge_scores, path_points
 from gimkit.circuits.graph import Circuit, Graph, greedy_edges, prune, top_edges
-from gimkit.circuits.patching import graph_of, run_masks
+from gimkit.circuits.patching import run_masks
 from gimkit.circuits.scores import check_task, check_whole, padded, rules_of
-from gimkit.circuits.wiring import Wiring, wiring
+from gimkit.circuits.wiring import Wiring, graph_of, wiring
 from gimkit.edits import apply, check_unedited
 from gimkit.errors import GimkitError, require_finite
 from gimkit.remote import where

@@ -79,4 +79,5 @@ def load_edges(path, *, task: str = "", method: str = "") -> tuple[EdgeScores, C
 
 
 def _graph(config) -> Graph:
-    return Graph(int(config["n_layers"]), int(config["n_heads"]), bool(config["parallel_attn_mlp"]))
+    return Graph(int(config["n_layers"]), int(config["n_heads"]), bool(config["parallel_attn_mlp"]),
+                 int(config["d_model"]))

@@ -45,19 +45,21 @@ def _nodes(layers: int, heads: int) -> tuple[Node, ...]:
 class Graph(NamedTuple):
     """A model's edges by its shape alone.
 
-    >>> Graph(layers=12, heads=12, parallel=False).n_edges       # GPT-2 small
+    >>> Graph(layers=12, heads=12, parallel=False, width=768).n_edges       # GPT-2 small
     32491
 
     parallel: attention and MLP of a layer read the same stream, so that no head feeds its own layer's MLP.
+    width: of the residual stream; it names the model, no edge depends on it.
     """
 
     layers: int
     heads: int
     parallel: bool
+    width: int
 
     def __str__(self) -> str:
         blocks = "parallel" if self.parallel else "sequential"
-        return f"{self.layers} {blocks} layers of {self.heads} heads"
+        return f"{self.layers} {blocks} layers of {self.heads} heads, width {self.width}"
 
     @property
     def sources(self) -> tuple[str, ...]:

@@ -10,9 +10,9 @@ from scipy import stats
 
 from gimkit.circuits.edges import EdgeScores
 from gimkit.circuits.graph import Circuit, greedy_edges, prune, top_edges
-from gimkit.circuits.patching import check_graph, run_masks
+from gimkit.circuits.patching import run_masks
 from gimkit.circuits.scores import check_task
-from gimkit.circuits.wiring import wiring
+from gimkit.circuits.wiring import check_graph, wiring
 from gimkit.edits import check_unedited
 from gimkit.errors import GimkitError, require_finite
 

@@ -3,10 +3,10 @@
 import torch
 from tqdm.auto import tqdm
 
-from gimkit.circuits.graph import Circuit, Graph
+from gimkit.circuits.graph import Circuit
 from gimkit.circuits.runs import run_circuits
 from gimkit.circuits.scores import check_task, padded
-from gimkit.circuits.wiring import Wiring, wiring
+from gimkit.circuits.wiring import Wiring, check_graph, wiring
 from gimkit.edits import check_unedited
 from gimkit.errors import GimkitError, require_finite
 from gimkit.remote import where
@@ -37,25 +37,12 @@ def run(model, task, circuits: Circuit | list[Circuit], *, remote: bool = False)
     return values[0] if isinstance(circuits, Circuit) else values
 
 
-def graph_of(w: Wiring) -> Graph:
-    """The names and edges of a wiring."""
-    return Graph(len(w.layers), w.heads, w.parallel)
-
-
-def check_graph(graph: Graph, w: Wiring) -> None:
-    """Refuse scores or a circuit of another model."""
-    if graph != graph_of(w):
-        raise GimkitError(f"the circuit or scores are of a model of {graph}, but {w.architecture} here has "
-                          f"{graph_of(w)}; score this model's edges")
-
-
 def run_masks(model, w: Wiring, task, keep: torch.Tensor, remote: bool, most: int = 2**25) -> torch.Tensor:
     """The metric [circuits, examples] of each mask [sources, targets], as many rows at a time as memory likes.
 
     most: numbers in the sources' outputs that are held at once (2^25 float32: 128 MiB).
     """
-    width = model._module.get_input_embeddings().weight.shape[1]
-    rows = max(1, most // (keep.shape[1] * task.clean.shape[1] * width))
+    rows = max(1, most // (keep.shape[1] * task.clean.shape[1] * w.width))
     together = max(1, min(len(keep), rows // min(len(task), 16)))  # circuits
     examples = max(1, rows // together)
     copies = w.heads // w.key_heads

@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 from gimkit.anatomy import Anatomy, Norm, dissect
+from gimkit.circuits.graph import Graph
 from gimkit.errors import GimkitError
 
 # Which norms stand before and after attention and MLP, by the names that a block's own norms have.
@@ -49,6 +50,7 @@ class Wiring(NamedTuple):
     heads: int
     key_heads: int
     head_dim: int
+    width: int
     parallel: bool
 
 
@@ -76,7 +78,20 @@ def wiring(model, anatomy: Anatomy | None = None) -> Wiring:
                           "covered; score nodes instead")
     shared = layers[0].layout != "interleaved" and getattr(config, "num_key_value_heads", None)
     return Wiring(name, anatomy.embedding, layers, final[0], anatomy.n_heads, shared or anatomy.n_heads,
-                  anatomy.head_dim, bool(getattr(config, "use_parallel_residual", False)))
+                  anatomy.head_dim, model._module.get_input_embeddings().weight.shape[1],
+                  bool(getattr(config, "use_parallel_residual", False)))
+
+
+def graph_of(w: Wiring) -> Graph:
+    """The names and edges of a wiring."""
+    return Graph(len(w.layers), w.heads, w.parallel, w.width)
+
+
+def check_graph(graph: Graph, w: Wiring, what: str = "the circuit or scores are") -> None:
+    """Refuse scores or a circuit of another model."""
+    if graph != graph_of(w):
+        raise GimkitError(f"{what} of a model of {graph}, but {w.architecture} here has {graph_of(w)}; "
+                          "score this model's edges")
 
 
 def norms_after(anatomy: Anatomy) -> list[tuple[Norm | None, Norm | None]]:
