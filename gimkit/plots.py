@@ -11,6 +11,7 @@ from matplotlib import pyplot
 from matplotlib.transforms import Bbox
 
 from gimkit.circuits import rank_correlation
+from gimkit.circuits.scores import METRICS
 from gimkit.errors import GimkitError
 
 BLUE, ORANGE, GREEN, PINK, GREY = (seaborn.color_palette("colorblind")[i] for i in (0, 1, 2, 4, 7))
@@ -45,7 +46,7 @@ def node_grid(scores, ax=None):
 
     >>> node_grid(gimkit.score_nodes(model, task, method="gim"))
 
-    scores: `NodeScores`; the cells are means over examples in logits, with numbers when the grid is at most 12 x 12.
+    scores: `NodeScores`; the cells are means over examples, with numbers when the grid is at most 12 x 12.
     The embedding ("input") has no layer and is left out. ax: matplotlib axes, made when None. Returns the axes.
     """
     table = scores.frame().query("kind != 'input'").copy()
@@ -57,7 +58,7 @@ def node_grid(scores, ax=None):
     ax = _axes(ax, 2.2 + (0.6 if small else 0.3) * grid.shape[1], 1.2 + (0.45 if small else 0.25) * len(grid))
     most = max(float(grid.abs().to_numpy().max()), 1e-12)
     seaborn.heatmap(grid, ax=ax, cmap=DIVERGING, vmin=-most, vmax=most, annot=small, fmt=".2f", linewidths=0.5,
-                    annot_kws={"size": 8}, cbar_kws={"label": "score (logits)"})
+                    annot_kws={"size": 8}, cbar_kws={"label": f"score ({METRICS[scores.metric]})"})
     ax.axvline(heads, color="white", linewidth=5)
     ax.invert_yaxis()  # the network is drawn from the bottom up
     ax.tick_params(axis="both", length=0)
@@ -86,7 +87,8 @@ def method_scatter(scores, exact, ax=None):
                    edgecolor="white", linewidth=0.6, zorder=3)
     ax.margins(0.12)
     ax.axline((0, 0), slope=1, color=DARK, linestyle="--", linewidth=0.9)
-    ax.set(xlabel="exact patching (logits)", ylabel=_plain(f"{scores.method} (logits)"),
+    ax.set(xlabel=f"exact patching ({METRICS[exact.metric]})",
+           ylabel=_plain(f"{scores.method} ({METRICS[scores.metric]})"),
            title=f"{_plain(f'{scores.method} against exact patching on {exact.task}')}\nSpearman's ρ = {rho}")
     ax.legend(frameon=True, loc="lower right")
     order = table["score"].abs().sort_values(ascending=False).index

@@ -319,10 +319,10 @@ def test_memory_limits_change_no_run(name):
     task, w = random_task(5), wiring(tiny(name)[1])
     graph = Graph(3, 4, False, 32)
     keep = graph.real & (torch.rand(4, *graph.real.shape, generator=torch.Generator().manual_seed(0)) > 0.5)
-    whole = run_masks(model, w, task, keep, False)
+    whole = run_masks(model, w, task, keep, "logit", False)
     per_row = graph.real.shape[1] * task.clean.shape[1] * 32
     for rows in (1, 3, 7):
-        assert torch.allclose(run_masks(model, w, task, keep, False, most=rows * per_row), whole, atol=1e-5)
+        assert torch.allclose(run_masks(model, w, task, keep, "logit", False, most=rows * per_row), whole, atol=1e-5)
 
 
 # --- what must not matter ---
@@ -515,7 +515,7 @@ def test_circuits_are_data():
 def test_frame():
     edges = gimkit.score_edges(tiny("gpt2")[1], random_task(2), "gim")
     frame = edges.frame()
-    assert list(frame.columns) == ["task", "method", "source", "target", "score"]
+    assert list(frame.columns) == ["task", "method", "metric", "source", "target", "score"]
     assert len(frame) == edges.graph.n_edges and set(frame.method) == {"gim"}
     row = frame[(frame.source == "a1.h2") & (frame.target == "a2.h3<k>")]
     where = edges.sources.index("a1.h2"), edges.targets.index("a2.h3<k>")

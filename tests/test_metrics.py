@@ -57,9 +57,9 @@ def test_faithfulness_ends_at_one_and_names_its_ranking():
     edges = gimkit.score_edges(model, task, "gim")
     signed = gimkit.faithfulness(model, task, edges, absolute=False, sizes=(0.0, 0.1, 1.0))
     assert signed.faithfulness[[0, 2]] == pytest.approx([0, 1], abs=1e-5)
-    assert signed.label == "gim, signed" and signed.edges[0] == 0 and signed.edges[2] == edges.graph.n_edges
+    assert signed.label == "gim, signed, logit" and signed.edges[0] == 0 and signed.edges[2] == edges.graph.n_edges
     grown = gimkit.faithfulness(model, task, edges, absolute=True, sizes=(0.1,), greedy=True)
-    assert grown.label == "gim, absolute, greedy" and list(grown.frame().ranking) == ["absolute, greedy"]
+    assert grown.label == "gim, absolute, greedy, logit" and list(grown.frame().ranking) == ["absolute, greedy"]
 
 
 def _graph(model):

@@ -144,7 +144,7 @@ def test_frame_and_rank_correlation():
     model, task = NNsight(build("gpt2")), random_task()
     exact = gimkit.score_nodes(model, task, "exact")
     frame = exact.frame()
-    assert list(frame.columns) == ["task", "method", "node", "kind", "layer", "head", "score"]
+    assert list(frame.columns) == ["task", "method", "metric", "node", "kind", "layer", "head", "score"]
     assert len(frame) == len(exact.nodes) == 1 + 3 * 5 and frame.node[7] == "a1.h1"
     assert frame[frame.node == "m2"].iloc[0][["kind", "layer", "head"]].tolist() == ["mlp", 2, -1]
     same = gimkit.rank_correlation(exact, exact)

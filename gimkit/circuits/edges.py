@@ -9,7 +9,7 @@ from tqdm.auto import tqdm
 from gimkit.circuits.gradients import edge_scores, path_points
 from gimkit.circuits.graph import Circuit, Graph, greedy_edges, prune, top_edges
 from gimkit.circuits.patching import run_masks
-from gimkit.circuits.scores import check_task, check_whole, padded, rules_of
+from gimkit.circuits.scores import answers_of, check_metric, check_slope, check_task, check_whole, rules_of
 from gimkit.circuits.wiring import Wiring, graph_of, wiring
 from gimkit.edits import apply, check_unedited
 from gimkit.errors import GimkitError, require_finite
@@ -23,13 +23,14 @@ METHODS = (*RULES, "ig-inputs", "gim-ig", "ig-activations", "clean-corrupted", "
 class EdgeScores:
     """One score per edge; positive means that corrupting the edge hurts.
 
-    scores: [sources, targets] in units of the metric (logits), means over examples, 0 where there is no edge.
+    scores: [sources, targets] in units of the metric, means over examples, 0 where there is no edge.
     """
 
     task: str
     method: str
     graph: Graph
     scores: torch.Tensor
+    metric: str = "logit"
 
     @property
     def sources(self) -> tuple[str, ...]:
@@ -42,9 +43,9 @@ class EdgeScores:
         return self.graph.targets
 
     def frame(self) -> pandas.DataFrame:
-        """Tidy table of the real edges with columns task, method, source, target, score."""
+        """Tidy table of the real edges with columns task, method, metric, source, target, score."""
         where_ = self.graph.real.nonzero().tolist()
-        return pandas.DataFrame({"task": self.task, "method": self.method,
+        return pandas.DataFrame({"task": self.task, "method": self.method, "metric": self.metric,
                                  "source": [self.sources[i] for i, _ in where_],
                                  "target": [self.targets[j] for _, j in where_],
                                  "score": self.scores[self.graph.real].tolist()})
@@ -67,8 +68,8 @@ class EdgeScores:
         return Circuit(self.graph, prune(greedy_edges(self.scores, self.graph, n, absolute), self.graph), self.scores)
 
 
-def score_edges(model, task, method: str | Rules = "gim", *, steps: int = 5, batch_size: int = 16, seed: int = 0,
-                remote: bool = False) -> EdgeScores:
+def score_edges(model, task, method: str | Rules = "gim", *, metric: str = "logit", steps: int = 5,
+                batch_size: int = 16, seed: int = 0, remote: bool = False) -> EdgeScores:
     """Score every edge of a model on a task, each head's queries, keys and values apart.
 
     >>> edges = gimkit.score_edges(model, gimkit.tasks.ioi(model, n=64), method="gim")
@@ -90,9 +91,11 @@ def score_edges(model, task, method: str | Rules = "gim", *, steps: int = 5, bat
     "exact": replace the one edge by its corrupt value and run the rest of the model.
     "random": normal numbers by `seed`.
 
+    metric: "logit", "probability", "kl" or "kl-mean", as in `score_nodes`. The divergences' gradient is zero at the
+    clean run, so "gradient", other rules, and "ig-activations" with one step are refused them.
     model: an unedited nnsight model. task: a `gimkit.tasks.Task`. batch_size: prompt pairs at a time (no effect on
     the result). remote: run on NDIF (as `model.trace(remote=...)`).
-    Raises GimkitError for an unknown method, steps below 1, an architecture whose edges are not covered, NaN.
+    Raises GimkitError for an unknown method or metric, steps below 1, an architecture whose edges are not covered, NaN.
     Source: hannamw/EAP-IG (names, order, formulas), arXiv 2502.06852 (EAP-GP), 2505.17630 (GIM). Differences from the
     reference: scores do not depend on the batch size (it divides by it once more); parts followed by a norm
     (Gemma-2 and 3, OLMo-2) count as what leaves that norm with its denominator constant. OLMo-2 normalises the queries
@@ -103,27 +106,31 @@ def score_edges(model, task, method: str | Rules = "gim", *, steps: int = 5, bat
         raise GimkitError(f"unknown method {method!r}; use a gimkit.Rules, or one of {', '.join(METHODS)}")
     check_whole("steps", steps)
     check_whole("batch_size", batch_size)
+    check_metric(metric)
+    label = method if isinstance(method, str) else "own rules"
+    if isinstance(method, Rules) or method in RULES or (method, steps) == ("ig-activations", 1):
+        check_slope(metric, label)
     w = wiring(model)
     check_unedited(model)
     graph = graph_of(w)
     if method == "random":
         scores = torch.randn(graph.real.shape, generator=torch.Generator().manual_seed(seed)) * graph.real
     elif method == "exact":
-        scores = _exact(model, w, graph, task, remote)
+        scores = _exact(model, w, graph, task, metric, remote)
     else:
-        scores = _gradients(model, w, task, method, steps, batch_size, remote)
+        scores = _gradients(model, w, task, method, metric, steps, batch_size, remote)
     require_finite(scores)
-    return EdgeScores(task.name, method if isinstance(method, str) else "own rules", graph, scores)
+    return EdgeScores(task.name, label, graph, scores, metric)
 
 
-def _gradients(model, w: Wiring, task, method, steps: int, batch_size: int, remote: bool) -> torch.Tensor:
+def _gradients(model, w: Wiring, task, method, metric, steps: int, batch_size: int, remote: bool) -> torch.Tensor:
     averaged = {"ig-inputs": PLAIN, "ig-activations": PLAIN, "clean-corrupted": PLAIN, "gp": PLAIN, "gim-ig": GIM}
     rules = averaged[method] if method in averaged else rules_of(method)
     edited, total = apply(model, rules), 0
     label = method if isinstance(method, str) else "own rules"
     for start in tqdm(range(0, len(task), batch_size), desc=f"{task.name} {label}", delay=2, leave=False):
         batch = task[start:start + batch_size]
-        b, answers = len(batch), (batch.last, padded(batch.good), padded(batch.bad))
+        b, answers = len(batch), (metric, *answers_of(batch))
         for chunk in _points(method, steps, b, len(w.layers)):
             points = None
             if method == "gp":
@@ -171,12 +178,12 @@ def _path(model, w: Wiring, batch, steps: int, remote: bool) -> torch.Tensor:
     return torch.cat(found)
 
 
-def _exact(model, w: Wiring, graph: Graph, task, remote: bool) -> torch.Tensor:
+def _exact(model, w: Wiring, graph: Graph, task, metric: str, remote: bool) -> torch.Tensor:
     """By how much the metric falls when one edge carries its corrupt value, for every edge."""
     edges = graph.real.nonzero()
     keep = graph.real.repeat(len(edges) + 1, 1, 1)
     keep[torch.arange(len(edges)), edges[:, 0], edges[:, 1]] = False
-    values = run_masks(model, w, task, keep, remote).mean(1)
+    values = run_masks(model, w, task, keep, metric, remote).mean(1)
     scores = torch.zeros(graph.real.shape)
     scores[graph.real] = (values[-1] - values[:-1]).float()
     return scores

@@ -41,12 +41,12 @@ def save_edges(edges: EdgeScores | Circuit, path, *, d_model: int) -> Path:
     return path
 
 
-def load_edges(path, *, task: str = "", method: str = "") -> tuple[EdgeScores, Circuit]:
+def load_edges(path, *, task: str = "", method: str = "", metric: str = "") -> tuple[EdgeScores, Circuit]:
     """Read a file of MIB's format: the scores, and the circuit of the edges marked as in the graph.
 
     >>> scores, circuit = load_edges("ioi.json")
 
-    .pt files are read without executing what they hold. task, method: labels for the scores.
+    .pt files are read without executing what they hold. task, method, metric: labels for the scores.
     Raises GimkitError for a file that is no such graph, naming what is missing.
     """
     path = Path(path)
@@ -75,7 +75,7 @@ def load_edges(path, *, task: str = "", method: str = "") -> tuple[EdgeScores, C
         raise GimkitError(f"{path.name} is no circuit file of MIB's format: {error} is missing or unknown") from error
     except (json.JSONDecodeError, pickle.UnpicklingError, RuntimeError) as error:
         raise GimkitError(f"{path.name} cannot be read as a circuit file: {str(error).splitlines()[0]}") from error
-    return EdgeScores(task, method, graph, scores), Circuit(graph, keep, scores)
+    return EdgeScores(task, method, graph, scores, metric), Circuit(graph, keep, scores)
 
 
 def _graph(config) -> Graph:

@@ -6,10 +6,10 @@ Rows of a batch are b clean prompts, then their b corrupt ones, then further poi
 import torch
 
 from gimkit.circuits.streams import heads_of, heads_written, output_last, read_norm, written
-from gimkit.circuits.traced import answer_difference, by_row, tensor_of
+from gimkit.circuits.traced import by_row, metric_values, tensor_of
 
 
-def node_scores(model, embedding: str, blocks: list, n_heads: int, last, good, bad) -> torch.Tensor:
+def node_scores(model, embedding: str, blocks: list, n_heads: int, metric: str, last, good, bad) -> torch.Tensor:
     """Scores [b, nodes] of one batch of b clean prompts and their b corrupt ones.
 
     blocks: (output projection path, MLP path, norm after attention, norm after MLP) of each layer, norms or None.
@@ -34,9 +34,9 @@ def node_scores(model, embedding: str, blocks: list, n_heads: int, last, good, b
         reading = read_norm(model, after_mlp)
         parts.append(m if reading is None else model.get(after_mlp[0]).output)
         differences.append(written(by_row(m, 2 * b), reading, b)[None])
-    metric = answer_difference(model.output.logits[:b], last, good, bad)
+    value = metric_values(metric, model.output.logits[:b], last, good, bad).sum()
     columns = []
-    for difference, beside, gradient in zip(differences, side_by_side, torch.autograd.grad(metric.sum(), parts)):
+    for difference, beside, gradient in zip(differences, side_by_side, torch.autograd.grad(value, parts)):
         g = by_row(gradient, 2 * b)[:b]
         precise = torch.promote_types(g.dtype, torch.float32)
         difference, g = difference.to(precise), g.to(precise)
@@ -67,8 +67,8 @@ def put_between(module, rows: dict, b: int) -> None:
     module.output = (out, *value[1:]) if isinstance(value, tuple) else out
 
 
-def edge_scores(model, w, frozen: bool, b: int, last, good, bad, gradient_rows: list, shares: list, points,
-                between: dict) -> torch.Tensor:
+def edge_scores(model, w, frozen: bool, b: int, metric: str, last, good, bad, gradient_rows: list, shares: list,
+                points, between: dict) -> torch.Tensor:
     """Scores [sources, targets] of one batch, summed over its examples, averaged over the points of the gradient.
 
     w: the `Wiring`. frozen: pull gradients back through norms with constant denominators.
@@ -103,8 +103,9 @@ def edge_scores(model, w, frozen: bool, b: int, last, good, bad, gradient_rows: 
         wanted += [*outputs.values(), alias] + ([z] if group > 1 else [])
     final = model.get(w.final_norm[0]).input
     logits = model.output.logits
-    metric = sum(answer_difference(logits[start:start + b], last, good, bad).sum() for start in gradient_rows)
-    gradients = list(torch.autograd.grad(metric, [*wanted, final], retain_graph=group > 1,
+    value = sum(metric_values(metric, logits[start:start + b], last, good, bad, logits[:b]).sum()
+                for start in gradient_rows)
+    gradients = list(torch.autograd.grad(value, [*wanted, final], retain_graph=group > 1,
                                          materialize_grads=True))  # zeros where rules cut the graph
 
     layout = (w.heads, w.key_heads, w.head_dim)

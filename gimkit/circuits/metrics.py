@@ -11,7 +11,7 @@ from scipy import stats
 from gimkit.circuits.edges import EdgeScores
 from gimkit.circuits.graph import Circuit, greedy_edges, prune, top_edges
 from gimkit.circuits.patching import run_masks
-from gimkit.circuits.scores import check_task
+from gimkit.circuits.scores import check_metric, check_task
 from gimkit.circuits.wiring import check_graph, wiring
 from gimkit.edits import check_unedited
 from gimkit.errors import GimkitError, require_finite
@@ -75,6 +75,7 @@ class Curve:
     shares: requested shares of all edges. edges: how many each circuit really has. faithfulness: [sizes], 0 for the
     corrupt model and 1 for the whole one. per_example: [sizes, n] the metric of each circuit; empty, full: [n] that of
     no and of all edges. absolute: circuits were cut by |score|. greedy: grown from the logits.
+    metric: what the circuits were evaluated by; scored_by: the metric of the scores that they were cut from.
     """
 
     task: str
@@ -86,6 +87,8 @@ class Curve:
     per_example: torch.Tensor
     empty: torch.Tensor
     full: torch.Tensor
+    metric: str = "logit"
+    scored_by: str = "logit"
 
     @property
     def faithfulness(self) -> numpy.ndarray:
@@ -120,31 +123,41 @@ class Curve:
 
     @property
     def label(self) -> str:
-        """The method and how circuits were cut, for every figure and table."""
-        return f"{self.method}, {'absolute' if self.absolute else 'signed'}{', greedy' if self.greedy else ''}"
+        """The method, how circuits were cut, and the metric (or both metrics), for every figure and table."""
+        metric = self.metric
+        if self.scored_by != self.metric:
+            metric = f"scored by {self.scored_by or 'an unknown metric'}, evaluated by {self.metric}"
+        return f"{self.method}, {self._ranking}, {metric}"
+
+    @property
+    def _ranking(self) -> str:
+        return f"{'absolute' if self.absolute else 'signed'}{', greedy' if self.greedy else ''}"
 
     def frame(self) -> pandas.DataFrame:
-        """Tidy table with columns task, method, ranking, share, edges, faithfulness."""
-        return pandas.DataFrame({"task": self.task, "method": self.method,
-                                 "ranking": self.label.partition(", ")[2], "share": self.shares, "edges": self.edges,
-                                 "faithfulness": self.faithfulness})
+        """Tidy table with columns task, method, ranking, metric, scored_by, share, edges, faithfulness."""
+        return pandas.DataFrame({"task": self.task, "method": self.method, "ranking": self._ranking,
+                                 "metric": self.metric, "scored_by": self.scored_by, "share": self.shares,
+                                 "edges": self.edges, "faithfulness": self.faithfulness})
 
 
-def faithfulness(model, task, edges: EdgeScores, *, absolute: bool, sizes=SIZES, greedy: bool = False,
-                 remote: bool = False) -> Curve:
+def faithfulness(model, task, edges: EdgeScores, *, absolute: bool, metric: str = "logit", sizes=SIZES,
+                 greedy: bool = False, remote: bool = False) -> Curve:
     """Cut circuits of growing size from scores, run them, and say how much of the model's behaviour they keep.
 
     >>> curve = gimkit.faithfulness(model, task, edges, absolute=False)
     >>> curve.faithfulness.shape, curve.label                    # MIB's ten sizes
-    ((10,), 'gim, signed')
+    ((10,), 'gim, signed, logit')
 
     edges: `EdgeScores` of this model. absolute: rank by |score| (MIB's CMD) or by score (MIB's CPR); say which.
+    metric: evaluates the circuits, as in `score_nodes`; the curve also names the metric of the scores. For "kl" the
+    whole model has 0 and the corrupt one -KL.
     sizes: increasing shares of all edges, int(share * edges) are asked for. greedy: grow circuits from the logits
     instead of taking the top edges. remote: run on NDIF.
     Raises GimkitError when the clean prompts do not beat the corrupt ones, for faithfulness divides by the difference.
     Source: MIB's evaluation; as there, the x axis is the requested share, and dead ends are pruned before running.
     """
     check_task(task)
+    check_metric(metric)
     w = wiring(model)
     graph, cut = edges.graph, greedy_edges if greedy else top_edges
     check_graph(graph, w)
@@ -155,13 +168,13 @@ def faithfulness(model, task, edges: EdgeScores, *, absolute: bool, sizes=SIZES,
         raise GimkitError("sizes are increasing shares of all edges between 0 and 1")
     masks = [prune(cut(edges.scores, graph, int(share * graph.n_edges), absolute), graph) for share in sizes]
     keep = torch.stack([torch.zeros_like(graph.real), graph.real, *masks])
-    values = run_masks(model, w, task, keep, remote)
+    values = run_masks(model, w, task, keep, metric, remote)
     empty, full = values[0], values[1]
     if float(full.mean() - empty.mean()) <= 0:
-        raise GimkitError(f"on {task.name} the clean prompts' metric ({full.mean():.2f}) does not beat the corrupt "
-                          f"ones' ({empty.mean():.2f}), so faithfulness is undefined; choose a task the model solves")
+        raise GimkitError(f"on {task.name} the clean prompts' {metric} ({full.mean():.3g}) does not beat the corrupt "
+                          f"ones' ({empty.mean():.3g}), so faithfulness is undefined; choose a task the model solves")
     return Curve(edges.task, edges.method, absolute, greedy, sizes, tuple(int(mask.sum()) for mask in masks),
-                 values[2:], empty, full)
+                 values[2:], empty, full, metric, edges.metric)
 
 
 def auroc(edges: EdgeScores, known: Circuit, *, absolute: bool = True) -> float:

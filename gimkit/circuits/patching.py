@@ -5,26 +5,28 @@ from tqdm.auto import tqdm
 
 from gimkit.circuits.graph import Circuit
 from gimkit.circuits.runs import run_circuits
-from gimkit.circuits.scores import check_task, padded
-from gimkit.circuits.wiring import Wiring, check_graph, wiring
+from gimkit.circuits.scores import DIVERGENCES, answers_of, check_metric, check_task
+from gimkit.circuits.wiring import Wiring, check_graph, graph_of, wiring
 from gimkit.edits import check_unedited
 from gimkit.errors import GimkitError, require_finite
 from gimkit.remote import where
 
 
-def run(model, task, circuits: Circuit | list[Circuit], *, remote: bool = False) -> torch.Tensor:
+def run(model, task, circuits: Circuit | list[Circuit], *, metric: str = "logit", remote: bool = False) -> torch.Tensor:
     """The task's metric when only a circuit's edges carry what the clean prompt makes of them.
 
     >>> gimkit.run(model, task, [edges.top(100), edges.top(200)]).shape      # circuits x examples
     torch.Size([2, 64])
 
     circuits: one or several, run together as rows of a batch. No edges give the corrupt prompt's metric, all edges the
-    clean one's. Returns [circuits, examples], or [examples] for a single circuit, in logits.
-    Raises GimkitError for a circuit of another model.
+    clean one's. metric: as in `score_nodes`. Returns [circuits, examples], or [examples] for a single circuit, in units
+    of the metric.
+    Raises GimkitError for a circuit of another model, an unknown metric.
     Source: EAP-IG's evaluate_graph: a target reads the sum of current outputs over kept edges and corrupt ones over
     dropped edges.
     """
     check_task(task)
+    check_metric(metric)
     w = wiring(model)
     check_unedited(model)
     several = [circuits] if isinstance(circuits, Circuit) else list(circuits) if isinstance(circuits, list) else []
@@ -32,12 +34,14 @@ def run(model, task, circuits: Circuit | list[Circuit], *, remote: bool = False)
         raise GimkitError("circuits is a Circuit or a list of them; cut one from scores with edges.top(n)")
     for circuit in several:
         check_graph(circuit.graph, w)
-    values = run_masks(model, w, task, torch.stack([circuit.keep for circuit in several]), remote)
+    values = run_masks(model, w, task, torch.stack([circuit.keep for circuit in several]), metric,
+                       remote)
     require_finite(values, "the circuit's metric")
     return values[0] if isinstance(circuits, Circuit) else values
 
 
-def run_masks(model, w: Wiring, task, keep: torch.Tensor, remote: bool, most: int = 2**25) -> torch.Tensor:
+def run_masks(model, w: Wiring, task, keep: torch.Tensor, metric: str, remote: bool,
+              most: int = 2**25) -> torch.Tensor:
     """The metric [circuits, examples] of each mask [sources, targets], as many rows at a time as memory likes.
 
     most: numbers in the sources' outputs that are held at once (2^25 float32: 128 MiB).
@@ -50,15 +54,15 @@ def run_masks(model, w: Wiring, task, keep: torch.Tensor, remote: bool, most: in
     with tqdm(total=len(keep) * len(task), desc=f"{task.name} circuits", delay=2, leave=False) as progress:
         for start in range(0, len(task), examples):
             batch = task[start:start + examples]
-            answers = (batch.last, padded(batch.good), padded(batch.bad))
             found = []
             for first in range(0, len(keep), together):
-                masks = keep[first:first + together]
+                chosen = keep[first:first + together]
+                masks = torch.cat([chosen, graph_of(w).real[None]]) if metric in DIVERGENCES else chosen
                 ids = torch.cat([batch.corrupt, batch.clean.repeat(len(masks) * copies, 1)])
                 with torch.no_grad():
                     with model.trace(input_ids=ids, use_cache=False, **where(remote)):
-                        values = run_circuits(model, w, len(batch), masks, *answers).cpu().save()
-                found.append(values)
-                progress.update(values.numel())
+                        values = run_circuits(model, w, len(batch), masks, metric, *answers_of(batch)).cpu().save()
+                found.append(values[:len(chosen)])
+                progress.update(found[-1].numel())
             columns.append(torch.cat(found))
     return torch.cat(columns, 1)

@@ -3,15 +3,16 @@
 import torch
 
 from gimkit.circuits.streams import heads_of, output_last, read_norm
-from gimkit.circuits.traced import answer_difference, by_row, tensor_of
+from gimkit.circuits.traced import by_row, metric_values, tensor_of
 
 
-def run_circuits(model, w, b: int, keep: torch.Tensor, last, good, bad) -> torch.Tensor:
+def run_circuits(model, w, b: int, keep: torch.Tensor, metric: str, last, good, bad) -> torch.Tensor:
     """The metric [circuits, b] of edge-patched forward passes: each target reads the current value of the sources that
     it keeps and the corrupt value of the others.
 
     keep: [circuits, sources, targets] of 0 and 1. The rows are b corrupt prompts, then b clean ones per circuit; where
     query heads share keys and values, as often again as heads share one, so that each head can read its own.
+    Divergences are from the last circuit's distribution: there it must keep all edges.
     """
     circuits, group = len(keep), w.heads // w.key_heads
     layout = (w.heads, w.key_heads, w.head_dim)
@@ -74,8 +75,7 @@ def run_circuits(model, w, b: int, keep: torch.Tensor, last, good, bad) -> torch
     reads = stacked(final.input, current, keep[:, :, column:column + 1], b)[0]
     final.input = torch.cat([final.input[:b], reads.repeat(group, 1, 1).to(final.input.dtype)])
     logits = model.output.logits[b:(1 + circuits) * b]
-    return answer_difference(logits, last.repeat(circuits), good.repeat(circuits, 1), bad.repeat(circuits, 1)).view(
-        circuits, b)
+    return metric_values(metric, logits, last, good, bad, logits[-b:])
 
 
 def gap(x: torch.Tensor, b: int, circuits: int, group: int) -> torch.Tensor:

@@ -17,19 +17,22 @@ from gimkit.remote import where
 from gimkit.rules import RULES, Rules
 
 METHODS = (*RULES, "exact")
+METRICS = {"logit": "logits", "probability": "probability", "kl": "nats", "kl-mean": "nats / |vocabulary|"}
+DIVERGENCES = ("kl", "kl-mean")  # from the clean run
 
 
 @dataclass(frozen=True)
 class NodeScores:
     """One score per node; positive means that corrupting the node hurts.
 
-    nodes: names, "input", "a0.h0", ..., "m0", ... . per_example: [n, nodes], in units of the metric (logits).
+    nodes: names, "input", "a0.h0", ..., "m0", ... . per_example: [n, nodes], in units of the metric.
     """
 
     task: str
     method: str
     nodes: tuple[str, ...]
     per_example: torch.Tensor
+    metric: str = "logit"
 
     @property
     def scores(self) -> torch.Tensor:
@@ -37,14 +40,15 @@ class NodeScores:
         return self.per_example.mean(0)
 
     def frame(self) -> pandas.DataFrame:
-        """Tidy table with columns task, method, node, kind, layer, head, score; head is -1 where there is none."""
+        """Tidy table with columns task, method, metric, node, kind, layer, head, score; no head is -1."""
         rows = []
         for name, score in zip(self.nodes, self.scores.tolist()):
             layer, _, head = name[1:].partition(".h")
             kind = {"i": "input", "a": "head", "m": "mlp"}[name[0]]
-            rows.append((self.task, self.method, name, kind, -1 if kind == "input" else int(layer),
+            rows.append((self.task, self.method, self.metric, name, kind, -1 if kind == "input" else int(layer),
                          int(head) if kind == "head" else -1, score))
-        return pandas.DataFrame(rows, columns=["task", "method", "node", "kind", "layer", "head", "score"])
+        return pandas.DataFrame(rows, columns=["task", "method", "metric", "node", "kind", "layer", "head",
+                                           "score"])
 
     def plot(self, ax=None):
         """Draw heads and MLPs as a layer x head grid; returns the matplotlib axes."""
@@ -53,7 +57,8 @@ class NodeScores:
         return node_grid(self, ax=ax)
 
 
-def score_nodes(model, task, method: str | Rules = "gim", *, batch_size: int = 32, remote: bool = False) -> NodeScores:
+def score_nodes(model, task, method: str | Rules = "gim", *, metric: str = "logit", batch_size: int = 32,
+                remote: bool = False) -> NodeScores:
     """Score the embedding, every attention head and every MLP of a model on a task.
 
     >>> scores = gimkit.score_nodes(model, gimkit.tasks.ioi(model, n=64), method="gim")
@@ -64,9 +69,15 @@ def score_nodes(model, task, method: str | Rules = "gim", *, batch_size: int = 3
     method: "exact" replaces each node's output by its value on the corrupt prompt and reports by how much the metric
         falls. Any rules ("gim", "gradient", "relp", ..., or a `gimkit.Rules`) estimate that from one forward and one
         backward pass: <clean - corrupt output, gradient at the clean run>, summed over positions.
+    metric: what is scored, at the answer's position, for each example.
+        "logit": logsumexp(good answers' logits) - logsumexp(bad answers'), the logit difference for single answers.
+        "probability": the good answers' summed probability minus the bad ones', for greater-than sum p(> yy) -
+        sum p(<= yy). Where the model is sure, its gradient vanishes.
+        "kl": minus KL(clean run || current run) of the next token, summed over the vocabulary, in nats; "kl-mean": its
+        mean over the vocabulary, which is EAP-IG's. Zero, with gradient zero, at the clean run.
     batch_size: prompt pairs per forward; it does not change the result.
     remote: run on NDIF (as `model.trace(remote=...)`).
-    Raises GimkitError for an unknown method, an edited model, NaN scores.
+    Raises GimkitError for an unknown method or metric, a divergence's gradient at the clean run, an edited model, NaN.
     Source: attribution patching, as EAP-IG's node scores with three differences: the MLP's score uses the gradient at
     its output (EAP-IG reads the one at its input), scores are means over examples (no further 1/batch), and where a
     norm follows attention or MLP (Gemma-2 and 3, OLMo-2) an output is what leaves that norm, each run's denominator a
@@ -74,24 +85,27 @@ def score_nodes(model, task, method: str | Rules = "gim", *, batch_size: int = 3
     """
     check_task(task)
     check_whole("batch_size", batch_size)
+    check_metric(metric)
     parts = dissect(model)
     check_unedited(model)
     names = nodes(parts)
+    label = method if isinstance(method, str) else "own rules"
     edited = None if method == "exact" else apply(model, rules_of(method))
+    if edited is not None:
+        check_slope(metric, label)
     paths = [(block.output, block.mlp) for block in parts.blocks]
     written = [(*path, *norms) for path, norms in zip(paths, norms_after(parts))]
     per_example = []
-    for start in tqdm(range(0, len(task), batch_size), desc=f"{task.name} {method}", delay=2, leave=False):
+    for start in tqdm(range(0, len(task), batch_size), desc=f"{task.name} {label}", delay=2, leave=False):
         batch = task[start:start + batch_size]
-        ids, answers = rows_of(batch), (batch.last, padded(batch.good), padded(batch.bad))
+        ids, answers = rows_of(batch), (metric, *answers_of(batch))
         if edited is not None:
             with edited.trace(input_ids=ids, use_cache=False, **where(remote)):
                 found = node_scores(edited, parts.embedding, written, parts.n_heads, *answers).save()
         else:
             found = _exact(model, parts, paths, names, batch, answers, remote)
         per_example.append(found.detach().cpu())
-    label = method if isinstance(method, str) else "own rules"
-    scores = NodeScores(task.name, label, tuple(node.name for node in names), torch.cat(per_example))
+    scores = NodeScores(task.name, label, tuple(node.name for node in names), torch.cat(per_example), metric)
     require_finite(scores.per_example)
     return scores
 
@@ -129,6 +143,19 @@ def check_task(task) -> None:
         raise GimkitError(f"the task {task.name} holds no prompt pairs; {'; '.join(task.dropped) or 'make some first'}")
 
 
+def check_metric(metric: str) -> None:
+    """Refuse an unknown metric."""
+    if metric not in tuple(METRICS):
+        raise GimkitError(f"unknown metric {metric!r}; use {', '.join(METRICS)}")
+
+
+def check_slope(metric: str, method: str) -> None:
+    """Refuse a divergence to a method that takes gradients at the clean run only: it is least there."""
+    if metric in DIVERGENCES:
+        raise GimkitError(f"the gradient of {metric} is zero at the clean run, the only place where {method} takes it; "
+                          "use method ig-inputs or exact, or another metric")
+
+
 def check_whole(name: str, value: int, least: int = 1) -> None:
     """Refuse a number that is not whole or below the least that makes sense."""
     if not isinstance(value, int) or value < least:
@@ -138,6 +165,11 @@ def check_whole(name: str, value: int, least: int = 1) -> None:
 def rows_of(task) -> torch.Tensor:
     """Clean rows, then corrupt ones, [2n, seq]. Padding stands right of the answer, so no mask is needed."""
     return torch.cat([task.clean, task.corrupt])
+
+
+def answers_of(task) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Position of the answer [n], good and bad answers' ids [n, most], as `metric_values` takes them."""
+    return task.last, padded(task.good), padded(task.bad)
 
 
 def padded(answers) -> torch.Tensor:

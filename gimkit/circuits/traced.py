@@ -3,22 +3,35 @@
 import torch
 
 
-def answer_difference(logits: torch.Tensor, last: torch.Tensor, good: torch.Tensor, bad: torch.Tensor) -> torch.Tensor:
-    """logsumexp over the good answers' logits minus logsumexp over the bad ones': the logit difference for single ones.
+def metric_values(metric: str, logits: torch.Tensor, last, good, bad, clean=None) -> torch.Tensor:
+    """The metric [groups, b] of groups of b rows that have the same answers.
 
-    >>> logits = torch.tensor([[[0.0, 3.0, 1.0]]])                                     # [rows, seq, vocab]
-    >>> answer_difference(logits, torch.tensor([0]), torch.tensor([[1]]), torch.tensor([[2]]))
-    tensor([2.])
+    >>> logits = torch.tensor([[[0.0, 3.0, 1.0]]])                                     # [groups * b, seq, vocab]
+    >>> metric_values("logit", logits, torch.tensor([0]), torch.tensor([[1]]), torch.tensor([[2]]))
+    tensor([[2.]])
 
-    last: [rows] position of the answer. good, bad: [rows, most] token ids, padded with -1.
+    metric: "logit", logsumexp over the good answers' logits minus that over the bad ones' (the logit difference for
+    single answers); "probability", the good answers' summed probability minus the bad ones'; "kl", minus the
+    divergence KL(clean || current) of the next token's distribution, in nats; "kl-mean", that divided by |vocab|.
+    last: [b] position of the answer. good, bad: [b, most] token ids, padded with -1.
+    clean: the clean run's logits [b, seq, vocab], for the divergence.
     """
-    at_answer = logits[torch.arange(len(last), device=logits.device), last.to(logits.device)].to(
-        torch.promote_types(logits.dtype, torch.float32))
+    rows = torch.arange(len(last), device=logits.device)
+    last = last.to(logits.device)
+    precise = torch.promote_types(logits.dtype, torch.float32)
+    at_answer = logits.unflatten(0, (-1, len(last)))[:, rows, last].to(precise)  # [groups, b, vocab]
+    if metric in ("kl", "kl-mean"):
+        wanted = torch.log_softmax(clean[rows, last].detach().to(precise), -1)
+        divergence = torch.nn.functional.kl_div(torch.log_softmax(at_answer, -1), wanted.expand_as(at_answer),
+                                                reduction="none", log_target=True)
+        return -divergence.sum(-1) if metric == "kl" else -divergence.mean(-1)
+    if metric == "probability":
+        at_answer = torch.log_softmax(at_answer, -1)
     sides = []
     for ids in (good.to(logits.device), bad.to(logits.device)):
-        chosen = at_answer.gather(1, ids.clamp(min=0)).masked_fill(ids < 0, -torch.inf)
-        sides.append(torch.logsumexp(chosen, dim=1))
-    return sides[0] - sides[1]
+        chosen = at_answer.gather(2, ids.clamp(min=0).expand(len(at_answer), -1, -1)).masked_fill(ids < 0, -torch.inf)
+        sides.append(torch.logsumexp(chosen, 2))
+    return sides[0].exp() - sides[1].exp() if metric == "probability" else sides[0] - sides[1]
 
 
 def tensor_of(output):
@@ -31,7 +44,8 @@ def by_row(x: torch.Tensor, rows: int) -> torch.Tensor:
     return x.view(rows, -1, x.shape[-1])
 
 
-def exact_node_scores(model, embedding: str, blocks: list, n_heads: int, nodes: list, last, good, bad) -> torch.Tensor:
+def exact_node_scores(model, embedding: str, blocks: list, n_heads: int, nodes: list, metric: str, last, good,
+                      bad) -> torch.Tensor:
     """Effects [b, nodes] of replacing each node's output, at all positions, by its corrupt value.
 
     The rows are b clean prompts, b corrupt ones, and for each node b clean ones again, which it is patched in.
@@ -57,6 +71,6 @@ def exact_node_scores(model, embedding: str, blocks: list, n_heads: int, nodes: 
             rowwise = by_row(m, (2 + len(nodes)) * b)
             rowwise[rows["mlp", layer, 0]] = rowwise[b:2 * b]
             model.get(mlp).output = (m, *value[1:]) if isinstance(value, tuple) else m
-    n = 2 + len(nodes)
-    metric = answer_difference(model.output.logits, last.repeat(n), good.repeat(n, 1), bad.repeat(n, 1)).view(n, b)
-    return (metric[0] - metric[2:]).T
+    logits = model.output.logits
+    values = metric_values(metric, logits, last, good, bad, logits[:b])
+    return (values[0] - values[2:]).T

@@ -4,8 +4,8 @@ import pandas as pd
 import torch
 
 from gimkit import tasks
-from gimkit.circuits.scores import padded
-from gimkit.circuits.traced import answer_difference
+from gimkit.circuits.scores import answers_of
+from gimkit.circuits.traced import metric_values
 from gimkit.tasks import Task
 
 
@@ -18,7 +18,7 @@ def metric(model, task: Task) -> torch.Tensor:
     device = next(model.parameters()).device
     with torch.no_grad():
         logits = model(input_ids=task.clean.to(device), attention_mask=task.mask.to(device)).logits
-    return answer_difference(logits, task.last, padded(task.good), padded(task.bad)).cpu()
+    return metric_values("logit", logits, *answers_of(task))[0].cpu()
 
 
 def examined(model, n: int = 1000, seed: int = 1000) -> dict[str, Task]:
