@@ -128,13 +128,30 @@ def test_exact_patching(model):
             assert abs(effect) > 1e-3
 
 
-def literal_edge(model, task, sender, receiver, kind):
+def arriving_through_mlps(model, task, sender, reads):
+    """What a receiver reads when the sender is corrupt, every other head clean, and MLPs answer."""
+    hooks = []
+    for layer in range(LAYERS):
+        out, mlp, *_ = modules(model, layer)
+        value = catch(model, task, out, "in")
+        if sender[0] == layer and sender[1] is not None:
+            value = put(catch(model, task, out, "in", task.corrupt), sender[1])(value)
+        hooks.append((out, lambda _, v=value: v, "in"))
+        if sender == (layer, None):
+            corrupt = catch(model, task, mlp, "out", task.corrupt)
+            hooks.append((mlp, lambda _, v=corrupt: v, "out"))
+    return catch(model, task, reads, "in", task.corrupt if sender == apart.INPUT else None, hooks)
+
+
+def literal_edge(model, task, sender, receiver, kind, through_mlps=False):
     """Effect of one edge; sender and receiver are (layer, head or None), sender None is everything."""
     layer, head = receiver
     out, _, mlp_norm, norm, _ = modules(model, layer)
     reads = norm if head is not None else mlp_norm
     x = catch(model, task, reads, "in")
-    if sender is None:
+    if through_mlps and sender is not None:
+        new = arriving_through_mlps(model, task, sender, reads)
+    elif sender is None:
         new = catch(model, task, reads, "in", task.corrupt)
     elif sender == apart.INPUT:
         first = modules(model, 0)[3]
@@ -169,10 +186,11 @@ def literal_edge(model, task, sender, receiver, kind):
     return (metric(model, task) - metric(model, task, hooks)).mean().item()
 
 
-def test_path_patching(model):
+@pytest.mark.parametrize("through_mlps", [False, True])
+def test_path_patching(model, through_mlps):
     task = prompts(model)
     receivers = [(2, 1), (1, 3), (1, None), (2, None)]
-    edges = patched.path_effects(model, task, receivers).set_index("edge")
+    edges = patched.path_effects(model, task, receivers, through_mlps=through_mlps).set_index("edge")
     # heads: all, input, earlier parts, each to q, k and v; MLPs: the same and their own layer's heads, once
     per_head, per_mlp = [3 * (2 + 5 * layer) for layer in (2, 1)], [2 + 5 * layer + HEADS for layer in (1, 2)]
     assert len(edges) == sum(per_head + per_mlp) and edges.index.is_unique
@@ -186,10 +204,12 @@ def test_path_patching(model):
         "a0.h0->m2": ((0, 0), (2, None), ""), "m1->m2": ((1, None), (2, None), ""),
     }  # fmt: skip
     for edge, (sender, receiver, kind) in cases.items():
-        effect = literal_edge(model, task, sender, receiver, kind)
+        effect = literal_edge(model, task, sender, receiver, kind, through_mlps)
         assert edges.effect[edge] == pytest.approx(effect, rel=1e-4, abs=1e-5), edge
-        assert abs(effect) > 5e-5, edge
+        assert through_mlps or abs(effect) > 5e-5, edge
     assert edges.effect.abs().is_monotonic_decreasing
+    direct = literal_edge(model, task, (0, 2), (2, 1), "v")
+    assert (abs(edges.effect["a0.h2->a2.h1<v>"] - direct) > 1e-4) == through_mlps
 
 
 def test_depth_counts_the_longest_chain():

@@ -67,13 +67,20 @@ def strongest(nodes: pd.DataFrame, limit: int, threshold: float = 0.05) -> list[
     return [(int(i), None if pd.isna(h) else int(h)) for i, h in zip(chosen.layer, chosen["head"], strict=True)]
 
 
-def _sent(s: Setting, sender: Part) -> Tensor:
-    """Corrupt minus clean contribution [n, S, D] of a sender to the residual stream."""
+def _sent(s: Setting, sender: Part, layer: int, through_mlps: bool) -> Tensor:
+    """What a corrupt sender changes in the stream that a layer reads, [n, S, D]; heads in between stay clean."""
+    first, head = sender
     if sender == INPUT:
-        return s.corrupt.x[0] - s.clean.x[0]
-    difference = output_of(s.corrupt, sender) - output_of(s.clean, sender)
-    layer, head = sender
-    return difference if head is None else difference @ s.net.blocks[layer].write[head]
+        change = s.corrupt.x[0] - s.clean.x[0]
+    else:
+        change = output_of(s.corrupt, sender) - output_of(s.clean, sender)
+        if head is not None:
+            change = change @ s.net.blocks[first].write[head]
+    if through_mlps:
+        for between in range(first + (head is None), layer):
+            answer = s.net.blocks[between].mlp(s.clean.mid[between] + change)
+            change = change + answer - s.clean.mlp[between]
+    return change
 
 
 def _received(s: Setting, layer: int, heads: list[int | None], sent: Tensor | None):
@@ -98,7 +105,8 @@ def _received(s: Setting, layer: int, heads: list[int | None], sent: Tensor | No
 
 @torch.no_grad()
 def path_effects(
-    model: nn.Module, task: Task, receivers: list[Part] | None = None, limit: int = 8, n: int = 32
+    model: nn.Module, task: Task, receivers: list[Part] | None = None, limit: int = 8, n: int = 32,
+    through_mlps: bool = False,
 ) -> pd.DataFrame:
     """Path patching: which earlier parts a head's query, key or value (or an MLP's input) really depends on.
 
@@ -112,8 +120,9 @@ def path_effects(
     grouped key/value heads the k and v of one query head are replaced, not those of its group.
 
     `receivers`: list of (layer, head), head None for an MLP; by default the `limit` parts with the largest
-    exact patching effect, of at least 5% of the gap. `n`: number of prompts used. As Wang et al. 2022 (IOI),
-    section 3, except that one edge is patched at a time and MLPs are parts like heads, not let through.
+    exact patching effect, of at least 5% of the gap. `n`: number of prompts used. `through_mlps`: MLPs between
+    sender and receiver answer the sender's change, so that a path through them counts too; that is the path patching
+    of Wang et al. 2022 (IOI), section 3. Without it MLPs are parts like heads and an edge is a direct one.
     """
     if receivers is None:
         receivers = strongest(node_effects(model, task), limit)
@@ -127,7 +136,7 @@ def path_effects(
             here = [None] if sender in same else heads
             if sender in same and None not in heads:
                 continue
-            sent = None if sender is None else _sent(s, sender)
+            sent = None if sender is None else _sent(s, sender, layer, through_mlps)
             for receiver, kind, value in _received(s, layer, here, sent):
                 source = "all" if sender is None else name_of(sender)
                 edge = f"{source}->{name_of(receiver)}" + (f"<{kind}>" if kind else "")
@@ -157,9 +166,9 @@ def depth(edges: pd.DataFrame, threshold: float = 0.05) -> int:
 
 
 def late_dependence(edges: pd.DataFrame, kind: str, n_layers: int) -> float:
-    """Largest |normalised effect| of an edge from a head into the q, k or v (`kind`) of a late head.
+    """Largest |normalised effect| of a path from a head into the q, k or v (`kind`) of a late head.
 
-    >>> late_dependence(edges, "q", n_layers=4)      # a float; late: in layers 2 and 3
+    >>> late_dependence(path_effects(hf_model, task, through_mlps=True), "q", n_layers=4)      # late: in layers 2 and 3
 
     Late heads are those of the later half of the layers. 0.0 if there is no such edge.
     """

@@ -262,8 +262,8 @@ def phenomena(hf_model: nn.Module, tasks: dict[str, Task]) -> dict[str, float]:
     ioi.accuracy ioi.metric ioi.corrupt_metric ioi.layers ioi.depth ioi.late_q ... odd.backup_share
 
     For each task: `accuracy` (share of clean prompts with a positive metric), mean `metric` and
-    `corrupt_metric`; `layers` (`layers_taking_part`); `depth`, `late_q`, `late_k`, `late_v`
-    (`late_dependence`); `rows`, `above`, `above_1.1`, `median_ie`, `q95_ie` (`repair_summary`);
+    `corrupt_metric`; `layers` (`layers_taking_part`); `depth`; `late_q`, `late_k`, `late_v` (`late_dependence`
+    with paths through MLPs); `rows`, `above`, `above_1.1`, `median_ie`, `q95_ie` (`repair_summary`);
     `name_movers`, `suppressors` (numbers of heads) and `top_dla` (largest share of one head);
     `ablated_heads`, `compensated`, `backed_up_heads`, `backup_share` (`compensation_summary`, mean ablation).
     """
@@ -272,7 +272,9 @@ def phenomena(hf_model: nn.Module, tasks: dict[str, Task]) -> dict[str, float]:
         with torch.no_grad():
             s = set_up(hf_model, task)
         nodes = node_effects(hf_model, task)
-        edges = path_effects(hf_model, task, strongest(nodes, limit=8))
+        receivers = strongest(nodes, limit=8)
+        edges = path_effects(hf_model, task, receivers)
+        paths = path_effects(hf_model, task, receivers, through_mlps=True)
         heads = direct_attribution(hf_model, task)
         numbers = {
             "accuracy": (s.metric > 0).float().mean().item(),
@@ -280,7 +282,7 @@ def phenomena(hf_model: nn.Module, tasks: dict[str, Task]) -> dict[str, float]:
             "corrupt_metric": s.corrupt_metric.mean().item(),
             "layers": layers_taking_part(nodes),
             "depth": depth(edges),
-            **{f"late_{kind}": late_dependence(edges, kind, len(s.net.blocks)) for kind in "qkv"},
+            **{f"late_{kind}": late_dependence(paths, kind, len(s.net.blocks)) for kind in "qkv"},
             **repair_summary(attention_self_repair(hf_model, task)),
             "name_movers": (heads.role == "name mover").sum(),
             "suppressors": (heads.role == "suppressor").sum(),
