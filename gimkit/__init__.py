@@ -2,6 +2,7 @@
 
 from gimkit import circuits, tasks
 from gimkit.circuits import faithfulness, rank_correlation, run, score_edges, score_nodes
+from gimkit.coalitions import shapley
 from gimkit.edits import apply, receipt, remove
 from gimkit.errors import GimkitError
 from gimkit.models import load
@@ -11,6 +12,6 @@ from gimkit.tokens import attribute
 
 __version__ = "0.1.0"
 __all__ = ["GIM", "LADDER", "RULES", "GimkitError", "Rules", "apply", "attribute", "circuits", "faithfulness", "load",
-           "rank_correlation", "receipt", "remove", "run", "score_edges", "score_nodes", "tasks"]
+           "rank_correlation", "receipt", "remove", "run", "score_edges", "score_nodes", "shapley", "tasks"]
 
 register()

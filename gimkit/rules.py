@@ -62,6 +62,10 @@ GIM = LADDER["gim"]
 RULES = LADDER | {
     # Ali et al. 2022 as GIM's evaluation runs it: norms frozen, attention patterns constant.
     "transformer-lrp": Rules(freeze_norm=True, detach_attention=True),
+    # AttnLRP (arXiv 2402.05602) as gradients: norms frozen (identity rule), every product halved (uniform rule, so 1/4
+    # at q and k, which pass two), activations act(x) / x, and the softmax's plain Jacobian, which is what its Taylor
+    # rule (their Proposition 3.1) amounts to when relevance is input x gradient. No epsilon.
+    "attnlrp": Rules(freeze_norm=True, identity_activation=True, **SPLIT),
     # RelP as its README runs it (LN, identity and half rule); its optional AH rule is detach_attention=True.
     "relp": Rules(freeze_norm=True, identity_activation=True, gate=0.5, up=0.5),
 }

@@ -7,14 +7,17 @@ import pandas
 import torch
 
 from gimkit.anatomy import dissect
-from gimkit.edits import apply
+from gimkit.edits import apply, check_unedited
 from gimkit.errors import GimkitError, require_finite
+from gimkit.perturbing import METHODS as PERTURBING
+from gimkit.perturbing import perturbed
+from gimkit.question import Question, ask
 from gimkit.remote import where
 from gimkit.rules import RULES, Rules
-from gimkit.traced import integrated_token_scores, token_scores
-from gimkit.vocabulary import answer_id, encode, one_token, spell
+from gimkit.traced import integrated_token_scores, rescaled_token_scores, token_scores
+from gimkit.vocabulary import spell
 
-METHODS = (*RULES, "ig")
+METHODS = (*RULES, "ig", "deeplift", *PERTURBING)
 
 
 @dataclass(frozen=True)
@@ -58,8 +61,8 @@ class TokenScores:
                 f"{html.escape(repr(self.target))}: {' '.join(spans)}</div>")
 
 
-def attribute(model, prompt, target=None, *, method: str | Rules = "gim", baseline=None, steps: int = 20,
-              remote: bool = False) -> TokenScores:
+def attribute(model, prompt, target=None, *, method: str | Rules = "gim", baseline=None, steps: int = 20, free=None,
+              seed: int = 0, remote: bool = False) -> TokenScores:
     """Score every token of a prompt by how much it speaks for a target token.
 
     >>> scores = gimkit.attribute(model, "Mary drove to the farm with John. John lent a map to", target="Mary")
@@ -69,54 +72,70 @@ def attribute(model, prompt, target=None, *, method: str | Rules = "gim", baseli
     model: an unedited nnsight model. prompt: a text, or token ids [seq] when the model has no tokenizer.
     target: a token's text (as it follows the prompt after a space) or id; or a pair (right, wrong), whose logit
         difference is then explained; None explains the model's own top prediction. Logits are the last position's.
-    method: any rules ("gim", "gradient", "relp", ... or a `gimkit.Rules`) give (embedding - baseline embedding) times
-        the gradient under those rules, from one forward and one backward pass; "gradient" is gradient x input.
-        "ig" is integrated gradients from the baseline prompt, `steps` midpoints, one batch.
+    method: any rules ("gim", "gradient", "attnlrp", "relp", ... or a `gimkit.Rules`) give (embedding - baseline
+        embedding) times the gradient under those rules, from one forward and one backward pass; "gradient" is
+        gradient x input. Others:
+        "ig": integrated gradients from the baseline prompt, `steps` midpoints, one batch.
+        "deeplift": DeepLIFT's rescale rule at the MLPs' activations, whose slope is the finite difference to the
+            baseline prompt; norms, products and the attention softmax, for which it has no rule, keep their gradient.
+            (captum's DeepLift finds no activation that it knows in GELU and SiLU models, so there it is the gradient.)
+        "occlusion": by how much the logit falls when this token alone becomes the baseline token, one batch.
+        "lime", "kernelshap": captum's linear models of the logit on 100, and on 3 seq, random variants of the prompt.
+            LIME weighs variants by the share of tokens kept (captum's own default compares token ids as numbers).
+        "random": normal noise, a control.
     baseline: the neutral token's text or id. By default the tokenizer's mask token, else a single space (as GIM's
         evaluation), else the padding token.
     steps: midpoints of "ig"; its scores sum to the change of the target's logit as steps grow.
+    free: positions that the baseline may replace; the others stay in every variant and score 0. None: all.
+    seed: of "lime", "kernelshap" and "random".
     remote: run on NDIF (as `model.trace(remote=...)`).
-    Raises GimkitError for an empty prompt, a target that is not one token, an unknown method, an edited model, NaN.
-    Source: arXiv 2505.17630 (token attribution with (E(x) - E(b)) . gradient); IG: arXiv 1703.01365.
+    Raises GimkitError for an empty prompt or one longer than the context, a target that is not one token, an unknown
+    method, an edited model, NaN.
+    Source: arXiv 2505.17630 (token attribution with (E(x) - E(b)) . gradient, sample counts); IG: arXiv 1703.01365;
+    DeepLIFT: arXiv 1704.02685; LIME: arXiv 1602.04938; KernelSHAP: arXiv 1705.07874. AtP* is left out: its repair of
+    the softmax is about queries and keys, which are no tokens (arXiv 2403.00745).
     """
     if not isinstance(method, Rules) and method not in METHODS:
         raise GimkitError(f"unknown method {method!r}; use a gimkit.Rules, or one of {', '.join(METHODS)}")
     if steps < 1:
         raise GimkitError(f"steps must be at least 1, not {steps}")
+    asked = ask(model, prompt, target, baseline, free)
+    if method in PERTURBING:
+        check_unedited(model)
+        scores, answers = perturbed(model, asked, method, seed, remote)
+    else:
+        scores, answers = _backward(model, asked, method, steps, remote)
+    require_finite(scores)
+    return label_scores(model, asked, scores, answers, method if isinstance(method, str) else "own rules")
+
+
+def label_scores(model, asked: Question, scores: torch.Tensor, answers: list[int], method: str) -> TokenScores:
+    """Scores [seq] with the texts of their tokens and answers."""
     tokenizer = getattr(model, "tokenizer", None)
-    ids = encode(tokenizer, prompt)
-    neutral = neutral_token(tokenizer) if baseline is None else one_token(tokenizer, baseline)
-    words = target if isinstance(target, tuple | list) else (target,)
-    answers = [answer_id(tokenizer, prompt, word) if isinstance(word, str) and isinstance(prompt, str)
-               else one_token(tokenizer, word) for word in words if word is not None]
-    if len(answers) > 2:
-        raise GimkitError(f"target is one token, or a pair (right, wrong), not {len(answers)} tokens")
-    rules = RULES["gradient"] if method == "ig" else method
-    edited, parts = apply(model, rules), dissect(model)
-    with edited.trace(input_ids=ids[None].repeat(steps if method == "ig" else 1, 1), use_cache=False, **where(remote)):
+    return TokenScores(tuple(spell(tokenizer, i) for i in asked.ids.tolist()), scores,
+                       " - ".join(spell(tokenizer, i) for i in answers), method)
+
+
+def _backward(model, asked: Question, method: str | Rules, steps: int, remote: bool):
+    """Scores [seq] from one backward pass, and the answers' ids."""
+    edited, parts = apply(model, RULES["gradient"] if method in ("ig", "deeplift") else method), dissect(model)
+    neutral, answers, free = asked.neutral, asked.answers, asked.free
+    rows = asked.ids[None]
+    if method == "ig":
+        rows = rows.repeat(steps, 1)
+    if method == "deeplift":
+        rows = torch.stack([asked.ids, torch.where(free, neutral, asked.ids)])
+        missing = next((block.mlp for block in parts.blocks if block.activation is None), None)
+        if missing:
+            raise GimkitError(f"{parts.architecture}: {missing} has no activation module of its own, "
+                              "so deeplift cannot act there")
+    activations = [block.activation for block in parts.blocks]
+    with edited.trace(input_ids=rows, use_cache=False, **where(remote)):
         if method == "ig":
-            scores, answers = integrated_token_scores(edited, parts.embedding, neutral, answers)
+            scores, answers = integrated_token_scores(edited, parts.embedding, neutral, answers, free)
+        elif method == "deeplift":
+            scores, answers = rescaled_token_scores(edited, parts.embedding, activations, answers)
         else:
             scores, answers = token_scores(edited, parts.embedding, neutral, answers)
         scores, answers = scores.cpu().save(), answers.save()
-    require_finite(scores)
-    words = [spell(tokenizer, i) for i in answers]
-    return TokenScores(tuple(spell(tokenizer, i) for i in ids.tolist()), scores,
-                       " - ".join(words), method if isinstance(method, str) else "own rules")
-
-
-def neutral_token(tokenizer) -> int:
-    """The id of the token that stands for "nothing here": mask, space or padding, whichever exists first.
-
-    Raises GimkitError when there is no tokenizer, or none of them.
-    """
-    if tokenizer is None:
-        raise GimkitError("the model has no tokenizer, so give baseline= as the neutral token's id")
-    if tokenizer.mask_token_id is not None:
-        return tokenizer.mask_token_id
-    space = tokenizer(" ", add_special_tokens=False)["input_ids"]
-    if len(space) == 1:
-        return space[0]
-    if tokenizer.pad_token_id is not None:
-        return tokenizer.pad_token_id
-    raise GimkitError("the tokenizer has no mask, space or padding token; give baseline= as a token's text or id")
+    return scores.masked_fill(~free, 0), answers

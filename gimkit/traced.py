@@ -26,19 +26,50 @@ def token_scores(model, embedding: str, neutral: int, answers: list):
     return ((leaf - neutral_embedding).detach() * gradient).sum(-1)[0], answers
 
 
-def integrated_token_scores(model, embedding: str, neutral: int, answers: list):
+def integrated_token_scores(model, embedding: str, neutral: int, answers: list, free: torch.Tensor):
     """Integrated gradients over the row count's midpoints between neutral and real embeddings, [seq]; and the ids.
 
-    Without answers the target is the top prediction of the point nearest to the real prompt.
+    free: [seq], True where the path moves. Without answers the target is the top prediction of the point nearest to
+    the real prompt.
     """
     module = model.get(embedding)
     neutral_embedding = module(torch.tensor([[neutral]], device=model.device)).detach()
     real = module.output.detach()
     steps = real.shape[0]
-    share = (torch.arange(steps, device=real.device, dtype=real.dtype) + 0.5) / steps
-    leaf = (neutral_embedding + share[:, None, None] * (real - neutral_embedding)).requires_grad_(True)
+    change = (real - neutral_embedding) * free[:, None].to(real.device)
+    left = 1 - (torch.arange(steps, device=real.device, dtype=real.dtype) + 0.5) / steps
+    leaf = (real - left[:, None, None] * change).requires_grad_(True)
     module.output = leaf
     logits = model.output.logits
     value, answers = explained_logit(logits.flip(0), answers)
     gradient = torch.autograd.grad(value.sum(), leaf)[0].mean(0)
-    return ((real[0] - neutral_embedding[0]) * gradient).sum(-1), answers
+    return (change[0] * gradient).sum(-1), answers
+
+
+def rescaled_token_scores(model, embedding: str, activations: list, answers: list):
+    """(embedding - neutral embedding) . DeepLIFT's multipliers, [seq]; and the ids. Rows: the prompt, its neutral twin.
+
+    At each activation the slope is the finite difference between the rows; where they hardly differ, its derivative.
+    """
+    module = model.get(embedding)
+    leaf = module.output.detach().requires_grad_(True)
+    module.output = leaf
+    for path in activations:
+        activation = model.get(path)
+        x, y = activation.input, activation.output
+        (x, x_neutral), (y, y_neutral) = x.chunk(2), y.chunk(2)
+        step = (x - x_neutral).detach()
+        far = step.abs() > 1e-4
+        slope = (y - y_neutral).detach() / torch.where(far, step, torch.ones_like(step))
+        activation.output = torch.cat([torch.where(far, y.detach() + slope * (x - x.detach()), y), y_neutral])
+    value, answers = explained_logit(model.output.logits, answers)
+    gradient = torch.autograd.grad(value[0], leaf)[0]
+    return ((leaf[0] - leaf[1]).detach() * gradient[0]).sum(-1), answers
+
+
+def last_values(model, answers: list):
+    """The explained logit and the first answer's probability at the last position, [rows, 2]; and the ids."""
+    logits = model.output.logits
+    value, answers = explained_logit(logits, answers)
+    share = torch.log_softmax(logits[:, -1].double(), -1)[:, answers[0]].exp()
+    return torch.stack([value.double(), share], 1), answers

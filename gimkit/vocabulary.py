@@ -95,3 +95,20 @@ def spell(tokenizer, token: int) -> str:
     'Mary'
     """
     return str(token) if tokenizer is None else tokenizer.decode([token]) or str(token)
+
+
+def neutral_token(tokenizer) -> int:
+    """The id of the token that stands for "nothing here": mask, space or padding, whichever exists first.
+
+    Raises GimkitError when there is no tokenizer, or none of them.
+    """
+    if tokenizer is None:
+        raise GimkitError("the model has no tokenizer, so give baseline= as the neutral token's id")
+    if tokenizer.mask_token_id is not None:
+        return tokenizer.mask_token_id
+    space = tokenizer(" ", add_special_tokens=False)["input_ids"]
+    if len(space) == 1:
+        return space[0]
+    if tokenizer.pad_token_id is not None:
+        return tokenizer.pad_token_id
+    raise GimkitError("the tokenizer has no mask, space or padding token; give baseline= as a token's text or id")

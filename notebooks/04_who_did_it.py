@@ -20,8 +20,8 @@ from gimkit import checks, plots
 from gimkit.anatomy import dissect
 from gimkit.circuits import NodeScores
 from gimkit.circuits.metrics import bootstrap
-from gimkit.tokens import TokenScores, neutral_token
-from gimkit.vocabulary import spell
+from gimkit.tokens import TokenScores
+from gimkit.vocabulary import neutral_token, spell
 
 torch.manual_seed(0)
 torch.set_num_threads(1)  # the models are small: threads would wait for each other
