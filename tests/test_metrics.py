@@ -1,6 +1,4 @@
-"""Faithfulness, CPR, CMD, AUROC and circuit files against numbers worked out by hand."""
-
-import json
+"""Faithfulness, CPR, CMD and AUROC against numbers worked out by hand."""
 
 import numpy
 import pytest
@@ -10,7 +8,7 @@ from nnsight import NNsight
 from tiny import build
 
 import gimkit
-from gimkit.circuits import Circuit, Curve, EdgeScores, Graph, auroc, load_edges, precision_recall, save_edges
+from gimkit.circuits import Circuit, Curve, EdgeScores, Graph, auroc, precision_recall
 from gimkit.circuits.metrics import SIZES
 
 GRAPH = Graph(layers=2, heads=2, parallel=False, width=8)
@@ -105,44 +103,3 @@ def test_auroc_and_precision_by_counting_pairs():
     assert table.iloc[-1].precision == pytest.approx(len(known) / GRAPH.n_edges)
     with pytest.raises(gimkit.GimkitError, match="some but not all"):
         auroc(edges, Circuit(GRAPH, GRAPH.real))
-
-
-@pytest.mark.parametrize("ending", ["json", "pt"])
-def test_files_come_back(tmp_path, ending):
-    edges = made_up()
-    path = save_edges(edges, tmp_path / f"scores.{ending}", d_model=8)
-    scores, everything = load_edges(path)
-    assert torch.allclose(scores.scores, edges.scores) and len(everything) == GRAPH.n_edges
-    circuit = edges.top(9)
-    again = load_edges(save_edges(circuit, tmp_path / f"circuit.{ending}", d_model=8))[1]
-    assert again == circuit
-
-
-def test_the_json_is_mibs(tmp_path):
-    data = json.loads(save_edges(made_up(), tmp_path / "a.json", d_model=8).read_text())
-    assert data["cfg"] == {"n_layers": 2, "n_heads": 2, "parallel_attn_mlp": False, "d_model": 8}
-    assert set(data["nodes"]) == {*GRAPH.sources, "logits"}
-    assert len(data["edges"]) == GRAPH.n_edges and set(data["edges"]["a0.h1->a1.h0<k>"]) == {"score", "in_graph"}
-
-
-class Evil:
-    def __reduce__(self):
-        return print, ("executed",)
-
-
-def test_bad_files(tmp_path, capsys):
-    torch.save({"cfg": Evil()}, tmp_path / "evil.pt")
-    (tmp_path / "text.json").write_text("{")
-    (tmp_path / "other.json").write_text('{"cfg": {"n_layers": 2}}')
-    for name in ("evil.pt", "text.json", "other.json", "circuit.bin"):
-        with pytest.raises(gimkit.GimkitError, match=name):
-            load_edges(tmp_path / name)
-    assert "executed" not in capsys.readouterr().out
-    with pytest.raises(gimkit.GimkitError, match="write a .json or a .pt"):
-        save_edges(made_up(), tmp_path / "a.csv", d_model=8)
-    small = save_edges(EdgeScores("t", "m", GRAPH, made_up().scores), tmp_path / "b.pt", d_model=8)
-    data = torch.load(small, weights_only=True)
-    data["cfg"]["n_heads"] = 3
-    torch.save(data, small)
-    with pytest.raises(gimkit.GimkitError, match="do not fit"):
-        load_edges(small)

@@ -9,7 +9,8 @@ README = (Path(__file__).parent.parent / "README.md").read_text()
 NUMBER = re.compile(r"[-+]?\d+\.\d+")
 
 
-def test_the_code_prints_what_the_readme_shows():
+def test_the_code_prints_what_the_readme_shows(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)  # where its files go
     ((code, shown),) = re.findall(r"```python\n(.*?)```\n+```text\n(.*?)```", README, re.DOTALL)
     printed, names = StringIO(), {}
     with redirect_stdout(printed):

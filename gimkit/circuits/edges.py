@@ -1,13 +1,16 @@
 """How much each edge of a model matters for a task: every scoring method."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import pandas
 import torch
 from tqdm.auto import tqdm
 
+from gimkit.circuits import files
+from gimkit.circuits.circuit import Circuit
 from gimkit.circuits.gradients import edge_scores, path_points
-from gimkit.circuits.graph import Circuit, Graph, greedy_edges, prune, top_edges
+from gimkit.circuits.graph import Graph, greedy_edges, prune, top_edges
 from gimkit.circuits.patching import run_masks
 from gimkit.circuits.scores import answers_of, check_metric, check_slope, check_task, check_whole, rules_of
 from gimkit.circuits.wiring import Wiring, graph_of, wiring
@@ -66,6 +69,31 @@ class EdgeScores:
         Raises GimkitError when the model has fewer edges. Fewer than n come back when no more can be reached.
         """
         return Circuit(self.graph, prune(greedy_edges(self.scores, self.graph, n, absolute), self.graph), self.scores)
+
+    @classmethod
+    def load(cls, path, *, model=None) -> "EdgeScores":
+        """Read the edge scores of a file of MIB's format, .json or .pt.
+
+        >>> edges = EdgeScores.load("ioi.json", model=model)
+
+        model: refuse a file of another shape. Raises GimkitError for a file of node scores and as
+        `gimkit.circuits.files.read`.
+        """
+        found = files.read(path, model)
+        if found.node_scores is not None and not found.scores.any():
+            raise GimkitError(f"{path} holds scores of nodes, not of edges; read it with NodeScores.load")
+        return cls(graph=found.graph, scores=found.scores, **found.labels)
+
+    def save(self, path) -> Path:
+        """Write the scores for MIB's evaluation, as .json or .pt, with every edge in the graph.
+
+        >>> edges.save("ioi.json")
+        PosixPath('ioi.json')
+
+        Raises GimkitError for another ending and for NaN scores.
+        """
+        labels = {key: getattr(self, key) for key in files.LABELS}
+        return files.write(path, self.graph, self.scores, self.graph.real, labels=labels)
 
 
 def score_edges(model, task, method: str | Rules = "gim", *, metric: str = "logit", steps: int = 5,

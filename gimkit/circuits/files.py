@@ -3,81 +3,112 @@
 import json
 import pickle
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
-from gimkit.circuits.edges import EdgeScores
-from gimkit.circuits.graph import Circuit, Graph
-from gimkit.errors import GimkitError
+from gimkit.circuits.graph import Graph
+from gimkit.circuits.wiring import check_graph, wiring
+from gimkit.errors import GimkitError, require_finite
+
+LABELS = ("task", "method", "metric")
+NEURONS = ("neurons", "neurons_scores", "neurons_in_graph")
 
 
-def save_edges(edges: EdgeScores | Circuit, path, *, d_model: int) -> Path:
-    """Write edge scores, or a circuit, for MIB's evaluation; the ending says how: .json or .pt.
+class Contents(NamedTuple):
+    """What a file holds: scores and keep are [sources, targets], node_scores [sources] or None."""
 
-    >>> save_edges(edges, "ioi.json", d_model=128)
-    PosixPath('ioi.json')
+    graph: Graph
+    scores: torch.Tensor
+    keep: torch.Tensor
+    node_scores: torch.Tensor | None
+    labels: dict[str, str]  # task, method and metric; the method is the file's name where the file has none
 
-    Scores come with every edge in the graph, a circuit with its own edges (and its scores, or 0 and 1).
-    d_model: the model's width, which the format holds. Raises GimkitError for another ending.
-    Source: the format of MIB-circuit-track's graph files (`Graph.from_json`, `Graph.from_pt`).
+
+def write(path, graph: Graph, scores: torch.Tensor, keep: torch.Tensor, node_scores: torch.Tensor | None = None,
+          labels: dict[str, str] | None = None) -> Path:
+    """Write a graph file as MIB's evaluation reads it; the ending says how: .json or .pt.
+
+    node_scores: of every source, for node-level circuits. labels: task, method and metric of the scores, under a key
+    that MIB's loaders pass over.
+    Raises GimkitError for another ending and for NaN scores.
+    Source: EAP-IG's Graph.from_json and Graph.from_pt as pinned by MIB-circuit-track. Its own writer fails on
+    JSON of node scores, which its reader accepts.
     """
-    path, graph = Path(path), edges.graph
-    circuit = isinstance(edges, Circuit)
-    keep = edges.keep if circuit else graph.real
-    scores = (keep.float() if edges.scores is None else edges.scores) * graph.real
-    used = keep.any(1)
-    config = {"n_layers": graph.layers, "n_heads": graph.heads, "parallel_attn_mlp": graph.parallel, "d_model": d_model}
+    path = Path(path)
+    require_finite(scores, f"{path.name} is not written: the scores")
+    if node_scores is not None:
+        require_finite(node_scores, f"{path.name} is not written: the scores")
+    scores, used = (scores * graph.real).float().cpu(), keep.any(1)
+    data = {"cfg": {"n_layers": graph.layers, "n_heads": graph.heads, "parallel_attn_mlp": graph.parallel,
+                    "d_model": graph.width}} | ({"labels": labels} if labels else {})
     if path.suffix == ".json":
-        sources, targets = graph.sources, graph.targets
-        node = {name: {"in_graph": bool(used[i])} for i, name in enumerate(sources)} | {"logits": {"in_graph": True}}
-        edge = {f"{sources[i]}->{targets[j]}": {"score": float(scores[i, j]), "in_graph": bool(keep[i, j])}
-                for i, j in graph.real.nonzero().tolist()}
-        path.write_text(json.dumps({"cfg": config, "nodes": node, "edges": edge}))
+        nodes = {name: {"in_graph": inside} for name, inside in zip(graph.sources, used.tolist())}
+        if node_scores is not None:
+            for node, score in zip(nodes.values(), node_scores.tolist()):
+                node["score"] = score
+        score, inside = scores.tolist(), keep.tolist()
+        edges = {name: {"score": score[i][j], "in_graph": inside[i][j]} for name, (i, j) in graph.edges.items()}
+        path.write_text(json.dumps(data | {"nodes": nodes | {"logits": {"in_graph": True}}, "edges": edges}))
     elif path.suffix == ".pt":
-        torch.save({"cfg": config, "src_nodes": list(graph.sources), "dst_nodes": list(graph.targets),
-                    "edges_scores": scores.float(), "edges_in_graph": keep, "nodes_in_graph": used}, path)
+        data |= {"src_nodes": list(graph.sources), "dst_nodes": list(graph.targets), "edges_scores": scores,
+                 "edges_in_graph": keep, "nodes_in_graph": used}
+        torch.save(data if node_scores is None else data | {"nodes_scores": node_scores.float().cpu()}, path)
     else:
         raise GimkitError(f"{path.name}: write a .json or a .pt file")
     return path
 
 
-def load_edges(path, *, task: str = "", method: str = "", metric: str = "") -> tuple[EdgeScores, Circuit]:
-    """Read a file of MIB's format: the scores, and the circuit of the edges marked as in the graph.
+def read(path, model=None) -> Contents:
+    """Read a graph file of MIB's format; .pt files are read without executing what they hold.
 
-    >>> scores, circuit = load_edges("ioi.json")
-
-    .pt files are read without executing what they hold. task, method, metric: labels for the scores.
-    Raises GimkitError for a file that is no such graph, naming what is missing.
+    Edges that a JSON leaves out are outside the circuit with score 0, as MIB reads it; edges between nodes that run
+    backward, which EAP-IG marks in node-level circuits, are dropped. model: refuse a file of another shape.
+    Raises GimkitError for a file that is no such graph, naming what is missing, for neuron-level circuits, NaN scores.
     """
     path = Path(path)
+    if path.suffix not in (".json", ".pt"):
+        raise GimkitError(f"{path.name}: read a .json or a .pt file")
     try:
-        if path.suffix == ".json":
-            data = json.loads(path.read_text())
-            graph = _graph(data["cfg"])
-            scores, keep = torch.zeros(graph.real.shape), torch.zeros_like(graph.real)
-            rows = {name: i for i, name in enumerate(graph.sources)}
-            columns = {name: j for j, name in enumerate(graph.targets)}
-            for name, edge in data["edges"].items():
-                source, _, target = name.partition("->")
-                scores[rows[source], columns[target]] = float(edge["score"])
-                keep[rows[source], columns[target]] = bool(edge["in_graph"])
-        elif path.suffix == ".pt":
-            data = torch.load(path, weights_only=True)
-            graph = _graph(data["cfg"])
-            scores, keep = data["edges_scores"].float(), data["edges_in_graph"].bool()
-            if tuple(data["src_nodes"]) != graph.sources or not scores.shape == keep.shape == graph.real.shape:
-                raise GimkitError(f"{path.name}: its nodes do not fit a model of {graph.layers} layers with "
-                                  f"{graph.heads} heads")
-            keep &= graph.real
-        else:
-            raise GimkitError(f"{path.name}: read a .json or a .pt file")
+        data = json.loads(path.read_text()) if path.suffix == ".json" else torch.load(path, "cpu", weights_only=True)
+        config = data["cfg"]
+        graph = Graph(int(config["n_layers"]), int(config["n_heads"]), bool(config["parallel_attn_mlp"]),
+                      int(config["d_model"]))
+        if model is not None:
+            check_graph(graph, wiring(model), f"{path.name} is")
+        held, found = (_of_json if path.suffix == ".json" else _of_pt)(data, graph, path.name)
+    except GimkitError:
+        raise
     except KeyError as error:
         raise GimkitError(f"{path.name} is no circuit file of MIB's format: {error} is missing or unknown") from error
-    except (json.JSONDecodeError, pickle.UnpicklingError, RuntimeError) as error:
-        raise GimkitError(f"{path.name} cannot be read as a circuit file: {str(error).splitlines()[0]}") from error
-    return EdgeScores(task, method, graph, scores, metric), Circuit(graph, keep, scores)
+    except (AttributeError, EOFError, pickle.UnpicklingError, RuntimeError, TypeError, ValueError) as error:
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise GimkitError(f"{path.name} cannot be read as a circuit file: {reason}") from error
+    if any(key in held for key in NEURONS):
+        raise GimkitError(f"{path.name} holds a neuron-level circuit; gimkit reads edges and nodes")
+    scores, keep, nodes = found
+    for values in (scores, nodes):
+        if values is not None:
+            require_finite(values, f"{path.name}: its scores")
+    labels = {"task": "", "method": path.name, "metric": ""} | data.get("labels", {})
+    return Contents(graph, scores, keep, nodes, {key: str(labels[key]) for key in LABELS})
 
 
-def _graph(config) -> Graph:
-    return Graph(int(config["n_layers"]), int(config["n_heads"]), bool(config["parallel_attn_mlp"]),
-                 int(config["d_model"]))
+def _of_json(data: dict, graph: Graph, name: str):
+    """(the keys that describe nodes, (scores, keep, node scores or None))."""
+    scores, keep, known = torch.zeros(graph.real.shape), torch.zeros_like(graph.real), graph.edges
+    for edge, entry in data["edges"].items():
+        scores[known[edge]], keep[known[edge]] = float(entry["score"]), bool(entry["in_graph"])
+    entries = [data["nodes"][source] for source in graph.sources]
+    held = {key for entry in entries for key in entry}
+    nodes = torch.tensor([float(entry["score"]) for entry in entries]) if "score" in held else None
+    return held, (scores, keep, nodes)
+
+
+def _of_pt(data: dict, graph: Graph, name: str):
+    scores, keep, nodes = data["edges_scores"].float(), data["edges_in_graph"].bool(), data.get("nodes_scores")
+    if ((tuple(data["src_nodes"]), tuple(data["dst_nodes"])) != (graph.sources, graph.targets)
+            or not scores.shape == keep.shape == graph.real.shape
+            or nodes is not None and nodes.shape != (len(graph.sources),)):
+        raise GimkitError(f"{name}: its nodes do not fit a model of {graph}")
+    return data, (scores.where(graph.real, 0), keep & graph.real, None if nodes is None else nodes.float())

@@ -1,7 +1,6 @@
-"""The names of a model's sources and targets, which edges join them, and circuits as data."""
+"""The names of a model's sources and targets, which edges join them, and how edges are chosen."""
 
 import heapq
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -88,6 +87,12 @@ class Graph(NamedTuple):
         return real
 
     @property
+    def edges(self) -> dict[str, tuple[int, int]]:
+        """Every edge's name, like a0.h1->a1.h2<q>, and its (row, column), source by source."""
+        sources, targets = self.sources, self.targets
+        return {f"{sources[i]}->{targets[j]}": (i, j) for i, j in self.real.nonzero().tolist()}
+
+    @property
     def n_edges(self) -> int:
         """How many edges there are."""
         return int(self.real.sum())
@@ -96,48 +101,6 @@ class Graph(NamedTuple):
         """For each target the index of the source that it belongs to (a head's q, k and v: the head); logits: -1."""
         where = {name: i for i, name in enumerate(self.sources)}
         return torch.tensor([where.get(name.partition("<")[0], -1) for name in self.targets])
-
-
-@dataclass(frozen=True, eq=False)
-class Circuit:
-    """A set of edges of a model.
-
-    >>> circuit = edges.top(200)
-    >>> len(circuit), circuit.edges[0]
-    (200, 'input->a0.h0<q>')
-
-    graph: the model's shape. keep: [sources, targets], True on the circuit's edges. scores: [sources, targets] or None.
-    """
-
-    graph: Graph
-    keep: torch.Tensor
-    scores: torch.Tensor | None = None
-
-    def __post_init__(self):
-        if self.keep.shape != self.graph.real.shape or bool((self.keep & ~self.graph.real).any()):
-            raise GimkitError("the circuit holds edges that this model does not have")
-
-    def __len__(self) -> int:
-        return int(self.keep.sum())
-
-    def __eq__(self, other) -> bool:
-        return isinstance(other, Circuit) and self.graph == other.graph and torch.equal(self.keep, other.keep)
-
-    __hash__ = None
-
-    @property
-    def edges(self) -> tuple[str, ...]:
-        """Names like a0.h1->a1.h2<q>, source by source."""
-        sources, targets = self.graph.sources, self.graph.targets
-        return tuple(f"{sources[i]}->{targets[j]}" for i, j in self.keep.nonzero().tolist())
-
-    @property
-    def nodes(self) -> tuple[str, ...]:
-        """Sources that an edge leaves."""
-        return tuple(name for name, used in zip(self.graph.sources, self.keep.any(1).tolist()) if used)
-
-    def __str__(self) -> str:
-        return f"{len(self)} of {self.graph.n_edges} edges, {len(self.nodes)} of {len(self.graph.sources)} nodes"
 
 
 def prune(keep: torch.Tensor, graph: Graph) -> torch.Tensor:
@@ -163,7 +126,7 @@ def prune(keep: torch.Tensor, graph: Graph) -> torch.Tensor:
 
 def top_edges(scores: torch.Tensor, graph: Graph, n: int, absolute: bool) -> torch.Tensor:
     """[sources, targets], True on the n real edges of highest score (or absolute score)."""
-    check_size(n, graph)
+    check_size(n, graph.n_edges, "edges")
     value = (scores.abs() if absolute else scores).double().masked_fill(~graph.real, -torch.inf)
     keep = torch.zeros_like(graph.real)
     keep.view(-1)[value.flatten().argsort(descending=True, stable=True)[:n]] = True
@@ -172,7 +135,7 @@ def top_edges(scores: torch.Tensor, graph: Graph, n: int, absolute: bool) -> tor
 
 def greedy_edges(scores: torch.Tensor, graph: Graph, n: int, absolute: bool) -> torch.Tensor:
     """[sources, targets] grown upward from the logits: always the best edge into a node that is in already."""
-    check_size(n, graph)
+    check_size(n, graph.n_edges, "edges")
     value, real, owner = (scores.abs() if absolute else scores).tolist(), graph.real, graph.node_of().tolist()
     columns = {}
     for column, node in enumerate(owner):
@@ -194,9 +157,9 @@ def greedy_edges(scores: torch.Tensor, graph: Graph, n: int, absolute: bool) -> 
     return keep
 
 
-def check_size(n: int, graph: Graph) -> None:
-    """Refuse a number of edges that the model does not have."""
+def check_size(n: int, most: int, what: str) -> None:
+    """Refuse a number of edges or nodes that the model does not have."""
     if not isinstance(n, int):
-        raise GimkitError(f"the number of edges is a whole number, not {n!r}")
-    if not 0 <= n <= graph.n_edges:
-        raise GimkitError(f"n={n} edges asked for, but the model has {graph.n_edges}; choose 0 to {graph.n_edges}")
+        raise GimkitError(f"the number of {what} is a whole number, not {n!r}")
+    if not 0 <= n <= most:
+        raise GimkitError(f"n={n} {what} asked for, but the model has {most}; choose 0 to {most}")

@@ -8,10 +8,11 @@ import pandas
 import torch
 from scipy import stats
 
+from gimkit.circuits.circuit import Circuit
 from gimkit.circuits.edges import EdgeScores
-from gimkit.circuits.graph import Circuit, greedy_edges, prune, top_edges
+from gimkit.circuits.graph import greedy_edges, prune, top_edges
 from gimkit.circuits.patching import run_masks
-from gimkit.circuits.scores import check_metric, check_task
+from gimkit.circuits.scores import NodeScores, check_metric, check_task
 from gimkit.circuits.wiring import check_graph, wiring
 from gimkit.edits import check_unedited
 from gimkit.errors import GimkitError, require_finite
@@ -177,37 +178,48 @@ def faithfulness(model, task, edges: EdgeScores, *, absolute: bool, metric: str 
                  values[2:], empty, full, metric, edges.metric)
 
 
-def auroc(edges: EdgeScores, known: Circuit, *, absolute: bool = True) -> float:
+def auroc(scores: EdgeScores | NodeScores, known: Circuit, *, absolute: bool = True) -> float:
     """Area under the ROC curve of edge scores against a known circuit: 1 ranks its edges first, 0.5 is chance.
 
-    >>> gimkit.circuits.auroc(edges, known)                      # a number between 0 and 1
+    >>> gimkit.circuits.auroc(edges, gimkit.circuits.known.ioi())                # a number between 0 and 1
 
-    Every real edge counts once, ties share their rank. MIB's InterpBench score instead joins ten greedy circuits by
-    straight lines, without the point (0, 0).
-    Raises GimkitError when the circuit is of another model, empty or complete.
+    Every real edge counts once, ties share their rank. Of node scores every head counts once, and it is known when an
+    edge of the circuit leaves it; embedding and MLPs are left out, for manual circuits seldom lack one of them.
+    MIB's InterpBench score instead joins ten greedy circuits by straight lines, without the point (0, 0).
+    Raises GimkitError when the circuit is of another model, empty or complete, and for NaN scores.
     """
-    hit, value = _both(edges, known, absolute)
+    hit, value = _both(scores, known, absolute)
     if hit.all() or not hit.any():
-        raise GimkitError("a known circuit with some but not all edges is needed")
+        raise GimkitError("a known circuit with some but not all edges (of node scores: heads) is needed")
     ranks = stats.rankdata(value)
     positives = hit.sum()
     return float((ranks[hit].sum() - positives * (positives + 1) / 2) / (positives * (len(hit) - positives)))
 
 
-def precision_recall(edges: EdgeScores, known: Circuit, *, absolute: bool = True) -> pandas.DataFrame:
+def precision_recall(scores: EdgeScores | NodeScores, known: Circuit, *, absolute: bool = True) -> pandas.DataFrame:
     """Precision and recall against a known circuit as edges are taken in order of score, columns n, precision, recall.
 
+    >>> precision_recall(nodes, gimkit.circuits.known.ioi()).iloc[25]            # the 26 best heads against the 26
+
     precision: share of the n best edges that are in the known circuit. recall: share of its edges among them. Edges are
-    taken without pruning.
+    taken without pruning. Of node scores the same with heads, as in `auroc`.
     """
-    hit, value = _both(edges, known, absolute)
+    hit, value = _both(scores, known, absolute)
     found = hit[numpy.argsort(-value, kind="stable")].cumsum()
     n = numpy.arange(1, len(hit) + 1)
     return pandas.DataFrame({"n": n, "precision": found / n, "recall": found / max(1, hit.sum())})
 
 
-def _both(edges: EdgeScores, known: Circuit, absolute: bool):
-    if edges.graph != known.graph:
-        raise GimkitError("the known circuit is of another model than the scores")
-    value = edges.scores[edges.graph.real].double().numpy()
-    return known.keep[edges.graph.real].numpy(), abs(value) if absolute else value
+def _both(scores: EdgeScores | NodeScores, known: Circuit, absolute: bool):
+    """(is it in the known circuit, its score) of every edge, or of every head."""
+    if scores.graph != known.graph:
+        raise GimkitError(f"the known circuit is of a model of {known.graph}, the scores of one of "
+                          f"{scores.graph or 'a shape unknown'}")
+    require_finite(scores.scores)
+    if isinstance(scores, NodeScores):
+        counted = torch.tensor([name.startswith("a") for name in scores.nodes])
+        hit = torch.tensor([name in known.nodes for name in scores.nodes])
+    else:
+        counted, hit = known.graph.real, known.keep
+    value = scores.scores[counted].double().numpy()
+    return hit[counted].numpy(), abs(value) if absolute else value

@@ -3,7 +3,7 @@
 import torch
 from tqdm.auto import tqdm
 
-from gimkit.circuits.graph import Circuit
+from gimkit.circuits.circuit import Circuit
 from gimkit.circuits.runs import run_circuits
 from gimkit.circuits.scores import DIVERGENCES, answers_of, check_metric, check_task
 from gimkit.circuits.wiring import Wiring, check_graph, graph_of, wiring

@@ -1,16 +1,19 @@
 """How much each part of a model matters for a task."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import pandas
 import torch
 from tqdm.auto import tqdm
 
 from gimkit.anatomy import dissect
+from gimkit.circuits import files
+from gimkit.circuits.circuit import Circuit
 from gimkit.circuits.gradients import node_scores
-from gimkit.circuits.graph import nodes
+from gimkit.circuits.graph import Graph, check_size, nodes, prune
 from gimkit.circuits.traced import exact_node_scores
-from gimkit.circuits.wiring import norms_after
+from gimkit.circuits.wiring import graph_if_covered, norms_after
 from gimkit.edits import apply, check_unedited
 from gimkit.errors import GimkitError, require_finite
 from gimkit.remote import where
@@ -26,6 +29,7 @@ class NodeScores:
     """One score per node; positive means that corrupting the node hurts.
 
     nodes: names, "input", "a0.h0", ..., "m0", ... . per_example: [n, nodes], in units of the metric.
+    graph: the model's shape, None where its edges are not covered.
     """
 
     task: str
@@ -33,6 +37,7 @@ class NodeScores:
     nodes: tuple[str, ...]
     per_example: torch.Tensor
     metric: str = "logit"
+    graph: Graph | None = None
 
     @property
     def scores(self) -> torch.Tensor:
@@ -49,6 +54,54 @@ class NodeScores:
                          int(head) if kind == "head" else -1, score))
         return pandas.DataFrame(rows, columns=["task", "method", "metric", "node", "kind", "layer", "head",
                                            "score"])
+
+    def top(self, n: int, absolute: bool = False) -> Circuit:
+        """The circuit of all edges between the embedding and the n best heads and MLPs, without dead ends.
+
+        >>> str(nodes.top(12))
+        '197 of 761 edges, 13 of 26 nodes'                           # mini-llama, 64 prompts of IOI
+
+        absolute: rank by |score|. Raises GimkitError when the model has fewer, or edges that are not covered.
+        Source: EAP-IG's node level, which ranks the embedding too and marks edges that run backward; without the
+        embedding its circuits run as the corrupt prompt, for nothing feeds the other nodes.
+        """
+        graph = self._covered()
+        check_size(n, len(self.nodes) - 1, "heads and MLPs")
+        value = (self.scores.abs() if absolute else self.scores)[1:].double()
+        best = value.argsort(descending=True, stable=True)[:n].tolist()
+        circuit = Circuit.between(graph, ["input", *(self.nodes[1 + i] for i in best)])
+        return Circuit(graph, prune(circuit.keep, graph))
+
+    @classmethod
+    def load(cls, path, *, model=None) -> "NodeScores":
+        """Read the node scores of a file of MIB's format, .json or .pt; per_example has one row, their means.
+
+        >>> nodes = NodeScores.load("ioi.json", model=model)
+
+        model: refuse a file of another shape. Raises GimkitError for a file without node scores and as
+        `gimkit.circuits.files.read`.
+        """
+        found = files.read(path, model)
+        if found.node_scores is None:
+            raise GimkitError(f"{path} holds no scores of nodes; read it with EdgeScores.load")
+        return cls(nodes=found.graph.sources, per_example=found.node_scores[None], graph=found.graph, **found.labels)
+
+    def save(self, path) -> Path:
+        """Write the mean scores for MIB's evaluation at node level, as .json or .pt, with every node in the graph.
+
+        >>> nodes.save("ioi.json")
+        PosixPath('ioi.json')
+
+        Raises GimkitError for another ending, for NaN scores and where edges are not covered.
+        """
+        graph, labels = self._covered(), {key: getattr(self, key) for key in files.LABELS}
+        return files.write(path, graph, torch.zeros(graph.real.shape), graph.real, self.scores, labels)
+
+    def _covered(self) -> Graph:
+        if self.graph is None:
+            raise GimkitError("the edges of this model are not covered, so its nodes make no circuit and no circuit "
+                              "file; .frame() has their scores")
+        return self.graph
 
     def plot(self, ax=None):
         """Draw heads and MLPs as a layer x head grid; returns the matplotlib axes."""
@@ -105,7 +158,8 @@ def score_nodes(model, task, method: str | Rules = "gim", *, metric: str = "logi
         else:
             found = _exact(model, parts, paths, names, batch, answers, remote)
         per_example.append(found.detach().cpu())
-    scores = NodeScores(task.name, label, tuple(node.name for node in names), torch.cat(per_example), metric)
+    scores = NodeScores(task.name, label, tuple(node.name for node in names), torch.cat(per_example), metric,
+                        graph_if_covered(model, parts))
     require_finite(scores.per_example)
     return scores
 

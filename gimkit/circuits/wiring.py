@@ -87,6 +87,14 @@ def graph_of(w: Wiring) -> Graph:
     return Graph(len(w.layers), w.heads, w.parallel, w.width)
 
 
+def graph_if_covered(model, anatomy: Anatomy) -> Graph | None:
+    """The names and edges of a model, None where its edges are not covered."""
+    try:
+        return graph_of(wiring(model, anatomy))
+    except GimkitError:
+        return None
+
+
 def check_graph(graph: Graph, w: Wiring, what: str = "the circuit or scores are") -> None:
     """Refuse scores or a circuit of another model."""
     if graph != graph_of(w):

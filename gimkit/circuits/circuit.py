@@ -1,0 +1,105 @@
+"""A circuit as data: edges of a model, made from names, compared, printed, kept in files."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from gimkit.circuits import files
+from gimkit.circuits.graph import Graph
+from gimkit.errors import GimkitError
+
+
+@dataclass(frozen=True, eq=False)
+class Circuit:
+    """A set of edges of a model.
+
+    >>> circuit = edges.top(200)
+    >>> len(circuit), circuit.edges[0]
+    (200, 'input->a0.h0<q>')
+
+    graph: the model's shape. keep: [sources, targets], True on the circuit's edges. scores: [sources, targets] or None.
+    """
+
+    graph: Graph
+    keep: torch.Tensor
+    scores: torch.Tensor | None = None
+
+    def __post_init__(self):
+        if self.keep.shape != self.graph.real.shape or bool((self.keep & ~self.graph.real).any()):
+            raise GimkitError("the circuit holds edges that this model does not have")
+
+    @classmethod
+    def of(cls, graph: Graph, edges) -> "Circuit":
+        """The circuit of edges given by their names.
+
+        >>> len(Circuit.of(graph, ["input->a0.h0<v>", "a0.h0->logits"]))
+        2
+
+        Raises GimkitError for an edge that the model does not have.
+        """
+        known, keep = graph.edges, torch.zeros_like(graph.real)
+        for name in edges:
+            if name not in known:
+                raise GimkitError(f"no edge {name!r} in a model of {graph}; edges are named input->m0, a0.h1->a1.h2<q>")
+            keep[known[name]] = True
+        return cls(graph, keep)
+
+    @classmethod
+    def between(cls, graph: Graph, nodes) -> "Circuit":
+        """The circuit of all edges between nodes given by their names, and from them to the logits.
+
+        >>> Circuit.between(graph, ["input", "m0"]).edges
+        ('input->m0', 'input->logits', 'm0->logits')
+
+        Raises GimkitError for a node that the model does not have. Source: EAP-IG's node-level circuits, which also
+        mark edges that run backward; here only edges that exist count.
+        """
+        unknown = [name for name in nodes if name not in graph.sources]
+        if unknown:
+            raise GimkitError(f"no node {unknown[0]!r} in a model of {graph}; nodes are named input, a0.h1, m0")
+        inside = torch.tensor([name in nodes for name in graph.sources])
+        return cls(graph, graph.real & inside[:, None] & torch.cat([inside, torch.tensor([True])])[graph.node_of()])
+
+    @classmethod
+    def load(cls, path, *, model=None) -> "Circuit":
+        """Read the circuit of a file of MIB's format, .json or .pt: the edges that it marks as in the graph.
+
+        >>> circuit = Circuit.load("ioi.json", model=model)
+
+        model: refuse a file of another shape. Raises GimkitError as `gimkit.circuits.files.read`.
+        """
+        found = files.read(path, model)
+        return cls(found.graph, found.keep, found.scores)
+
+    def save(self, path) -> Path:
+        """Write the circuit for MIB's evaluation, as .json or .pt, with its scores, or 0 and 1.
+
+        >>> circuit.save("ioi.json")
+        PosixPath('ioi.json')
+
+        Raises GimkitError for another ending and for NaN scores.
+        """
+        return files.write(path, self.graph, self.keep.float() if self.scores is None else self.scores, self.keep)
+
+    def __len__(self) -> int:
+        return int(self.keep.sum())
+
+    def __eq__(self, other) -> bool:
+        return isinstance(other, Circuit) and self.graph == other.graph and torch.equal(self.keep, other.keep)
+
+    __hash__ = None
+
+    @property
+    def edges(self) -> tuple[str, ...]:
+        """Names like a0.h1->a1.h2<q>, source by source."""
+        sources, targets = self.graph.sources, self.graph.targets
+        return tuple(f"{sources[i]}->{targets[j]}" for i, j in self.keep.nonzero().tolist())
+
+    @property
+    def nodes(self) -> tuple[str, ...]:
+        """Sources that an edge leaves."""
+        return tuple(name for name, used in zip(self.graph.sources, self.keep.any(1).tolist()) if used)
+
+    def __str__(self) -> str:
+        return f"{len(self)} of {self.graph.n_edges} edges, {len(self.nodes)} of {len(self.graph.sources)} nodes"
