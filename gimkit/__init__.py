@@ -8,10 +8,12 @@ from gimkit.errors import GimkitError
 from gimkit.models import load
 from gimkit.remote import register
 from gimkit.rules import GIM, LADDER, RULES, Rules
+from gimkit.selfrepair import head_repair, self_repair
 from gimkit.tokens import attribute
 
 __version__ = "0.1.0"
-__all__ = ["GIM", "LADDER", "RULES", "GimkitError", "Rules", "apply", "attribute", "circuits", "faithfulness", "load",
-           "rank_correlation", "receipt", "remove", "run", "score_edges", "score_nodes", "shapley", "tasks"]
+__all__ = ["GIM", "LADDER", "RULES", "GimkitError", "Rules", "apply", "attribute", "circuits", "faithfulness",
+           "head_repair", "load", "rank_correlation", "receipt", "remove", "run", "score_edges", "score_nodes",
+           "self_repair", "shapley", "tasks"]
 
 register()

@@ -1,0 +1,155 @@
+"""Heads that answer for one another: ablate a head, and see what the rest of the model makes up for."""
+
+from dataclasses import dataclass
+
+import pandas
+import torch
+from tqdm.auto import tqdm
+
+from gimkit.anatomy import dissect
+from gimkit.circuits.metrics import bootstrap
+from gimkit.circuits.scores import answers_of, check_task, check_whole, rows_of
+from gimkit.circuits.wiring import wiring
+from gimkit.edits import check_unedited
+from gimkit.errors import require_finite
+from gimkit.remote import where
+from gimkit.selfrepair.traced_heads import head_effects
+
+EFFECTS = ("direct", "direct_live", "total", "total_frozen")
+
+
+@dataclass(frozen=True)
+class HeadRepair:
+    """What ablating each head costs directly and in all, and which parts answer; in logits.
+
+    heads: names of the ablated heads. effects: [n, heads, 4], in the order of EFFECTS (see `head_repair`).
+    parts: names of the parts that may answer. answers: [n, heads, parts], positive where a part makes up for the loss.
+    """
+
+    task: str
+    heads: tuple[str, ...]
+    effects: torch.Tensor
+    parts: tuple[str, ...]
+    answers: torch.Tensor
+
+    def frame(self) -> pandas.DataFrame:
+        """Tidy table, a line per ablated head: means over examples of the effects, of repaired = direct - total with a
+        95% bootstrap interval over examples, and of by_norm, the final norm's share of it (total_frozen - total)."""
+        rows = []
+        for i, head in enumerate(self.heads):
+            effects = self.effects[:, i].double()
+            repaired = (effects[:, 0] - effects[:, 2]).numpy()
+            interval = bootstrap(lambda index, x=repaired: x[index].mean(), len(repaired))
+            means = effects.mean(0)
+            layer, number = places_of(head)
+            rows.append((self.task, head, layer, number, *means.tolist(), *interval, float(means[3] - means[2])))
+        return pandas.DataFrame(rows, columns=["task", "ablated", "layer", "head", *EFFECTS, "repaired", "low", "high",
+                                               "by_norm"])
+
+    def answer_frame(self) -> pandas.DataFrame:
+        """Tidy table, a line per ablated head and part behind it: the part's mean answer. They sum to `repaired`."""
+        means, rows = self.answers.double().mean(0), []
+        for i, head in enumerate(self.heads):
+            layer, _ = places_of(head)
+            for part, answer in zip(self.parts, means[i].tolist()):
+                kind = kind_of(part)
+                if kind in ("norm", "rest") or places_of(part)[0] > layer or (kind == "mlp" and answer != 0):
+                    rows.append((self.task, head, part, kind, answer))
+        return pandas.DataFrame(rows, columns=["task", "ablated", "part", "kind", "answer"])
+
+    def plot(self, ax=None):
+        """Draw the total against the direct effect of each head; returns the matplotlib axes."""
+        from gimkit.plots_repair import direct_against_total
+
+        return direct_against_total(self, ax=ax)
+
+
+def kind_of(part: str) -> str:
+    """head, mlp, norm or rest."""
+    return "norm" if "norm" in part else {"a": "head", "m": "mlp"}.get(part[0], "rest")
+
+
+def places_of(name: str) -> tuple[int, int]:
+    """Layer and head of a0.h1 or m0; the head of an MLP is -1."""
+    layer, _, head = name[1:].partition(".h")
+    return int(layer), int(head or -1)
+
+
+def head_repair(model, task, *, batch_size: int = 32, remote: bool = False) -> HeadRepair:
+    """Ablate each head, compare its direct with its total effect, and see who answers for it.
+
+    >>> repair = gimkit.head_repair(model, gimkit.tasks.ioi(model, n=32))
+    >>> repair.effects.shape, repair.answers.shape       # 5 layers of 4 heads; 20 heads, 5 MLPs, final norm, the rest
+    (torch.Size([32, 20, 4]), torch.Size([32, 20, 27]))
+
+    A head is ablated by resampling: its output, at all positions, becomes that of the corrupt run. Its effects on the
+    task's metric (logits; positive where ablating hurts):
+    total: what the metric loses when the model runs on with the ablated head (`score_nodes(method="exact")`).
+    direct: what it loses if no other part notices: the change of the head's output at the last position, read by the
+    final norm with the clean run's denominator and by the unembedding (direct logit attribution, to first order of the
+    metric: exact for single answers without a final softcap).
+    direct_live: the same with the final norm's own denominator, recomputed without the head's contribution.
+    total_frozen: the total effect with the clean run's denominator in the final norm.
+    repaired = direct - total is self-repair where it has the sign of direct; where a head acts through later parts it
+    is negative. It is the sum of the answers: of each later head and MLP, by how much its direct contribution is larger
+    when the head is ablated; "final norm", total_frozen - total, the change of its denominator; "norm after attention"
+    (Gemma-2 and 3, OLMo-2 only), the same there; "rest", the metric's curvature, 0 where direct is exact.
+
+    model: an unedited nnsight model. task: a `gimkit.tasks.Task` of n prompt pairs. batch_size: prompt pairs per
+    forward; it does not change the result. remote: run on NDIF (as `model.trace(remote=...)`).
+    Raises GimkitError for an architecture whose wiring is not covered, an edited model, an empty task, NaN.
+    Source: McGrath et al. 2023 (the Hydra effect, arXiv 2307.15771) and Rushing and Nanda 2024 (arXiv 2402.15390), who
+    separate the final norm's share; Wang et al. 2022 (arXiv 2211.00593) for heads that answer. Difference: they ablate
+    on the training distribution or in layers, here each head is resampled from the pair's corrupt prompt, everywhere.
+    """
+    check_task(task)
+    check_whole("batch_size", batch_size)
+    parts = dissect(model)
+    check_unedited(model)
+    w = wiring(model, parts)
+    root = model._module
+    unembedding = next(path for path, module in root.named_modules() if module is root.get_output_embeddings())
+    softcap = getattr(root.config.get_text_config(), "final_logit_softcapping", None)
+    heads, final = w.heads, tuple(w.final_norm)  # plain tuples: a trace sends what its body names
+    layers = [(layer.output, plain(layer.norm_after_attention), layer.mlp, plain(layer.norm_after_mlp))
+              for layer in w.layers]
+    places = [(layer, head) for layer in range(len(layers)) for head in range(heads)]
+    found = []
+    for start in tqdm(range(0, len(task), batch_size), desc=f"heads on {task.name}", delay=2, leave=False):
+        batch = task[start:start + batch_size]
+        answers, ids = answers_of(batch), rows_of(batch)
+        step, chunks = max(1, 512 // len(batch) - 2), []
+        for chosen in (places[i:i + step] for i in range(0, len(places), step)):
+            with torch.no_grad():
+                rows = torch.cat([ids, batch.clean.repeat(len(chosen), 1)])
+                with model.trace(input_ids=rows, use_cache=False, **where(remote)):
+                    effects, gains = head_effects(model, layers, final, unembedding, softcap, heads, chosen, answers)
+                    effects, gains = effects.cpu().save(), gains.cpu().save()
+            chunks.append((effects, gains))
+        found.append([torch.cat(group).transpose(0, 1) for group in zip(*chunks)])
+    effects, gains = (torch.cat(group).float() for group in zip(*found))
+    require_finite(effects, "the heads' effects")
+    return HeadRepair(task.name, tuple(f"a{layer}.h{head}" for layer, head in places), effects,
+                      *_answers(effects, gains, places, layers[0][1] is not None))
+
+
+def plain(norm) -> tuple | None:
+    """A norm as a plain tuple."""
+    return None if norm is None else tuple(norm)
+
+
+def _answers(effects: torch.Tensor, gains: torch.Tensor, places: list, norm_after: bool):
+    """Names of the parts, and their answers [n, heads, parts], out of gains [n, heads, layers, heads + 1]."""
+    direct, _, total, total_frozen = effects.unbind(-1)
+    heads = gains.shape[-1] - 1
+    own = torch.stack([gains[:, i, layer, :heads].sum(-1) for i, (layer, _) in enumerate(places)], 1)
+    gains = gains.clone()
+    for i, (layer, _) in enumerate(places):
+        gains[:, i, layer, :heads] = 0
+    norms = {"final norm": total_frozen - total}
+    if norm_after:  # heads of the ablated one's layer change by the norm after them alone
+        norms["norm after attention"] = own + direct
+    rest = direct - total - gains.flatten(2).sum(-1) - sum(norms.values())
+    names = [f"a{layer}.h{head}" if head < heads else f"m{layer}" for layer in range(gains.shape[2])
+             for head in range(heads + 1)]
+    return (*names, *norms, "rest"), torch.cat([gains.flatten(2), torch.stack([*norms.values(), rest], -1)], -1)
