@@ -91,6 +91,14 @@ def test_nodes_without_edges_make_no_circuit(tmp_path):
             act()
 
 
+def test_nan_scores_make_no_circuit():
+    edges, nodes = edges_made_up(), nodes_made_up()
+    edges.scores[0, 0] = nodes.per_example[0, 0] = torch.nan
+    for choose in (edges.top, edges.greedy, nodes.top):
+        with pytest.raises(gimkit.GimkitError, match="the scores contain NaN"):
+            choose(3)
+
+
 # --- circuits known by hand ---
 
 

@@ -85,6 +85,10 @@ def test_an_unsolved_task_is_not_divided_by():
         gimkit.faithfulness(model, swapped, gimkit.score_edges(model, swapped, "random"), absolute=True)
     with pytest.raises(gimkit.GimkitError, match="score this model"):
         gimkit.faithfulness(model, solved, made_up(), absolute=True)
+    nan = gimkit.score_edges(model, solved, "random")
+    nan.scores[0, 0] = torch.nan
+    with pytest.raises(gimkit.GimkitError, match="the scores contain NaN"):
+        gimkit.faithfulness(model, solved, nan, absolute=True)
     with pytest.raises(gimkit.GimkitError, match="increasing shares"):
         gimkit.faithfulness(model, solved, gimkit.score_edges(model, solved, "random"), absolute=True, sizes=(0.5, 0.1))
 

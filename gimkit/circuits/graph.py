@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 
 from gimkit.anatomy import Anatomy
-from gimkit.errors import GimkitError
+from gimkit.errors import GimkitError, require_finite
 
 
 class Node(NamedTuple):
@@ -127,6 +127,7 @@ def prune(keep: torch.Tensor, graph: Graph) -> torch.Tensor:
 def top_edges(scores: torch.Tensor, graph: Graph, n: int, absolute: bool) -> torch.Tensor:
     """[sources, targets], True on the n real edges of highest score (or absolute score)."""
     check_size(n, graph.n_edges, "edges")
+    require_finite(scores)
     value = (scores.abs() if absolute else scores).double().masked_fill(~graph.real, -torch.inf)
     keep = torch.zeros_like(graph.real)
     keep.view(-1)[value.flatten().argsort(descending=True, stable=True)[:n]] = True
@@ -136,6 +137,7 @@ def top_edges(scores: torch.Tensor, graph: Graph, n: int, absolute: bool) -> tor
 def greedy_edges(scores: torch.Tensor, graph: Graph, n: int, absolute: bool) -> torch.Tensor:
     """[sources, targets] grown upward from the logits: always the best edge into a node that is in already."""
     check_size(n, graph.n_edges, "edges")
+    require_finite(scores)
     value, real, owner = (scores.abs() if absolute else scores).tolist(), graph.real, graph.node_of().tolist()
     columns = {}
     for column, node in enumerate(owner):

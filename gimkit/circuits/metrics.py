@@ -163,7 +163,6 @@ def faithfulness(model, task, edges: EdgeScores, *, absolute: bool, metric: str 
     graph, cut = edges.graph, greedy_edges if greedy else top_edges
     check_graph(graph, w)
     check_unedited(model)
-    require_finite(edges.scores)
     sizes = tuple(sizes)
     if not sizes or any(not 0 <= share <= 1 for share in sizes) or list(sizes) != sorted(set(sizes)):
         raise GimkitError("sizes are increasing shares of all edges between 0 and 1")

@@ -67,6 +67,7 @@ class NodeScores:
         """
         graph = self._covered()
         check_size(n, len(self.nodes) - 1, "heads and MLPs")
+        require_finite(self.scores)
         value = (self.scores.abs() if absolute else self.scores)[1:].double()
         best = value.argsort(descending=True, stable=True)[:n].tolist()
         circuit = Circuit.between(graph, ["input", *(self.nodes[1 + i] for i in best)])
