@@ -97,6 +97,26 @@ def method_scatter(scores, exact, ax=None):
     return ax
 
 
+def faithfulness_curves(curves, ax=None):
+    """How much of the model's behaviour circuits of growing size keep, a line per curve; 1 is the whole model.
+
+    >>> faithfulness_curves([gimkit.faithfulness(model, task, edges, absolute=ranked) for ranked in (False, True)])
+
+    curves: list of `Curve`; dashed where circuits were cut by |score|, a colour per method. The x axis is the requested
+    share of all edges. ax: matplotlib axes, made when None. Returns the axes.
+    """
+    ax = _axes(ax, 6.5, 4.0)
+    colours = dict(zip(dict.fromkeys(curve.method for curve in curves), seaborn.color_palette("colorblind", 10)))
+    for curve in curves:
+        ax.plot(curve.shares, curve.faithfulness, "o--" if curve.absolute else "o-", color=colours[curve.method],
+                markersize=4, label=_plain(curve.label))
+    for level in (0, 1):
+        ax.axhline(level, color=DARK, linewidth=0.8, linestyle=":")
+    ax.set(xscale="log", xlabel="share of all edges", ylabel="faithfulness", title="What the circuits keep")
+    ax.legend(frameon=True, fontsize=8)
+    return ax
+
+
 def rule_changes(frame, ax=None):
     """A bar per set of rules: how far it moves the gradient away from the plain one.
 

@@ -91,6 +91,34 @@ def node_explorer(results: list) -> ipywidgets.VBox:
     return _explorer({"which": ipywidgets.Dropdown(options=options, description="scores")}, draw)
 
 
+def circuit_size(edges, curve, roles=None) -> ipywidgets.VBox:
+    """A slider over the sizes of a curve's circuits; shows the circuit and its point on the curve.
+
+    >>> circuit_size(edges, gimkit.faithfulness(model, task, edges, absolute=True))
+
+    edges: the `EdgeScores` that the curve's circuits were cut from. curve: their `Curve`. roles: as in `circuit_graph`.
+    Raises GimkitError when the curve belongs to other scores.
+    """
+    cut = edges.greedy if curve.greedy else edges.top
+    circuits = [cut(int(share * edges.graph.n_edges), curve.absolute) for share in curve.shares]
+    if tuple(len(circuit) for circuit in circuits) != curve.edges:
+        raise GimkitError("the curve was made from other scores; give the EdgeScores that faithfulness() was given")
+    options = [(f"{len(circuit)} edges", i) for i, circuit in enumerate(circuits)]
+
+    def draw(which):
+        with seaborn.axes_style("whitegrid"):
+            figure, (left, right) = pyplot.subplots(1, 2, figsize=(16, 7.5), width_ratios=(2, 1), layout="constrained")
+        circuits[which].plot(roles, ax=left)
+        plots.faithfulness_curves([curve], ax=right)
+        share, kept = curve.shares[which], curve.faithfulness[which]
+        right.plot(share, kept, "o", color=plots.ORANGE, markersize=12)
+        right.set_title(f"{len(circuits[which])} edges keep {kept:.2f}")
+        _show(figure)
+
+    return _explorer({"which": ipywidgets.SelectionSlider(options=options, value=len(options) // 2, description="size",
+                                                          continuous_update=False)}, draw)
+
+
 def _explorer(controls: dict, draw) -> ipywidgets.VBox:
     """The controls in a row, over what draw(**their values) shows."""
     return ipywidgets.VBox([ipywidgets.HBox(list(controls.values())), ipywidgets.interactive_output(draw, controls)])

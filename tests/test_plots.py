@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from scipy import stats
 
 from gimkit import plots
-from gimkit.circuits import NodeScores
+from gimkit.circuits import Curve, NodeScores
 from gimkit.errors import GimkitError
 from gimkit.tokens import TokenScores
 
@@ -102,6 +102,26 @@ def test_scatter_refuses_other_nodes():
         plots.method_scatter(made_up(3, 2), made_up(4, 2))
 
 
+def curve(method="gim", absolute=False, kept=(0.0, 0.5, 1.25)):
+    """A made-up curve over three sizes, of prompts whose metric is -2 without edges and 2 with all of them."""
+    metric = torch.tensor(kept)[:, None] * 4 - 2
+    return Curve("ioi", method, absolute, False, (0.01, 0.1, 1.0), (3, 30, 300), metric.expand(-1, 4),
+                 torch.full((4,), -2.0), torch.full((4,), 2.0))
+
+
+def test_a_curve_per_ranking_and_a_colour_per_method():
+    curves = [curve(), curve(absolute=True, kept=(0.0, 0.25, 1.0)), curve("random", kept=(0.0, 0.0, 1.0))]
+    ax = plots.faithfulness_curves(curves)
+    drawn = ax.lines[:3]
+    assert [line.get_label() for line in drawn] == [given.label for given in curves]
+    for line, given in zip(drawn, curves):
+        assert line.get_xdata() == pytest.approx(given.shares)
+        assert line.get_ydata() == pytest.approx(given.faithfulness)
+    assert [line.get_linestyle() for line in drawn] == ["-", "--", "-"]
+    assert drawn[0].get_color() == drawn[1].get_color() != drawn[2].get_color()
+    assert ax.get_xscale() == "log" and [line.get_ydata()[0] for line in ax.lines[3:]] == [0, 1]
+
+
 def test_rule_changes_in_the_order_given():
     ax = plots.rule_changes(pandas.DataFrame({"rules": ["norm", "gate", "norm + gate"], "change": [0.25, 0.5, 0.125]}))
     assert [bar.get_width() for bar in ax.patches] == [0.25, 0.5, 0.125]
@@ -167,6 +187,7 @@ def test_saturation_refuses_rows_that_do_not_fit(scores, values):
     lambda ax: plots.token_bars(TOKENS, ax=ax),
     lambda ax: plots.node_grid(made_up(), ax=ax),
     lambda ax: plots.method_scatter(made_up(), made_up(method="exact", seed=1), ax=ax),
+    lambda ax: plots.faithfulness_curves([curve()], ax=ax),
     lambda ax: plots.rule_changes(pandas.DataFrame({"rules": ["norm"], "change": [0.5]}), ax=ax),
 ])
 def test_given_axes_are_used_and_nothing_is_printed(draw, capsys):

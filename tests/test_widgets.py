@@ -7,7 +7,7 @@ import torch
 from matplotlib import pyplot
 
 from gimkit import plots, widgets
-from gimkit.circuits import NodeScores
+from gimkit.circuits import Curve, EdgeScores, Graph, NodeScores
 from gimkit.errors import GimkitError
 from gimkit.tokens import TokenScores
 
@@ -96,3 +96,42 @@ def test_node_explorer_shows_the_chosen_scores(shown):
     choice.value = 1
     assert float(shown[-1].axes[0].collections[0].get_array().max()) == -3.0
     assert "exact" in shown[-1].axes[0].get_title()
+
+
+def made_up_circuits(absolute=True, greedy=False, seed=0):
+    """Scores of a small model, and the curve of the circuits that they give."""
+    graph = Graph(3, 2, False, 8)
+    noise = torch.randn(graph.real.shape, generator=torch.Generator().manual_seed(seed))
+    edges = EdgeScores("ioi", "gim", graph, noise * graph.real)
+    shares = (0.2, 0.5, 1.0)
+    cut = edges.greedy if greedy else edges.top
+    counts = tuple(len(cut(int(share * graph.n_edges), absolute)) for share in shares)
+    metric = torch.tensor([0.0, 3.0, 4.0])[:, None].expand(-1, 2)
+    return edges, Curve("ioi", "gim", absolute, greedy, shares, counts, metric, torch.zeros(2), torch.full((2,), 4.0))
+
+
+@pytest.mark.parametrize("absolute, greedy", [(True, False), (False, False), (False, True)])
+def test_circuit_size_shows_the_circuit_and_its_point(shown, absolute, greedy):
+    edges, curve = made_up_circuits(absolute, greedy)
+    size = controls(widgets.circuit_size(edges, curve, roles={"m0": "first of all"}))["size"]
+    assert not size.continuous_update and [label for label, _ in size.options] == [f"{n} edges" for n in curve.edges]
+
+    def seen():
+        left, right = shown[-1].axes
+        *_, point = right.lines
+        return left.get_title(), (point.get_xdata()[0], point.get_ydata()[0])
+
+    cut = edges.greedy if greedy else edges.top
+    for which, kept in ((1, 0.75), (2, 1.0), (0, 0.0)):
+        size.value = which
+        title, point = seen()
+        assert title == str(cut(int(curve.shares[which] * edges.graph.n_edges), absolute))
+        assert point == (curve.shares[which], pytest.approx(kept))
+    size.value = 2
+    assert "first of all" in [text.get_text() for text in shown[-1].axes[0].texts]
+
+
+def test_circuit_size_wants_the_scores_of_the_curve():
+    edges, curve = made_up_circuits()
+    with pytest.raises(GimkitError, match="other scores"):
+        widgets.circuit_size(made_up_circuits(seed=3)[0], curve)

@@ -101,5 +101,11 @@ class Circuit:
         """Sources that an edge leaves."""
         return tuple(name for name, used in zip(self.graph.sources, self.keep.any(1).tolist()) if used)
 
+    def plot(self, roles=None, ax=None):
+        """Draw the circuit layer above layer, as `gimkit.drawing.circuit_graph`; returns the matplotlib axes."""
+        from gimkit.drawing import circuit_graph
+
+        return circuit_graph(self, roles, ax=ax)
+
     def __str__(self) -> str:
         return f"{len(self)} of {self.graph.n_edges} edges, {len(self.nodes)} of {len(self.graph.sources)} nodes"

@@ -1,0 +1,57 @@
+"""Where heads look and what they write, inside a trace that leaves only numbers. Shipped to servers by value."""
+
+import torch
+
+from gimkit.circuits.streams import output_last, read_norm
+
+
+def head_numbers(model, w, attentions: list, looks: torch.Tensor, last, good, bad):
+    """Attention [layers, heads, kinds], summed over rows and queries, and direct writes [rows, layers, heads, 2].
+
+    attentions: path of each layer's attention. looks: [rows, kinds, seq, seq], True where a query's attention to a
+    position counts for that kind. A head writes on the good and on the bad answers' logits, each less the mean logit,
+    from the answer's position straight through the final norm, whose denominator is held fixed.
+    """
+    rows = torch.arange(len(last), device=model.device)
+    last = last.to(model.device)
+    looked, written = [], []
+    for layer, path in zip(w.layers, attentions):
+        pattern = attention_pattern(model.get(path))
+        looked.append(torch.einsum("rhij,rkij->hk", pattern, looks.to(pattern)))
+        z = model.get(layer.output).input.detach()[rows, last]
+        weight = output_last(model.get(layer.output)).unflatten(0, (w.heads, -1))
+        after = read_norm(model, layer.norm_after_attention)
+        if after is not None:
+            z = z * after.inverse[rows, last]
+        parts = torch.einsum("rhd,hdw->rhw", z.unflatten(-1, (w.heads, -1)).to(weight.dtype), weight)
+        written.append(parts if after is None else parts * after.factor)
+    final = read_norm(model, w.final_norm)
+    norm = model.get(w.final_norm[0])
+    leaf = norm.output.detach().requires_grad_(True)
+    norm.output = leaf
+    logits = model.output.logits[rows, last]
+    directions = []
+    for ids in (good.to(logits.device), bad.to(logits.device)):
+        side = logits.gather(1, ids.clamp(min=0)).masked_fill(ids < 0, -torch.inf).logsumexp(1) - logits.mean(-1)
+        gradient = torch.autograd.grad(side.sum(), leaf, retain_graph=True)[0]
+        directions.append(final.pull_back(gradient, slice(None), frozen=True)[rows, last])
+    written = torch.stack([part.to(directions[0]) for part in written], 1)
+    return torch.stack(looked), torch.stack([torch.einsum("rlhw,rw->rlh", written, d) for d in directions], -1)
+
+
+def attention_pattern(attention) -> torch.Tensor:
+    """What each query gives each position, [rows, heads, seq, seq]: the model's own kernel, run on values of 0 and 1.
+
+    The columns of the identity matrix as values make the kernel return its weights, with its own scaling, mask, softcap
+    and sinks, whether it is sdpa, eager or flash. Values keep the model's own width, which some kernels insist on.
+    """
+    source = attention.source
+    calls = [name for name in source.names if name.startswith("attention_interface_")]
+    call = source.node(calls[-1])
+    kernel = source.node(calls[0]).output
+    (module, q, k, v, mask, *rest), options = call.inputs
+    positions, width = v.shape[-2:]
+    identity = torch.eye(positions, positions + -positions % width, device=v.device, dtype=v.dtype)
+    found = [kernel(module, q, k, columns.expand_as(v), mask, *rest, **options)[0] for columns in
+             identity.split(width, 1)]
+    return torch.cat(found, -1)[..., :positions].transpose(1, 2).detach()
