@@ -12,7 +12,7 @@ from gimkit import tasks
 from gimkit.errors import GimkitError
 from gimkit.models import BUNDLED, accuracy, corpus, load
 from gimkit.models.measure import metric
-from gimkit.models.train import CONTEXT, RECIPE, STAGES, Batches, build_model, build_tokenizer, train
+from gimkit.models.train import CONTEXT, RECIPE, Batches, build_model, build_tokenizer, train
 
 FOLDER = Path(load.__code__.co_filename).parent
 
@@ -103,7 +103,7 @@ def test_training_is_deterministic(name, tmp_path):
 @pytest.mark.parametrize("name", BUNDLED)
 def test_packed_documents_do_not_see_each_other(name):
     words = corpus.vocabulary()
-    ids, _, positions, allowed = Batches(words, 0, RECIPE | STAGES[0]).draw(0)
+    ids, _, positions, allowed = Batches(words, 0, RECIPE | {"mixture": "all"}).draw(0)
     model = build_model(name, len(words), 0).eval()
     packed = model(input_ids=ids, attention_mask=allowed, position_ids=positions).logits[0]
     starts = (ids[0] == 1).nonzero()[:, 0].tolist()
@@ -112,6 +112,14 @@ def test_packed_documents_do_not_see_each_other(name):
         alone = ids[0, start:end]
         alone = alone[: int((alone != 0).sum())][None]
         assert torch.allclose(model(alone).logits[0], packed[start : start + alone.shape[1]], atol=1e-4)
+
+
+def test_shifted_documents_stand_anywhere():
+    ids, _, positions, _ = Batches(corpus.vocabulary(), 0, RECIPE | {"mixture": "all", "shift": True}).draw(0)
+    starts = positions[ids == 1]
+    assert len(starts.unique()) > len(starts) / 3 and positions.max() < CONTEXT
+    inside = (ids[:, 1:] > 1)
+    assert (positions[:, 1:] - positions[:, :-1])[inside].eq(1).all()
 
 
 def test_every_document_fits_and_is_in_the_vocabulary():
