@@ -3,6 +3,7 @@
 from gimkit import circuits, tasks
 from gimkit.circuits import faithfulness, rank_correlation, run, score_edges, score_nodes
 from gimkit.coalitions import shapley
+from gimkit.comprehensiveness import token_faithfulness
 from gimkit.edits import apply, receipt, remove
 from gimkit.errors import GimkitError
 from gimkit.models import load
@@ -14,6 +15,7 @@ from gimkit.tokens import attribute
 __version__ = "0.1.0"
 __all__ = ["GIM", "LADDER", "RULES", "GimkitError", "Rules", "apply", "attribute", "circuits", "faithfulness",
            "head_repair", "load", "rank_correlation", "receipt", "remove", "run", "score_edges", "score_nodes",
-           "self_repair", "shapley", "tasks"]
+           "self_repair", "shapley", "tasks",
+           "token_faithfulness"]
 
 register()
