@@ -10,7 +10,7 @@ from gimkit.traced import last_values
 
 
 def masked_values(model, asked: Question, keep: torch.Tensor, remote: bool = False,
-                  most: int = 2**15) -> tuple[torch.Tensor, list[int]]:
+                  most: int = 2**13) -> tuple[torch.Tensor, list[int]]:
     """The explained logit and the answer's probability, [rows, 2] in float64, of each variant; and the answers' ids.
 
     >>> values, answers = masked_values(model, asked, torch.ones(1, len(asked.ids), dtype=torch.bool))

@@ -98,14 +98,15 @@ def join(opening: str, clause: str) -> str:
     return opening + (clause[0].upper() + clause[1:] if opening.endswith(". ") else clause)
 
 
-def ioi_pair(rng: Random, corrupt="s2", order="both", templates="all", names="all", between=()) -> Pair:
-    """One IOI prompt: two people, one of them acts, the other receives."""
+def ioi_pair(rng: Random, corrupt="s2", order="both", templates="all", names="all", between=(), times=2) -> Pair:
+    """One IOI prompt: two people, one of them acts, the other receives; `between`: both are named `times` times before.
+    """
     io, subject, third = draw_names(rng, 3, names)
     order = rng.choice(("ABBA", "BABA")) if order == "both" else order
     first, second = (io, subject) if order == "ABBA" else (subject, io)
     openings = {key: [o for o in rows if o.endswith(". ") or not between] for key, rows in OPENINGS.items()}
     opening = choose(openings, templates, rng).format(A=first, B=second, place=rng.choice(PLACES))
-    if between:
+    for _ in range(times - 1 if between else 0):
         again = rng.sample((io, subject), 2)
         opening += rng.choice(between).format(A=again[0], B=again[1])
     clause = choose(CLAUSES, templates, rng)
@@ -153,19 +154,21 @@ def ioi(model, n=64, seed=0, corrupt="s2", order="both", templates="all", names=
     return build("ioi", model, lambda rng: ioi_pair(rng, corrupt, order, templates, names), n, seed)
 
 
-def ioi_twice(model, n=64, seed=0, corrupt="s2", templates="all", names="all") -> Task:
+def ioi_twice(model, n=64, seed=0, corrupt="s2", templates="all", names="all", times=2) -> Task:
     """IOI with a sentence between that names both people once more, so that the evidence is there twice.
 
     >>> gimkit.tasks.ioi_twice(model, n=1)[0].clean
     'Mary drove to the farm with John. A dog ran past John and Mary. John lent a map to'
 
-    Answer, wrong answer, corrupt, templates and names: as in `ioi`.
+    Answer, wrong answer, corrupt, templates and names: as in `ioi`. times: how often both are named before the last
+    clause, 2 or 3; the bundled models were trained with 2.
     """
     check_choice("corrupt", corrupt, ("s2", "third"))
     check_choice("templates", templates, WHICH)
     check_choice("names", names, WHICH)
+    check_choice("times", times, (2, 3))
     return build("ioi_twice", model,
-                 lambda rng: ioi_pair(rng, corrupt, "both", templates, names, BETWEEN), n, seed)
+                 lambda rng: ioi_pair(rng, corrupt, "both", templates, names, BETWEEN, times), n, seed)
 
 
 def odd_one_out(model, n=64, seed=0, people=3, templates="all", names="all") -> Task:
