@@ -15,7 +15,6 @@ from gimkit.tokens import attribute
 __version__ = "0.1.0"
 __all__ = ["GIM", "LADDER", "RULES", "GimkitError", "Rules", "apply", "attribute", "circuits", "faithfulness",
            "head_repair", "load", "rank_correlation", "receipt", "remove", "run", "score_edges", "score_nodes",
-           "self_repair", "shapley", "tasks",
-           "token_faithfulness"]
+           "self_repair", "shapley", "tasks", "token_faithfulness"]
 
 register()
