@@ -286,6 +286,22 @@ def test_exact_is_one_literal_patch_after_another(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_exact_is_a_run_without_the_edge(name):
+    """Every edge, by the two ways in which edges are patched here: from the model's own run, and target by target."""
+    _, model = tiny(name)
+    task = random_task(3)
+    edges = gimkit.score_edges(model, task, "exact")
+    graph = edges.graph
+    circuits = [Circuit(graph, graph.real)]
+    for edge in graph.real.nonzero().tolist():
+        keep = graph.real
+        keep[tuple(edge)] = False
+        circuits.append(Circuit(graph, keep))
+    values = gimkit.run(model, task, circuits).mean(1)
+    assert torch.allclose(edges.scores[graph.real], values[0] - values[1:], atol=1e-5)
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_no_edges_run_as_corrupt_and_all_as_clean(name):
     hf, model = tiny(name)
     task, graph = random_task(3), Graph(3, 4, name == "gpt_neox", 32)
@@ -335,7 +351,7 @@ def wider(task):
     return Task(task.name, *columns, task.good, task.bad, task.pairs)
 
 
-@pytest.mark.parametrize("method", ["gradient", "gim", "gim-ig", "ig-activations", "clean-corrupted", "gp"])
+@pytest.mark.parametrize("method", ["gradient", "gim", "gim-ig", "ig-activations", "clean-corrupted", "gp", "exact"])
 def test_batches_and_padding_change_no_score(method):
     _, model = tiny("llama")
     task = random_task()

@@ -11,7 +11,7 @@ from gimkit.circuits import files
 from gimkit.circuits.circuit import Circuit
 from gimkit.circuits.gradients import edge_scores, path_points
 from gimkit.circuits.graph import Graph, greedy_edges, prune, top_edges
-from gimkit.circuits.patching import run_masks
+from gimkit.circuits.one_edge import exact_edge_scores
 from gimkit.circuits.scores import answers_of, check_metric, check_slope, check_task, check_whole, rules_of
 from gimkit.circuits.wiring import Wiring, graph_of, wiring
 from gimkit.edits import apply, check_unedited
@@ -144,7 +144,7 @@ def score_edges(model, task, method: str | Rules = "gim", *, metric: str = "logi
     if method == "random":
         scores = torch.randn(graph.real.shape, generator=torch.Generator().manual_seed(seed)) * graph.real
     elif method == "exact":
-        scores = _exact(model, w, graph, task, metric, remote)
+        scores = _exact(model, w, graph, task, metric, batch_size, remote)
     else:
         scores = _gradients(model, w, task, method, metric, steps, batch_size, remote)
     require_finite(scores)
@@ -206,12 +206,23 @@ def _path(model, w: Wiring, batch, steps: int, remote: bool) -> torch.Tensor:
     return torch.cat(found)
 
 
-def _exact(model, w: Wiring, graph: Graph, task, metric: str, remote: bool) -> torch.Tensor:
+def _exact(model, w: Wiring, graph: Graph, task, metric: str, batch_size: int, remote: bool) -> torch.Tensor:
     """By how much the metric falls when one edge carries its corrupt value, for every edge."""
-    edges = graph.real.nonzero()
-    keep = graph.real.repeat(len(edges) + 1, 1, 1)
-    keep[torch.arange(len(edges)), edges[:, 0], edges[:, 1]] = False
-    values = run_masks(model, w, task, keep, metric, remote).mean(1)
+    edges = graph.real.T.nonzero().flip(1).tolist()  # target by target
+    logits = task.clean.shape[1] * model._module.get_input_embeddings().weight.shape[0]  # of a row
+    rows = max(128, 2**22 // logits)  # larger batches are slower on a CPU
+    batch_size = max(1, min(batch_size, rows // 32))  # most rows are for edges, not for clean and corrupt
     scores = torch.zeros(graph.real.shape)
-    scores[graph.real] = (values[-1] - values[:-1]).float()
+    with tqdm(total=len(edges) * len(task), desc=f"{task.name} exact", delay=2, leave=False) as progress:
+        for start in range(0, len(task), batch_size):
+            batch = task[start:start + batch_size]
+            together = max(1, rows // len(batch) - 2)
+            for first in range(0, len(edges), together):
+                chosen = edges[first:first + together]
+                ids = torch.cat([batch.clean, batch.corrupt, batch.clean.repeat(len(chosen), 1)])
+                with torch.no_grad():
+                    with model.trace(input_ids=ids, use_cache=False, **where(remote)):
+                        found = exact_edge_scores(model, w, chosen, metric, *answers_of(batch)).cpu().save()
+                scores[tuple(zip(*chosen))] += found.float() / len(task)
+                progress.update(len(chosen) * len(batch))
     return scores
