@@ -51,6 +51,14 @@ class Tempered:
         return getattr(self._module, name)
 
 
+def attention_call(attention):
+    """The kernel that an attention module picks, and its call: .inputs are ((module, q, k, v, mask, ...), options)."""
+    source = attention.source
+    names = [name for name in source.names if name.startswith("attention_interface_")]
+    call = source.node(names[-1])
+    return source.node(names[0]).output, call
+
+
 def soften_attention(attention, path: str, temperature: float, q_scale: float, k_scale: float, v_scale: float,
                      constant: bool):
     """Scale the gradients of q, k and v, and give the softmax its gradient at another temperature.
@@ -58,10 +66,7 @@ def soften_attention(attention, path: str, temperature: float, q_scale: float, k
     At temperature T the model's own kernel runs twice: once as it is, for the value and the gradient to v; once
     with scores / T and v fixed, for the gradient to q and k. The factor T undoes the chain rule's 1/T.
     """
-    source = attention.source
-    calls = [name for name in source.names if name.startswith("attention_interface_")]
-    call = source.node(calls[-1])
-    kernel = source.node(calls[0]).output
+    kernel, call = attention_call(attention)
     (module, q, k, v, mask, *rest), options = call.inputs
     if constant:
         q_scale = k_scale = 0

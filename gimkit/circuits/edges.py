@@ -8,10 +8,12 @@ import torch
 from tqdm.auto import tqdm
 
 from gimkit.circuits import files
+from gimkit.circuits.between import path_points
 from gimkit.circuits.circuit import Circuit
-from gimkit.circuits.gradients import edge_scores, path_points
+from gimkit.circuits.gradients import edge_scores
 from gimkit.circuits.graph import Graph, greedy_edges, prune, top_edges
 from gimkit.circuits.one_edge import exact_edge_scores
+from gimkit.circuits.points import points
 from gimkit.circuits.scores import answers_of, check_metric, check_slope, check_task, check_whole, rules_of
 from gimkit.circuits.wiring import Wiring, graph_of, wiring
 from gimkit.edits import apply, check_unedited
@@ -159,40 +161,17 @@ def _gradients(model, w: Wiring, task, method, metric, steps: int, batch_size: i
     for start in tqdm(range(0, len(task), batch_size), desc=f"{task.name} {label}", delay=2, leave=False):
         batch = task[start:start + batch_size]
         b, answers = len(batch), (metric, *answers_of(batch))
-        for chunk in _points(method, steps, b, len(w.layers)):
-            points = None
+        for chunk in points(method, steps, b, len(w.layers), end=1):
+            path = None
             if method == "gp":
-                points = _path(edited, w, batch, steps, remote)
+                path = _path(edited, w, batch, steps, remote)
             extra = chunk["extra"]
             ids = torch.cat([batch.clean, batch.corrupt, batch.clean.repeat(extra, 1)])
             with edited.trace(input_ids=ids, use_cache=False, **where(remote)):
-                found = edge_scores(edited, w, rules.freeze_norm, b, *answers, chunk["rows"], chunk["shares"], points,
+                found = edge_scores(edited, w, rules.freeze_norm, b, *answers, chunk["rows"], chunk["shares"], path,
                                     chunk["between"]).cpu().save()
             total = total + chunk["weight"] * found
     return total / len(task)
-
-
-def _points(method, steps: int, b: int, layers: int) -> list[dict]:
-    """Which groups of rows a trace holds beyond clean and corrupt, and at which the gradient is taken."""
-    one = {"extra": 0, "rows": [0], "shares": [], "between": {}, "weight": 1.0}
-    if method == "clean-corrupted":
-        return [one | {"rows": [0, b]}]
-    if method in ("ig-inputs", "gim-ig"):
-        return [one | {"extra": steps - 1, "rows": [(1 + k) * b for k in range(steps)],
-                       "shares": [k / steps for k in range(1, steps)]}]
-    if method == "gp":
-        return [one | {"extra": steps, "rows": [(2 + k) * b for k in range(steps)]}]
-    if method != "ig-activations":
-        return [one]
-    shares = [k / steps for k in range(1, steps + 1)]
-    rows = [(2 + k) * b for k in range(steps)]
-    groups = [(layer, part) for layer in range(layers) for part in ("attention", "mlp")]
-    weight = 1 / (len(groups) + 1)
-    chunks = [one | {"extra": steps, "rows": rows, "shares": shares, "weight": weight}]
-    for group in groups:
-        chunks.append(one | {"extra": steps, "rows": rows, "between": {group: dict(zip(rows, shares))},
-                             "weight": weight})
-    return chunks
 
 
 def _path(model, w: Wiring, batch, steps: int, remote: bool) -> torch.Tensor:

@@ -5,66 +5,61 @@ Rows of a batch are b clean prompts, then their b corrupt ones, then further poi
 
 import torch
 
+from gimkit.circuits.between import plus_points, put_between, put_output
 from gimkit.circuits.streams import heads_of, heads_written, output_last, read_norm, written
 from gimkit.circuits.traced import by_row, metric_values, tensor_of
+from gimkit.circuits.within import swapped_heads
 
 
-def node_scores(model, embedding: str, blocks: list, n_heads: int, metric: str, last, good, bad) -> torch.Tensor:
-    """Scores [b, nodes] of one batch of b clean prompts and their b corrupt ones.
+def node_scores(model, embedding: str, blocks: list, n_heads: int, b: int, metric: str, last, good, bad,
+                gradient_rows: list, shares: list, between: dict) -> torch.Tensor:
+    """Scores [b, nodes] of one batch: <clean - corrupt output, mean gradient of the metric>, summed over positions.
 
-    blocks: (output projection path, MLP path, norm after attention, norm after MLP) of each layer, norms or None.
-    A node's score is <clean - corrupt output, the metric's gradient on the clean rows>, summed over positions. Where a
-    norm follows, the output is what leaves it, with its denominator a constant of each run.
+    blocks: (output projection path, MLP path, norm after attention, norm after MLP, attention path) of each layer,
+    norms or None; with the attention's path its heads come after their queries, keys and values.
+    gradient_rows, shares, between: as in `edge_scores`.
+    Where a norm follows, the output is what leaves it, with its denominator a constant of each run.
     """
-    b = len(last)
-    leaf = model.get(embedding).output.detach().requires_grad_(True)
-    model.get(embedding).output = leaf
-    parts, differences, side_by_side = [leaf], [(leaf[:b] - leaf[b:]).detach()[None]], [False]
-    for output, mlp, after_attention, after_mlp in blocks:
-        z = model.get(output).input
-        reading = read_norm(model, after_attention)
-        if reading is None:
-            parts.append(z)
-            differences.append((z[:b] - z[b:]).detach().unflatten(-1, (n_heads, -1)))
+    leaf = plus_points(model, embedding, b, shares, None)
+    rows = len(leaf)
+    parts, differences, by_head = [leaf], [(leaf[:b] - leaf[b:2 * b]).detach()[None]], [False]
+    for layer, (output, mlp, after_attention, after_mlp, attention) in enumerate(blocks):
+        if attention:
+            heads, changes = swapped_heads(model.get(attention), b)
+            parts.append(heads)
+            differences.append(changes)
+            by_head.append(True)
+        projection, shares_here = model.get(output), between.get((layer, "attention"), {})
+        z = projection.input
+        if after_attention is None:
+            differences.append((z[:b] - z[b:2 * b]).detach().unflatten(-1, (n_heads, -1))[None])
+            part = put_between(z, shares_here, b, rows)
+            if shares_here:
+                projection.input = part
         else:
-            parts.append(model.get(after_attention[0]).output)
-            differences.append(heads_written(model.get(output), z, reading, b, n_heads))
-        side_by_side += [reading is None, False]
-        m = tensor_of(model.get(mlp).output)
-        reading = read_norm(model, after_mlp)
-        parts.append(m if reading is None else model.get(after_mlp[0]).output)
-        differences.append(written(by_row(m, 2 * b), reading, b)[None])
-    value = metric_values(metric, model.output.logits[:b], last, good, bad).sum()
+            differences.append(heads_written(projection, z, read_norm(model, after_attention), b, n_heads))
+            part = put_output(model.get(after_attention[0]), shares_here, b, rows)
+        parts.append(part)
+        by_head.append(after_attention is None)
+        m, reading = tensor_of(model.get(mlp).output), read_norm(model, after_mlp)
+        differences.append(written(by_row(m, rows), reading, b)[None])
+        writer = mlp if after_mlp is None else after_mlp[0]
+        parts.append(put_output(model.get(writer), between.get((layer, "mlp"), {}), b, rows))
+        by_head.append(False)
+    logits = model.output.logits
+    value = sum(metric_values(metric, logits[start:start + b], last, good, bad, logits[:b]).sum()
+                for start in gradient_rows)
     columns = []
-    for difference, beside, gradient in zip(differences, side_by_side, torch.autograd.grad(value, parts)):
-        g = by_row(gradient, 2 * b)[:b]
+    for difference, apart, gradient in zip(differences, by_head, torch.autograd.grad(value, parts)):
+        g = gradient if apart else by_row(gradient, rows)
+        g = sum(g[start:start + b] for start in gradient_rows) / len(gradient_rows)
         precise = torch.promote_types(g.dtype, torch.float32)
         difference, g = difference.to(precise), g.to(precise)
-        if beside:  # heads' outputs side by side: [b, seq, heads, head_dim]
-            columns.append(torch.einsum("bshd,bshd->bh", difference, g.unflatten(-1, (n_heads, -1))))
+        if apart:  # heads side by side: [nodes of a head, b, seq, heads, head_dim]
+            columns.append(torch.einsum("nbshd,bshd->bnh", difference, g.reshape(difference.shape[1:])).flatten(1))
         else:  # [nodes, b, seq, width]
             columns.append(torch.einsum("nbsw,bsw->bn", difference, g))
     return torch.cat(columns, 1)
-
-
-def plus_points(model, embedding: str, b: int, shares: list, points):
-    """Make the embedding a leaf; its rows after the first 2b are points between corrupt (0) and clean (1), or given."""
-    module = model.get(embedding)
-    value = module.output.detach().clone()
-    for i, share in enumerate(shares):
-        value[(2 + i) * b:(3 + i) * b] = value[b:2 * b] + share * (value[:b] - value[b:2 * b])
-    if points is not None:
-        value[2 * b:] = points
-    module.output = value.requires_grad_(True)
-
-
-def put_between(module, rows: dict, b: int) -> None:
-    """On the given rows, {first row: share}, put an output between its corrupt (0) and its clean (1) value."""
-    value = module.output
-    out = tensor_of(value).clone()
-    for start, share in rows.items():
-        out[start:start + b] = (out[b:2 * b] + share * (out[:b] - out[b:2 * b])).detach()
-    module.output = (out, *value[1:]) if isinstance(value, tuple) else out
 
 
 def edge_scores(model, w, frozen: bool, b: int, metric: str, last, good, bad, gradient_rows: list, shares: list,
@@ -90,7 +85,7 @@ def edge_scores(model, w, frozen: bool, b: int, metric: str, last, good, bad, gr
         after = read_norm(model, layer.norm_after_attention)
         if (number, "attention") in between:
             writer = layer.output if after is None else layer.norm_after_attention[0]
-            put_between(model.get(writer), between[number, "attention"], b)
+            put_output(model.get(writer), between[number, "attention"], b, len(stream))
         before_mlp = read_norm(model, layer.norm_before_mlp)
         mlp = model.get(layer.mlp)
         alias = mlp.input.view_as(mlp.input)  # OLMo-2's MLP reads the residual stream itself
@@ -98,7 +93,8 @@ def edge_scores(model, w, frozen: bool, b: int, metric: str, last, good, bad, gr
         m = tensor_of(mlp.output)
         after_mlp = read_norm(model, layer.norm_after_mlp)
         if (number, "mlp") in between:
-            put_between(mlp if after_mlp is None else model.get(layer.norm_after_mlp[0]), between[number, "mlp"], b)
+            writer = layer.mlp if after_mlp is None else layer.norm_after_mlp[0]
+            put_output(model.get(writer), between[number, "mlp"], b, len(stream))
         taken.append((stream, before, outputs, z, after, before_mlp, m, after_mlp))
         wanted += [*outputs.values(), alias] + ([z] if group > 1 else [])
     final = model.get(w.final_norm[0]).input
@@ -171,19 +167,3 @@ def contract(sources: list, reads: torch.Tensor) -> torch.Tensor:
     """<clean - corrupt output, gradient> of every source with every target, [sources, targets], at least float32."""
     reads = reads.flatten(1).to(torch.promote_types(reads.dtype, torch.float32))
     return torch.cat([source.flatten(1).to(reads.dtype) @ reads.T for source in sources])
-
-
-def path_points(model, embedding: str, mask: torch.Tensor, point) -> torch.Tensor:
-    """One unit step of EAP-GP's path, [b, seq, width], from `point` (None: the clean embeddings) towards the corrupt
-    run's logits: by -gradient / |gradient| of ||logits - corrupt logits||^2, each example by itself.
-    """
-    b = len(mask)
-    module = model.get(embedding)
-    value = module.output.detach()
-    here = (value[:b] if point is None else point).clone().requires_grad_(True)
-    module.output = torch.cat([here, value[b:]])
-    logits = model.output.logits
-    gap = (logits[:b] - logits[b:].detach()) * mask[..., None].to(logits)
-    gradient = torch.autograd.grad(gap.pow(2).sum(), here)[0]
-    length = gradient.flatten(1).norm(dim=1)[:, None, None]
-    return (here - gradient / length.clamp(min=1e-30)).detach()

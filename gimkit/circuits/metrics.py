@@ -11,8 +11,9 @@ from scipy import stats
 from gimkit.circuits.circuit import Circuit
 from gimkit.circuits.edges import EdgeScores
 from gimkit.circuits.graph import greedy_edges, prune, top_edges
+from gimkit.circuits.nodes import NodeScores
 from gimkit.circuits.patching import run_masks
-from gimkit.circuits.scores import NodeScores, check_metric, check_task
+from gimkit.circuits.scores import check_metric, check_task
 from gimkit.circuits.wiring import check_graph, wiring
 from gimkit.edits import check_unedited
 from gimkit.errors import GimkitError, require_finite

@@ -1,118 +1,27 @@
 """How much each part of a model matters for a task."""
 
-from dataclasses import dataclass
-from pathlib import Path
-
-import pandas
 import torch
 from tqdm.auto import tqdm
 
 from gimkit.anatomy import dissect
-from gimkit.circuits import files
-from gimkit.circuits.circuit import Circuit
 from gimkit.circuits.gradients import node_scores
-from gimkit.circuits.graph import Graph, check_size, nodes, prune
+from gimkit.circuits.graph import nodes
+from gimkit.circuits.nodes import NodeScores
+from gimkit.circuits.points import points
 from gimkit.circuits.traced import exact_node_scores
 from gimkit.circuits.wiring import graph_if_covered, norms_after
 from gimkit.edits import apply, check_unedited
 from gimkit.errors import GimkitError, require_finite
 from gimkit.remote import where
-from gimkit.rules import RULES, Rules
+from gimkit.rules import PLAIN, RULES, Rules
 
-METHODS = (*RULES, "exact")
+METHODS = (*RULES, "ig-inputs", "ig-activations", "atp*", "exact", "random")
 METRICS = {"logit": "logits", "probability": "probability", "kl": "nats", "kl-mean": "nats / |vocabulary|"}
 DIVERGENCES = ("kl", "kl-mean")  # from the clean run
 
 
-@dataclass(frozen=True)
-class NodeScores:
-    """One score per node; positive means that corrupting the node hurts.
-
-    nodes: names, "input", "a0.h0", ..., "m0", ... . per_example: [n, nodes], in units of the metric.
-    graph: the model's shape, None where its edges are not covered.
-    """
-
-    task: str
-    method: str
-    nodes: tuple[str, ...]
-    per_example: torch.Tensor
-    metric: str = "logit"
-    graph: Graph | None = None
-
-    @property
-    def scores(self) -> torch.Tensor:
-        """Means over examples, [nodes]."""
-        return self.per_example.mean(0)
-
-    def frame(self) -> pandas.DataFrame:
-        """Tidy table with columns task, method, metric, node, kind, layer, head, score; no head is -1."""
-        rows = []
-        for name, score in zip(self.nodes, self.scores.tolist()):
-            layer, _, head = name[1:].partition(".h")
-            kind = {"i": "input", "a": "head", "m": "mlp"}[name[0]]
-            rows.append((self.task, self.method, self.metric, name, kind, -1 if kind == "input" else int(layer),
-                         int(head) if kind == "head" else -1, score))
-        return pandas.DataFrame(rows, columns=["task", "method", "metric", "node", "kind", "layer", "head",
-                                           "score"])
-
-    def top(self, n: int, absolute: bool = False) -> Circuit:
-        """The circuit of all edges between the embedding and the n best heads and MLPs, without dead ends.
-
-        >>> str(nodes.top(12))
-        '197 of 761 edges, 13 of 26 nodes'                           # mini-llama, 64 prompts of IOI
-
-        absolute: rank by |score|. Raises GimkitError when the model has fewer, or edges that are not covered.
-        Source: EAP-IG's node level, which ranks the embedding too and marks edges that run backward; without the
-        embedding its circuits run as the corrupt prompt, for nothing feeds the other nodes.
-        """
-        graph = self._covered()
-        check_size(n, len(self.nodes) - 1, "heads and MLPs")
-        require_finite(self.scores)
-        value = (self.scores.abs() if absolute else self.scores)[1:].double()
-        best = value.argsort(descending=True, stable=True)[:n].tolist()
-        circuit = Circuit.between(graph, ["input", *(self.nodes[1 + i] for i in best)])
-        return Circuit(graph, prune(circuit.keep, graph))
-
-    @classmethod
-    def load(cls, path, *, model=None) -> "NodeScores":
-        """Read the node scores of a file of MIB's format, .json or .pt; per_example has one row, their means.
-
-        >>> nodes = NodeScores.load("ioi.json", model=model)
-
-        model: refuse a file of another shape. Raises GimkitError for a file without node scores and as
-        `gimkit.circuits.files.read`.
-        """
-        found = files.read(path, model)
-        if found.node_scores is None:
-            raise GimkitError(f"{path} holds no scores of nodes; read it with EdgeScores.load")
-        return cls(nodes=found.graph.sources, per_example=found.node_scores[None], graph=found.graph, **found.labels)
-
-    def save(self, path) -> Path:
-        """Write the mean scores for MIB's evaluation at node level, as .json or .pt, with every node in the graph.
-
-        >>> nodes.save("ioi.json")
-        PosixPath('ioi.json')
-
-        Raises GimkitError for another ending, for NaN scores and where edges are not covered.
-        """
-        graph, labels = self._covered(), {key: getattr(self, key) for key in files.LABELS}
-        return files.write(path, graph, torch.zeros(graph.real.shape), graph.real, self.scores, labels)
-
-    def _covered(self) -> Graph:
-        if self.graph is None:
-            raise GimkitError("the edges of this model are not covered, so its nodes make no circuit and no circuit "
-                              "file; .frame() has their scores")
-        return self.graph
-
-    def plot(self, ax=None):
-        """Draw heads and MLPs as a layer x head grid; returns the matplotlib axes."""
-        from gimkit.plots import node_grid
-
-        return node_grid(self, ax=ax)
-
-
-def score_nodes(model, task, method: str | Rules = "gim", *, metric: str = "logit", batch_size: int = 32,
-                remote: bool = False) -> NodeScores:
+def score_nodes(model, task, method: str | Rules = "gim", *, metric: str = "logit", steps: int = 5,
+                batch_size: int = 32, seed: int = 0, remote: bool = False) -> NodeScores:
     """Score the embedding, every attention head and every MLP of a model on a task.
 
     >>> scores = gimkit.score_nodes(model, gimkit.tasks.ioi(model, n=64), method="gim")
@@ -123,61 +32,106 @@ def score_nodes(model, task, method: str | Rules = "gim", *, metric: str = "logi
     method: "exact" replaces each node's output by its value on the corrupt prompt and reports by how much the metric
         falls. Any rules ("gim", "gradient", "relp", ..., or a `gimkit.Rules`) estimate that from one forward and one
         backward pass: <clean - corrupt output, gradient at the clean run>, summed over positions.
+        "ig-inputs" (NAP-IG): the gradient is the mean over the embeddings corrupt + k/steps (clean - corrupt),
+        k = 1 .. steps. "ig-activations": the embedding, each attention and each MLP in turn is put at
+        corrupt + k/steps (clean - corrupt); mean over all these runs, for every node.
+        "atp*": "gradient" for the embedding, heads and MLPs, and three more nodes for each head, its queries, keys and
+        values as they reach the attention kernel. Their score is <clean - changed output of the head, gradient at it>,
+        where the model's kernel has run once more with the corrupt queries (or keys, or values): the change of the
+        attention pattern is exact, saturated or not, and only what follows the head is linearised.
+        "random": a normal number for each node by `seed`, the same for every example.
     metric: what is scored, at the answer's position, for each example.
         "logit": logsumexp(good answers' logits) - logsumexp(bad answers'), the logit difference for single answers.
         "probability": the good answers' summed probability minus the bad ones', for greater-than sum p(> yy) -
         sum p(<= yy). Where the model is sure, its gradient vanishes.
         "kl": minus KL(clean run || current run) of the next token, summed over the vocabulary, in nats; "kl-mean": its
         mean over the vocabulary, which is EAP-IG's. Zero, with gradient zero, at the clean run.
-    batch_size: prompt pairs per forward; it does not change the result.
+    steps: points of the averaged gradients. batch_size: prompt pairs per forward; it does not change the result.
     remote: run on NDIF (as `model.trace(remote=...)`).
-    Raises GimkitError for an unknown method or metric, a divergence's gradient at the clean run, an edited model, NaN.
+    Raises GimkitError for an unknown method or metric, steps below 1, a divergence's gradient at the clean run, an
+    edited model, NaN.
     Source: attribution patching, as EAP-IG's node scores with three differences: the MLP's score uses the gradient at
     its output (EAP-IG reads the one at its input), scores are means over examples (no further 1/batch), and where a
     norm follows attention or MLP (Gemma-2 and 3, OLMo-2) an output is what leaves that norm, each run's denominator a
-    constant, so that outputs add up to the residual stream.
+    constant, so that outputs add up to the residual stream. "atp*": arXiv 2403.00745, its QK fix, signed as all scores
+    here. The paper's nodes are single positions, so it changes one key at a time; a node here is a head's keys at all
+    positions, which change together, each query head for itself where several share keys. GradDrop is left out: it
+    averages absolute values over a backward pass per layer, so it has no sign.
     """
     check_task(task)
+    if not isinstance(method, Rules) and method not in METHODS:
+        raise GimkitError(f"unknown method {method!r}; use a gimkit.Rules, or one of {', '.join(METHODS)}")
+    check_whole("steps", steps)
     check_whole("batch_size", batch_size)
     check_metric(metric)
     parts = dissect(model)
     check_unedited(model)
     names = nodes(parts)
     label = method if isinstance(method, str) else "own rules"
-    edited = None if method == "exact" else apply(model, rules_of(method))
-    if edited is not None:
+    if isinstance(method, Rules) or method in (*RULES, "atp*") or (steps == 1 and str(method).startswith("ig-")):
         check_slope(metric, label)
-    paths = [(block.output, block.mlp) for block in parts.blocks]
-    written = [(*path, *norms) for path, norms in zip(paths, norms_after(parts))]
-    per_example = []
+    if method == "random":
+        values = torch.randn(len(names), generator=torch.Generator().manual_seed(seed)).repeat(len(task), 1)
+    elif method == "exact":
+        values = _exact(model, parts, names, task, metric, batch_size, remote)
+    else:
+        values = _gradients(model, parts, task, method, metric, steps, batch_size, remote)
+    require_finite(values)
+    return NodeScores(task.name, label, _labels(names, parts.n_heads, method == "atp*"), values, metric,
+                      graph_if_covered(model, parts))
+
+
+def _labels(names, n_heads: int, reads: bool) -> tuple[str, ...]:
+    """The nodes' names, queries, keys and values before their layer's heads."""
+    found = []
+    for node in names:
+        if reads and node.kind == "head" and node.head == 0:
+            found += [f"a{node.layer}.h{head}<{read}>" for read in "qkv" for head in range(n_heads)]
+        found.append(node.name)
+    return tuple(found)
+
+
+def batches(task, metric: str, batch_size: int, label: str):
+    """(prompt pairs, the metric and their answers as tensors) of each batch, behind a progress bar."""
     for start in tqdm(range(0, len(task), batch_size), desc=f"{task.name} {label}", delay=2, leave=False):
         batch = task[start:start + batch_size]
-        ids, answers = rows_of(batch), (metric, *answers_of(batch))
-        if edited is not None:
+        yield batch, (metric, *answers_of(batch))
+
+
+def _gradients(model, parts, task, method, metric, steps: int, batch_size: int, remote: bool) -> torch.Tensor:
+    edited = apply(model, PLAIN if method in ("ig-inputs", "ig-activations", "atp*") else rules_of(method))
+    blocks = [(block.output, block.mlp, *norms, block.attention if method == "atp*" else None)
+              for block, norms in zip(parts.blocks, norms_after(parts))]
+    per_example = []
+    for batch, answers in batches(task, metric, batch_size, method if isinstance(method, str) else "own rules"):
+        total = 0
+        for chunk in points(method, steps, len(batch), len(blocks), end=0):
+            ids = torch.cat([rows_of(batch), batch.clean.repeat(chunk["extra"], 1)])
             with edited.trace(input_ids=ids, use_cache=False, **where(remote)):
-                found = node_scores(edited, parts.embedding, written, parts.n_heads, *answers).save()
-        else:
-            found = _exact(model, parts, paths, names, batch, answers, remote)
-        per_example.append(found.detach().cpu())
-    scores = NodeScores(task.name, label, tuple(node.name for node in names), torch.cat(per_example), metric,
-                        graph_if_covered(model, parts))
-    require_finite(scores.per_example)
-    return scores
+                found = node_scores(edited, parts.embedding, blocks, parts.n_heads, len(batch), *answers,
+                                    chunk["rows"], chunk["shares"], chunk["between"]).cpu().save()
+            total = total + chunk["weight"] * found
+        per_example.append(total)
+    return torch.cat(per_example)
 
 
-def _exact(model, parts, paths, names, batch, answers, remote: bool, most_rows: int = 512) -> torch.Tensor:
-    """Exact effects of one batch, as many nodes per forward as fit into `most_rows` rows."""
-    b = len(batch)
-    step = max(1, most_rows // b - 2)
-    found = []
-    for start in range(0, len(names), step):
-        chosen = [tuple(node) for node in names[start:start + step]]
-        ids = torch.cat([batch.clean, batch.corrupt, batch.clean.repeat(len(chosen), 1)])
-        with torch.no_grad():
-            with model.trace(input_ids=ids, use_cache=False, **where(remote)):
-                effects = exact_node_scores(model, parts.embedding, paths, parts.n_heads, chosen, *answers).save()
-        found.append(effects)
-    return torch.cat(found, 1)
+def _exact(model, parts, names, task, metric, batch_size: int, remote: bool, most_rows: int = 512) -> torch.Tensor:
+    """Exact effects, as many nodes per forward as fit into `most_rows` rows."""
+    paths = [(block.output, block.mlp) for block in parts.blocks]
+    per_example = []
+    for batch, answers in batches(task, metric, batch_size, "exact"):
+        step = max(1, most_rows // len(batch) - 2)
+        found = []
+        for start in range(0, len(names), step):
+            chosen = [tuple(node) for node in names[start:start + step]]
+            ids = torch.cat([rows_of(batch), batch.clean.repeat(len(chosen), 1)])
+            with torch.no_grad():
+                with model.trace(input_ids=ids, use_cache=False, **where(remote)):
+                    effects = exact_node_scores(model, parts.embedding, paths, parts.n_heads, chosen,
+                                                *answers).cpu().save()
+            found.append(effects)
+        per_example.append(torch.cat(found, 1))
+    return torch.cat(per_example)
 
 
 def rules_of(method: str | Rules) -> Rules:
