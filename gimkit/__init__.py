@@ -1,7 +1,7 @@
 """gimkit: interpretability of transformer language models on nnsight, with GIM's backward rules."""
 
 from gimkit import circuits, tasks
-from gimkit.circuits import faithfulness, rank_correlation, run, score_edges, score_nodes
+from gimkit.circuits import faithfulness, rank_correlation, run, score_edges, score_neurons, score_nodes
 from gimkit.coalitions import shapley
 from gimkit.comprehensiveness import token_faithfulness
 from gimkit.edits import apply, receipt, remove
@@ -14,7 +14,7 @@ from gimkit.tokens import attribute
 
 __version__ = "0.1.0"
 __all__ = ["GIM", "LADDER", "RULES", "GimkitError", "Rules", "apply", "attribute", "circuits", "faithfulness",
-           "head_repair", "load", "rank_correlation", "receipt", "remove", "run", "score_edges", "score_nodes",
-           "self_repair", "shapley", "tasks", "token_faithfulness"]
+           "head_repair", "load", "rank_correlation", "receipt", "remove", "run", "score_edges", "score_neurons",
+           "score_nodes", "self_repair", "shapley", "tasks", "token_faithfulness"]
 
 register()

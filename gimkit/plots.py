@@ -47,9 +47,10 @@ def node_grid(scores, ax=None):
     >>> node_grid(gimkit.score_nodes(model, task, method="gim"))
 
     scores: `NodeScores`; the cells are means over examples, with numbers when the grid is at most 12 x 12.
-    The embedding ("input") has no layer and is left out. ax: matplotlib axes, made when None. Returns the axes.
+    The embedding ("input") has no layer and is left out, as are queries, keys and values. ax: matplotlib axes, made
+    when None. Returns the axes.
     """
-    table = scores.frame().query("kind != 'input'").copy()
+    table = scores.frame().query("kind in ('head', 'mlp')").copy()
     heads = int(table["head"].max()) + 1
     table["column"] = table["head"].where(table["kind"] == "head", heads)
     grid = table.pivot(index="layer", columns="column", values="score")
@@ -79,7 +80,7 @@ def method_scatter(scores, exact, ax=None):
     Raises GimkitError when nodes or examples differ.
     """
     rho = rank_correlation(scores, exact)
-    table = exact.frame().assign(method_score=scores.scores.tolist()).query("kind != 'input'")
+    table = exact.frame().assign(method_score=scores.scores.tolist()).query("kind in ('head', 'mlp')")
     ax = _axes(ax, 5.0, 4.4)
     for kind, name, colour, marker in (("head", "head", BLUE, "o"), ("mlp", "MLP", ORANGE, "s")):
         part = table[table["kind"] == kind]

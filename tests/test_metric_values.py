@@ -121,6 +121,17 @@ def test_integrated_divergence_adds_up_to_the_whole():
     whole = -value(hf(corrupt, use_cache=False).logits).item()
     got = gimkit.score_edges(model, task, "ig-inputs", steps=256, metric="kl").scores[0].sum().item()
     assert whole > 1e-3 and got == pytest.approx(whole, rel=0.03)
+    assert gimkit.score_nodes(model, task, "ig-inputs", steps=256, metric="kl").scores[0].item() == pytest.approx(
+        whole, rel=0.03)
+
+
+@pytest.mark.parametrize("metric", OTHERS)
+def test_ig_activations_of_nodes_is_that_of_the_edges_out_of_them(metric):
+    _, model = tiny("llama")
+    task = random_task(2)
+    edges, nodes = (score(model, task, "ig-activations", steps=2, metric=metric)
+                    for score in (gimkit.score_edges, gimkit.score_nodes))
+    assert relative(nodes.scores, edges.scores.sum(1)) < 1e-6
 
 
 @pytest.mark.parametrize("metric", OTHERS)
@@ -225,6 +236,9 @@ def test_divergences_have_no_slope_at_the_clean_run():
                 assert "\n" not in str(error.value)
         with pytest.raises(gimkit.GimkitError, match="where ig-activations takes it"):
             gimkit.score_edges(model, task, "ig-activations", steps=1, metric=metric)
+        for method in ("ig-inputs", "ig-activations", "atp*"):
+            with pytest.raises(gimkit.GimkitError, match="zero at the clean run"):
+                gimkit.score_nodes(model, task, method, steps=1, metric=metric)
     for method in ("ig-activations", "clean-corrupted", "gp"):
         assert gimkit.score_edges(model, task, method, steps=2, metric="kl").scores.abs().max() > 1e-4
 

@@ -1,6 +1,7 @@
 """Node scores against finite differences, against literal patching, and against the oracle's gradient."""
 
-from contextlib import contextmanager
+import itertools
+from contextlib import ExitStack, contextmanager
 
 import pytest
 import torch
@@ -120,17 +121,96 @@ def test_the_input_node_is_the_oracles_gradient(name, method):
         assert got.per_example[row, 0].item() == pytest.approx(want.item(), rel=1e-4, abs=1e-5)
 
 
-@pytest.mark.parametrize("method", ["gim", "gradient", "exact"])
-def test_batches_and_padding_change_nothing(method):
+# --- averaged gradients ---
+
+
+def literal_averages(hf, task, row, steps, parts):
+    """Scores of one example with the gradient's mean over k = 1 .. steps and over `parts`, tuples of nodes that are put
+    together at corrupt + k/steps (clean - corrupt)."""
+    where, total = places(hf), dict.fromkeys(places(hf), 0.0)
+    clean, corrupt = rows(task, row)
+    ours, theirs = ({node: value_of(hf, place, ids) for node, place in where.items()} for ids in (clean, corrupt))
+    for part, k in itertools.product(parts, range(1, steps + 1)):
+        leaves = {node: torch.zeros_like(value, requires_grad=True) for node, value in ours.items()}
+        with ExitStack() as stack:
+            for node, place in where.items():
+                if node in part:
+                    between = theirs[node] + k / steps * (ours[node] - theirs[node])
+                    stack.enter_context(changed(place, lambda _, between=between: between))
+                stack.enter_context(changed(place, lambda value, leaf=leaves[node]: value + leaf))
+            final = hf(clean, use_cache=False).logits[0, -1]
+        metric = torch.logsumexp(final[list(task.good[row])], 0) - torch.logsumexp(final[list(task.bad[row])], 0)
+        for node, gradient in zip(leaves, torch.autograd.grad(metric, list(leaves.values()))):
+            total[node] += ((ours[node] - theirs[node]) * gradient).sum().item() / (steps * len(parts))
+    return total
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama", "gpt_neox", "opt"])
+@pytest.mark.parametrize("method", ["ig-inputs", "ig-activations"])
+def test_averaged_gradients_spelled_out(name, method):
+    hf, task, steps = build(name), random_task(), 3
+    got = gimkit.score_nodes(NNsight(hf), task, method, steps=steps)
+    parts = [("input",)]
+    if method == "ig-activations":
+        for layer in range(3):
+            parts += [tuple(f"a{layer}.h{head}" for head in range(4)), (f"m{layer}",)]
+    for row in (0, 3):
+        want = literal_averages(hf, task, row, steps, parts)
+        for node, score in want.items():
+            assert got.per_example[row, got.nodes.index(node)].item() == pytest.approx(score, rel=1e-4, abs=2e-5), node
+    assert relative(gimkit.score_nodes(NNsight(hf), task, "gradient").per_example, got.per_example) > 0.02
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama", "gemma2", "opt"])
+def test_ig_inputs_at_the_embedding_grows_complete(name):
+    """Its score tends to the whole effect of the corrupt prompt."""
+    hf, task = build(name), random_task(3)
+    effect = torch.tensor([literal_metric(hf, task.clean, task, row) - literal_metric(hf, task.corrupt, task, row)
+                           for row in range(3)])
+    few, many = ((gimkit.score_nodes(NNsight(hf), task, "ig-inputs", steps=steps).per_example[:, 0] - effect).abs()
+                 for steps in (8, 128))
+    assert many.sum() < 0.02 * effect.abs().sum() and many.sum() < few.sum() / 8
+
+
+@pytest.mark.parametrize("name", ["gemma2", "olmo2", "phi3"])
+def test_ig_activations_is_what_edges_out_of_a_node_sum_to(name):
+    model, task = NNsight(build(name)), random_task(3)
+    edges, nodes = (score(model, task, "ig-activations", steps=2) for score in (gimkit.score_edges, gimkit.score_nodes))
+    assert relative(nodes.scores, edges.scores.sum(1)) < 1e-5
+
+
+def test_one_step_of_ig_inputs_is_the_gradient():
     model, task = NNsight(build("llama")), random_task()
-    whole = gimkit.score_nodes(model, task, method)
-    for size in (1, 2):
-        assert relative(gimkit.score_nodes(model, task, method, batch_size=size).per_example,
-                        whole.per_example) < 1e-5
+    one, plain = (gimkit.score_nodes(model, task, method, steps=1) for method in ("ig-inputs", "gradient"))
+    assert relative(one.per_example, plain.per_example) < 1e-5
+
+
+def test_random_is_seeded_and_the_same_for_every_example():
+    model, task = NNsight(build("llama")), random_task()
+    first, again, other = (gimkit.score_nodes(model, task, "random", seed=seed) for seed in (1, 1, 2))
+    assert torch.equal(first.per_example, again.per_example) and not torch.equal(first.scores, other.scores)
+    assert first.per_example.shape == (5, 16) and bool((first.per_example == first.per_example[0]).all())
+
+
+# --- what must not matter ---
+
+
+def padded_further(task):
+    """The same task with three more columns of padding."""
     wider = [torch.nn.functional.pad(x, (0, 3), value=value) for x, value in
              ((task.clean, 7), (task.corrupt, 9), (task.mask, False))]
-    padded = Task(task.name, *wider, task.good, task.bad, task.pairs)
-    assert relative(gimkit.score_nodes(model, padded, method).per_example, whole.per_example) < 1e-5
+    return Task(task.name, *wider, task.good, task.bad, task.pairs)
+
+
+@pytest.mark.parametrize("method", ["gim", "gradient", "exact", "ig-inputs", "ig-activations", "atp*"])
+def test_batches_and_padding_change_nothing(method):
+    model, task = NNsight(build("llama")), random_task()
+    whole = gimkit.score_nodes(model, task, method, steps=2)
+    for size in (1, 2):
+        assert relative(gimkit.score_nodes(model, task, method, steps=2, batch_size=size).per_example,
+                        whole.per_example) < 1e-5
+    assert relative(gimkit.score_nodes(model, padded_further(task), method, steps=2).per_example,
+                    whole.per_example) < 1e-5
 
 
 def test_own_rules_and_the_control():
@@ -160,6 +240,9 @@ def test_bad_input():
     model, task = NNsight(build("gpt2")), random_task()
     with pytest.raises(gimkit.GimkitError, match="unknown method 'gmi'.*exact"):
         gimkit.score_nodes(model, task, "gmi")
+    for steps in (0, 2.5):
+        with pytest.raises(gimkit.GimkitError, match="steps must be a whole number"):
+            gimkit.score_nodes(model, task, "ig-inputs", steps=steps)
     with pytest.raises(gimkit.GimkitError, match="is not a task"):
         gimkit.score_nodes(model, "ioi")
     with pytest.raises(gimkit.GimkitError, match="no prompt pairs"):
@@ -170,6 +253,6 @@ def test_bad_input():
         gimkit.rank_correlation(gimkit.score_nodes(model, task[:2]), gimkit.score_nodes(model, task))
     with torch.no_grad():
         model.transformer.h[1].mlp.c_fc.weight[0] = torch.nan
-    for method in ("gim", "gradient", "exact"):
+    for method in ("gim", "gradient", "exact", "ig-inputs", "ig-activations", "atp*"):
         with pytest.raises(gimkit.GimkitError, match="NaN"):
             gimkit.score_nodes(model, task, method)

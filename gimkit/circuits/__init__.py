@@ -5,10 +5,12 @@ from gimkit.circuits.circuit import Circuit
 from gimkit.circuits.edges import EdgeScores, score_edges
 from gimkit.circuits.graph import Graph
 from gimkit.circuits.metrics import Curve, Interval, auroc, faithfulness, precision_recall, rank_correlation
+from gimkit.circuits.neurons import NeuronScores, score_neurons
 from gimkit.circuits.nodes import NodeScores
 from gimkit.circuits.patching import run
 from gimkit.circuits.roles import head_roles
 from gimkit.circuits.scores import score_nodes
 
-__all__ = ["Circuit", "Curve", "EdgeScores", "Graph", "Interval", "NodeScores", "auroc", "faithfulness", "head_roles",
-           "known", "precision_recall", "rank_correlation", "run", "score_edges", "score_nodes"]
+__all__ = ["Circuit", "Curve", "EdgeScores", "Graph", "Interval", "NeuronScores", "NodeScores", "auroc", "faithfulness",
+           "head_roles", "known", "precision_recall", "rank_correlation", "run", "score_edges", "score_neurons",
+           "score_nodes"]

@@ -135,11 +135,11 @@ def _exact(model, parts, names, task, metric, batch_size: int, remote: bool, mos
 
 
 def rules_of(method: str | Rules) -> Rules:
-    """The rules that a gradient method runs under, or an error that lists the methods."""
+    """The rules that a gradient method runs under, or an error that lists them."""
     if isinstance(method, Rules):
         return method
     if method not in RULES:
-        raise GimkitError(f"unknown method {method!r}; use a gimkit.Rules, or one of {', '.join(METHODS)}")
+        raise GimkitError(f"unknown method {method!r}; use a gimkit.Rules, or one of {', '.join(RULES)}")
     return RULES[method]
 
 
