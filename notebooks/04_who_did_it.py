@@ -92,7 +92,7 @@ from gimkit.widgets import token_tabs
 token_tabs(words)  # a tab per method, the score under the pointer; needs a running kernel
 
 # %% [markdown]
-# The rival's first mention: the estimates call it evidence against the right name; taking it away says otherwise. Without it, the rival is no longer the one named twice.
+# The plain gradient hardly sees the right name. And the rival's first mention: GIM calls it evidence against the right name; taking it away says otherwise. Without it, the rival is no longer the one named twice.
 #
 # One prompt is an anecdote. On 16 prompts and both models: the rank correlation of each prompt's scores with leave-one-out, its mean, and a bootstrap interval over prompts. **Predict** the order of the columns.
 
@@ -115,7 +115,7 @@ pandas.DataFrame({MODEL: agreement(model, task, METHODS), "mini-llama": agreemen
     list(METHODS)].map(str)
 
 # %% [markdown]
-# `freeze` is GIM's norm rule alone. On mini-gpt2 it comes nearest, together with GIM, before the 20 passes of `ig`; the plain gradient is last. On mini-llama nothing comes near, and `ig` is the least bad. In part this is the question's fault: with a blank for the last word nobody asks for a name any more, which no straight line foresees. And where two words say the same, leave-one-out calls both unimportant (notebook 01).
+# `freeze` is GIM's norm rule alone. Nothing comes near. The plain gradient tells nothing of this order, frozen norms a little, and the 20 passes of `ig` are the least bad. GIM's one pass lies between on mini-gpt2; on mini-llama it adds nothing to its norm rule. In part this is the question's fault: with a blank for the last word nobody asks for a name any more, which no straight line foresees. And where two words say the same, leave-one-out calls both unimportant (notebook 01).
 #
 # ## Which heads?
 # **Exact patching** asks for one head: what if it alone had read the corrupt prompt? Its output, at all positions, is replaced by the one from the corrupt run. What the logit difference loses is the head's effect. `share` below goes only part of the way; we shall need it.
@@ -273,7 +273,7 @@ for method, scores in estimates.items():
 
 # %% [markdown]
 # ## More cases
-# The order is nearly right everywhere. The size is not: the plain gradient sees about half, frozen norms and GIM much more of it.
+# The order is nearly right everywhere. The size is not: the plain gradient sees about a quarter, GIM half, frozen norms three quarters of it.
 #
 # One task of one model again proves little. Both models, five tasks that they solve (their cards in `gimkit/models` say how well). Two measures over heads and MLPs: the rank correlation with exact patching, and the **error**, the sum of |estimate - exact| over the sum of |exact|: 0 is right, and 1 no better than calling everything 0. `relp` freezes norms and linearises activations.
 #
@@ -344,7 +344,7 @@ pandas.DataFrame({f"{measure}, gim - {other}": list(verdict(measure, other))
                   for other in ("gradient", "freeze") for measure in MEASURES}, index=pandas.MultiIndex.from_tuples(cases))
 
 # %% [markdown]
-# **Where GIM wins, where it loses.** In rank it never wins here, and it loses a few cases on mini-llama. In size it beats the plain gradient on both kinds of IOI in both models, and loses on induction. Against its own norm rule it mostly ties or loses: freezing does nearly all the good, and the other rules more harm than good. The exception is greater-than: hardly so on mini-gpt2, clearly on mini-llama, where frozen norms alone overshoot by far and GIM does not. In rank the plain gradient is best there.
+# **Where GIM wins, where it loses.** In rank it never wins here, and it loses half the cases to the plain gradient. In size it beats the plain gradient on both kinds of IOI in both models and on mini-gpt2's greater-than, and loses on induction. Against its own norm rule it mostly loses: freezing does nearly all the good, and the other rules more harm than good. The exception is mini-llama's greater-than, where frozen norms alone overshoot by far and GIM does not. In rank the plain gradient is best there.
 #
 # ## Controls that must fail
 # **Predict each.** (1) GIM's scores, dealt to other nodes at random in every example: the interval must contain 0. (2) Dealt *once*, the same for all examples, twenty times: how many of the bootstrap intervals will miss 0? (3) A thousand such deals: how high does chance get with 25 nodes?
@@ -403,13 +403,13 @@ print(f"effects of all heads and MLPs, patched one at a time, sum to {single:.2f
 print(f"all at once, the corrupt prompt costs {(clean - corrupt).mean():.2f}")
 
 # %% [markdown]
-# The truth bends, and no rule makes it a line. Frozen norms and GIM bring the slope near to what the whole way costs for two of these heads; for a0.h3 every estimate stays below half.
+# The truth bends, and no rule makes it a line. It starts flat: the norms hide small steps, which is why freezing them helps. Frozen norms foretell some seven tenths of what the whole way costs, GIM four, the plain gradient two.
 #
 # ## What this does not show
 # - **Exact patching is exact about its own question:** one part at a time, all others as they were. Parts that work in a chain are each charged with the whole (see the two sums above); parts that stand in for each other are not charged at all (notebook 03).
 # - **Rank correlation counts every node alike,** and most of these 25 do next to nothing: their order is noise. Look at the scatter and at the error too.
 # - **A pair of prompts asks one thing.** All but one name is the same, so what both prompts share gets no credit. `gimkit.tasks.ioi(..., corrupt="third")` asks another question of the same heads.
-# - **Saturation:** at logit differences of 13 much can be lost before an answer changes, and a slope at the clean run knows nothing of it.
-# - **Two small models, one training run each, 32 prompts a case.** mini-gpt2 solves IOI mostly with layer 0 and two MLPs, not with the circuit known from GPT-2. Nothing here says how the methods rank on large models.
+# - **Saturation:** at logit differences of 18 much can be lost before an answer changes, and a slope at the clean run knows nothing of it.
+# - **Two small models, one training run each, 32 prompts a case.** Both solve IOI by suppressing the repeated name, not with the circuit known from GPT-2. Nothing here says how the methods rank on large models.
 #
 # Next: **05 · Find the circuit**, where integrated gradients join. Sources: IOI, [arXiv 2211.00593](https://arxiv.org/abs/2211.00593); attribution patching, [arXiv 2310.10348](https://arxiv.org/abs/2310.10348); GIM, [arXiv 2505.17630](https://arxiv.org/abs/2505.17630); RelP, [arXiv 2508.21258](https://arxiv.org/abs/2508.21258).
