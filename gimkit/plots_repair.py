@@ -5,18 +5,19 @@ import numpy
 from gimkit.plots import BLUE, DARK, GREY, ORANGE, _axes, _name_points, _plain
 
 
-def ablation_effect(repair, ax=None):
+def ablation_effect(repair, ax=None, head: str | None = None):
     """A dot per attention row: the joint effect of two scores against the sum of their single effects.
 
     >>> ablation_effect(gimkit.self_repair(model, gimkit.tasks.ioi_twice(model, n=32)))
 
     repair: `SelfRepair`. Above the dashed diagonal the two scores stand in for each other; rows whose interaction is
-    above its 95% quantile have the second colour. ax: matplotlib axes, made when None. Returns the axes.
+    above its 95% quantile have the second colour. head: a name such as "a4.h2": only its rows have colours, the others
+    are grey. ax: matplotlib axes, made when None. Returns the axes.
     Source: the figure "ablation_effect" of arXiv 2505.17630.
     """
     frame = repair.frame()
     return _two_colours(frame, frame["d1"] + frame["d2"], frame["d12"], repair, ax,
-                        "sum of individual ablation effects", "joint ablation effect")
+                        "sum of individual ablation effects", "joint ablation effect", head)
 
 
 def grad_vs_tsg(repair, ax=None):
@@ -32,11 +33,16 @@ def grad_vs_tsg(repair, ax=None):
                         "gradient, summed over both scores", "gradient at temperature 2")
 
 
-def _two_colours(frame, x, y, repair, ax, xlabel: str, ylabel: str):
+def _two_colours(frame, x, y, repair, ax, xlabel: str, ylabel: str, head: str | None = None):
     ax = _axes(ax, 4.8, 4.4)
     flagged = frame["flagged"].to_numpy(dtype=bool)
+    shown = numpy.ones(len(frame), dtype=bool)
+    if head is not None:
+        shown = (frame["layer"].map("a{}".format) + frame["head"].map(".h{}".format) == head).to_numpy()
+        ax.scatter(x[~shown], y[~shown], s=8, color=GREY, alpha=0.3, linewidth=0, label="other heads", rasterized=True)
     q95 = "" if frame.empty else f" (above {repair.q95:.2f})"
-    for which, label, colour in ((~flagged, "attention row", BLUE), (flagged, f"top 5% of interaction{q95}", ORANGE)):
+    for which, label, colour in ((shown & ~flagged, "attention row", BLUE),
+                                 (shown & flagged, f"top 5% of interaction{q95}", ORANGE)):
         ax.scatter(x[which], y[which], s=12, color=colour, alpha=0.6, linewidth=0, label=label, zorder=3,
                    rasterized=True)
     if frame.empty:
@@ -44,7 +50,8 @@ def _two_colours(frame, x, y, repair, ax, xlabel: str, ylabel: str):
         ax.text(0.5, 0.75, f"no row has two contributions above {repair.threshold:g}", ha="center", color=DARK,
                 transform=ax.transAxes)
     ax.axline((0, 0), slope=1, color=DARK, linestyle="--", linewidth=0.9)
-    ax.set(xlabel=xlabel, ylabel=ylabel, title=_plain(f"{len(frame)} attention rows on {repair.name}"))
+    whose = f" of {head}" if head else ""
+    ax.set(xlabel=xlabel, ylabel=ylabel, title=_plain(f"{shown.sum()} attention rows{whose} on {repair.name}"))
     ax.legend(frameon=True, fontsize=8)
     return ax
 
@@ -73,8 +80,8 @@ def direct_against_total(repair, ax=None):
     ax.margins(0.1)
     ax.set(xlabel="direct effect (logits)", ylabel="total effect (logits)",
            title=_plain(f"Ablated heads on {repair.task}"))
-    ax.legend(frameon=True, loc="lower right")
-    order = (x.abs() + y.abs()).sort_values(ascending=False).index
+    ax.legend(frameon=True, loc="best")
+    order = numpy.minimum(x.abs().rank(ascending=False), y.abs().rank(ascending=False)).sort_values().index
     _name_points(ax, frame.loc[order[:8], ["direct", "total", "ablated"]].to_numpy().tolist(),
                  frame[["direct", "total"]].to_numpy())
     return ax

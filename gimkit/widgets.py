@@ -8,7 +8,7 @@ import seaborn
 from IPython.display import display
 from matplotlib import pyplot
 
-from gimkit import plots
+from gimkit import plots, plots_repair
 from gimkit.errors import GimkitError
 
 
@@ -117,6 +117,28 @@ def circuit_size(edges, curve, roles=None) -> ipywidgets.VBox:
 
     return _explorer({"which": ipywidgets.SelectionSlider(options=options, value=len(options) // 2, description="size",
                                                           continuous_update=False)}, draw)
+
+
+def repair_explorer(scores, heads) -> ipywidgets.VBox:
+    """A choice of layer and head; shows its attention rows among all, and who answers when the head is ablated.
+
+    >>> repair_explorer(gimkit.self_repair(model, task), gimkit.head_repair(model, task))
+
+    scores: `SelfRepair`. heads: `HeadRepair` of the same model.
+    """
+    layers, numbers = (sorted({int(part) for part in parts})
+                       for parts in zip(*(name[1:].split(".h") for name in heads.heads)))
+    controls = {"layer": ipywidgets.Dropdown(options=layers, value=layers[-1], description="layer"),
+                "head": ipywidgets.Dropdown(options=numbers, value=numbers[-1], description="head")}
+
+    def draw(layer, head):
+        with seaborn.axes_style("whitegrid"):
+            figure, (left, right) = pyplot.subplots(1, 2, figsize=(12, 4.2), layout="constrained")
+        plots_repair.ablation_effect(scores, ax=left, head=f"a{layer}.h{head}")
+        plots_repair.head_answers(heads, f"a{layer}.h{head}", ax=right)
+        _show(figure)
+
+    return _explorer(controls, draw)
 
 
 def _explorer(controls: dict, draw) -> ipywidgets.VBox:

@@ -168,6 +168,11 @@ WRONG = [
      "not with them"),
     ("spearman", lambda a, b: stats.kendalltau(a, b).statistic, "Not Spearman's"),
     ("spearman", lambda a, b: a, "one number"),
+    ("predicted_signs", {"A": "-", "B": "0", "C": "0", "D": "-"}, "Row A.*takes its weight"),
+    ("predicted_signs", {"A": "+", "B": "+", "C": "0", "D": "-"}, "Row B.*whatever the weights"),
+    ("predicted_signs", {"A": "+", "B": "0", "C": "+", "D": "-"}, "Row C.*they still balance"),
+    ("predicted_signs", {"A": "+", "B": "0", "C": "0", "D": "+"}, "Row D.*the effects are negative"),
+    ("predicted_signs", ["+", "0", "0", "-"], "Give a dictionary"),
     ("bootstrap_interval", interval(drawn, drawn), "different examples"),
     ("bootstrap_interval", draw_nodes, "You drew nodes"),
     ("bootstrap_interval", mean_of_each, "own correlations"),
@@ -263,10 +268,77 @@ def of_the_unedited_model(model, module, task, right, wrong):
     return attribution()(plain, plain.get(dissect(plain).blocks[1].mlp), task, right, wrong)
 
 
+def direct(sign=1, live=False, whole=False, weighted=True, scaled=True, rival=True, last=True):
+    """A wrong answer to 03.2, by leaving a piece of the right one out."""
+    def answer(model, task, right, wrong, layer, head):
+        n, rows = len(task), torch.arange(2 * len(task))
+        projection, norm = model.model.layers[layer].self_attn.o_proj, model.model.norm
+        width = dissect(model).head_dim
+        mine = slice(None) if whole else slice(head * width, (head + 1) * width)
+        where = task.last.repeat(2) if last else torch.full((2 * n,), task.clean.shape[1] - 1)
+        with model.trace(input_ids=torch.cat([task.clean, task.corrupt]), use_cache=False):
+            z = projection.input[rows, where].save()
+            x = norm.input[rows[:n], task.last].save()
+        change = (z[:n, mine] - z[n:, mine]) @ projection.weight[:, mine].T
+        direction = model.lm_head.weight[right] - rival * model.lm_head.weight[wrong]
+
+        def read(stream, like):
+            scale = (like.pow(2).mean(-1, keepdim=True) + 1e-6).sqrt() if scaled else 1
+            return (stream / scale * (norm.weight if weighted else 1) * direction).sum(-1)
+
+        return read(x, x) - read(x - change, x - change) if live else sign * read(change, x)
+
+    return answer
+
+
+def held(heads=True, mlps=True, own_mlp=True, itself=False, sign=1):
+    """A wrong answer to 03.3: not all later parts are held, or the ablated head, too."""
+    def answer(model, task, right, wrong, layer, head):
+        n, width, blocks = len(task), dissect(model).head_dim, list(enumerate(model.model.layers))
+        rows, mine = torch.arange(n), slice(head * width, (head + 1) * width)
+        with model.trace(input_ids=torch.cat([task.clean, task.corrupt, task.clean]), use_cache=False):
+            for i, block in blocks:
+                z = block.self_attn.o_proj.input.clone()
+                if i == layer and not itself:
+                    z[2 * n:, :, mine] = z[n:2 * n, :, mine]
+                if i > layer and heads:
+                    z[2 * n:] = z[:n]
+                block.self_attn.o_proj.input = z
+                m = block.mlp.output.clone()
+                if mlps and (i > layer or (i == layer and own_mlp)):
+                    m[2 * n:] = m[:n]
+                block.mlp.output = m
+            logits = model.output.logits.unflatten(0, (3, n))[:, rows, task.last]
+            difference = (logits[:, rows, right] - logits[:, rows, wrong]).save()
+        return sign * (difference[0] - difference[2])
+
+    return answer
+
+
+def frozen_throughout(model, task, right, wrong, layer, head):
+    """A wrong answer to 03.3: the direct effect, in which not even the norm answers."""
+    return direct()(model, task, right, wrong, layer, head)
+
+
 WRONG_ON_MODELS = [
     ("read_a_trace", "model", shape_of_the_logits, "these are the logits"),
     ("read_a_trace", "model", shape_of_another_prompt, "this prompt has"),
     ("read_a_trace", "model", shape_of_one_row, "a batch of one"),
+    ("direct_effect", "llama", direct(sign=-1), "signs are reversed"),
+    ("direct_effect", "llama", direct(live=True), "denominator answers already"),
+    ("direct_effect", "llama", direct(whole=True), "whole attention layer"),
+    ("direct_effect", "llama", direct(weighted=False), "weight is missing"),
+    ("direct_effect", "llama", direct(scaled=False), "denominator is missing"),
+    ("direct_effect", "llama", direct(rival=False), "right answer's logit alone"),
+    ("direct_effect", "llama", direct(last=False), "task.last"),
+    ("direct_effect", "llama", held(heads=False, mlps=False), "total effect"),
+    ("nobody_answers", "llama", held(sign=-1), "signs are reversed"),
+    ("nobody_answers", "llama", held(heads=False, mlps=False), "nothing was held"),
+    ("nobody_answers", "llama", held(mlps=False), "Only heads are held"),
+    ("nobody_answers", "llama", held(heads=False), "Only MLPs are held"),
+    ("nobody_answers", "llama", held(own_mlp=False), "own layer is forgotten"),
+    ("nobody_answers", "llama", held(itself=True), "got its clean output back"),
+    ("nobody_answers", "llama", frozen_throughout, "freezes the final norm"),
     ("halved_products", "llama", edit(halve_value), "The logits changed"),
     ("halved_products", "llama", edit(halve_gate_alone), "Only the gate branch"),
     ("halved_products", "llama", edit(halve_thrice), "A quarter each"),

@@ -9,6 +9,8 @@ from matplotlib import pyplot
 from gimkit import plots, widgets
 from gimkit.circuits import Curve, EdgeScores, Graph, NodeScores
 from gimkit.errors import GimkitError
+from gimkit.selfrepair import HeadRepair, SelfRepair
+from gimkit.selfrepair.scores import NUMBERS, PLACES, tidy
 from gimkit.tokens import TokenScores
 
 
@@ -135,3 +137,22 @@ def test_circuit_size_wants_the_scores_of_the_curve():
     edges, curve = made_up_circuits()
     with pytest.raises(GimkitError, match="other scores"):
         widgets.circuit_size(made_up_circuits(seed=3)[0], curve)
+
+
+def test_repair_explorer_shows_the_chosen_head(shown):
+    noise = torch.Generator().manual_seed(0)
+    names = tuple(f"a{layer}.h{head}" for layer in range(3) for head in range(2))
+    heads = HeadRepair("ioi", names, torch.randn(4, 6, 4, generator=noise), (*names, "m2", "final norm", "rest"),
+                       torch.randn(4, 6, 9, generator=noise))
+    numbers = torch.rand(30, len(PLACES) + len(NUMBERS), generator=noise, dtype=torch.float64)
+    numbers[:, 1], numbers[:, 2] = torch.arange(30) % 3, torch.arange(30) % 2
+    explorer = widgets.repair_explorer(SelfRepair("ioi", 1.0, tidy(numbers), 7, 0.25), heads)
+    assert "a2.h1" in shown[-1].axes[1].get_title()
+    controls(explorer)["layer"].value = 1
+    controls(explorer)["head"].value = 0
+    left, right = shown[-1].axes
+    assert "5 attention rows of a1.h0" in left.get_title() and "a1.h0" in right.get_title()
+    grey, plain, flagged = left.collections
+    assert len(grey.get_offsets()) == 25 and len(plain.get_offsets()) + len(flagged.get_offsets()) == 5
+    answers = heads.answer_frame().query("ablated == 'a1.h0'").answer
+    assert sum(widths(right)) == pytest.approx(answers.sum())
