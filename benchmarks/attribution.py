@@ -2,20 +2,19 @@
 
 import argparse
 import copy
-import ctypes
 import itertools
 import os
 import platform
 import statistics
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import nnsight
 import pandas as pd
 import torch
 import transformers
+from measuring import cpu_seconds, peak
 
 import gimkit
 
@@ -98,34 +97,21 @@ def seconds(functions: dict, tokens: int, rounds: int, options: dict) -> pd.Data
         first = round_ % len(names)
         row = {}
         for name in names[first:] + names[:first]:
-            start = time.process_time()
-            functions[name](ids, **options)
-            row[name] = time.process_time() - start
+            row[name] = cpu_seconds(lambda: functions[name](ids, **options))
         rows.append(row)
     return pd.DataFrame(rows)
 
 
 # -- peak memory ------------------------------------------------------------------------------------------------------
 
-def resident(key: str) -> float:
-    """MiB of a memory line of this process (VmRSS: now, VmHWM: at most since the last reset). Linux only."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(key))
-
-
-def peak(method: str, tokens: int, rival, options: dict) -> float:
+def peak_of(method: str, tokens: int, rival, options: dict) -> float:
     """MiB that one gradient needs at most, beyond the loaded model; only meaningful in a fresh process."""
     run = ways(*build(), rival)[method]
-    run(prompt(8), **options)
-    ctypes.CDLL(None).malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM, which getrusage would inherit from the parent
-    before = resident("VmRSS")
-    run(prompt(tokens), **options)
-    return resident("VmHWM") - before
+    return peak(lambda: run(prompt(8), **options), lambda: run(prompt(tokens), **options))
 
 
 def peak_elsewhere(method: str, tokens: int, arguments) -> float:
-    """`peak` in a process of its own."""
+    """`peak_of` in a process of its own."""
     command = [sys.executable, __file__, "--peak", method, "--tokens", str(tokens), "--logits", arguments.logits]
     command += ["--gim-explain", arguments.gim_explain] if arguments.gim_explain else []
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
@@ -295,7 +281,7 @@ def main():
     torch.set_num_threads(1)
     if arguments.peak:
         rival = rival_package(arguments.gim_explain)
-        return print(peak(arguments.peak, arguments.tokens[0], rival, logits_option(arguments.logits)))
+        return print(peak_of(arguments.peak, arguments.tokens[0], rival, logits_option(arguments.logits)))
     if not arguments.gim_explain:
         print("gim-explain is left out: install it with `pip install --no-deps --target FOLDER gim-explain`, "
               "then pass --gim-explain FOLDER")
