@@ -14,8 +14,11 @@ from tiny import build
 
 import gimkit
 from gimkit.circuits import Circuit, EdgeScores, Graph
+from gimkit.circuits.edges import _pairs_at_once
+from gimkit.circuits.gradients import edge_scores
 from gimkit.circuits.graph import prune
 from gimkit.circuits.patching import run_masks
+from gimkit.circuits.scores import answers_of
 from gimkit.circuits.wiring import wiring
 from gimkit.tasks import Task
 
@@ -339,6 +342,28 @@ def test_memory_limits_change_no_run(name):
     per_row = graph.real.shape[1] * task.clean.shape[1] * 32
     for rows in (1, 3, 7):
         assert torch.allclose(run_masks(model, w, task, keep, "logit", False, most=rows * per_row), whole, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama", "gpt_neox", "gemma2", "olmo2"])
+@pytest.mark.parametrize("rules", [gimkit.RULES["gradient"], gimkit.GIM])
+def test_positions_at_a_time_change_no_score(name, rules):
+    """One position at a time, three, and all at once; the gradient at the corrupt and at the clean rows."""
+    _, model = tiny(name)
+    task, w, edited = random_task(3), wiring(tiny(name)[1]), gimkit.apply(tiny(name)[1], rules)
+    per_position = len(Graph(3, 4, w.parallel, w.width).sources) * len(task) * w.width
+    found = []
+    for most in (1, 3 * per_position, 2**24):
+        with edited.trace(input_ids=torch.cat([task.clean, task.corrupt]), use_cache=False):
+            found.append(edge_scores(edited, w, rules.freeze_norm, len(task), "logit", *answers_of(task), [0, 3], [],
+                                     None, {}, most).save())
+    assert relative(found[0], found[2]) < 1e-5 and relative(found[1], found[2]) < 1e-5
+
+
+def test_pairs_at_once_follow_from_the_size():
+    """Backward keeps 32 widths per layer and token; a pair is 2 rows for one gradient, 6 for five points."""
+    w = wiring(tiny("llama")[1])._replace(layers=tuple(range(12)), width=768)
+    assert [_pairs_at_once(w, 20, rows) for rows in (2, 6)] == [11, 3]
+    assert _pairs_at_once(w, 100_000, 2) == 1 and _pairs_at_once(w, 1, 2) == 64
 
 
 # --- what must not matter ---

@@ -99,7 +99,7 @@ class EdgeScores:
 
 
 def score_edges(model, task, method: str | Rules = "gim", *, metric: str = "logit", steps: int = 5,
-                batch_size: int = 16, seed: int = 0, remote: bool = False) -> EdgeScores:
+                batch_size: int | None = None, seed: int = 0, remote: bool = False) -> EdgeScores:
     """Score every edge of a model on a task, each head's queries, keys and values apart.
 
     >>> edges = gimkit.score_edges(model, gimkit.tasks.ioi(model, n=64), method="gim")
@@ -124,7 +124,8 @@ def score_edges(model, task, method: str | Rules = "gim", *, metric: str = "logi
     metric: "logit", "probability", "kl" or "kl-mean", as in `score_nodes`. The divergences' gradient is zero at the
     clean run, so "gradient", other rules, and "ig-activations" with one step are refused them.
     model: an unedited nnsight model. task: a `gimkit.tasks.Task`. batch_size: prompt pairs at a time (no effect on
-    the result). remote: run on NDIF (as `model.trace(remote=...)`).
+    the result); None: as many as keep about 2^27 numbers (512 MiB in float32) for the backward pass, at most 64.
+    remote: run on NDIF (as `model.trace(remote=...)`).
     Raises GimkitError for an unknown method or metric, steps below 1, an architecture whose edges are not covered, NaN.
     Source: hannamw/EAP-IG (names, order, formulas), arXiv 2502.06852 (EAP-GP), 2505.17630 (GIM). Differences from the
     reference: scores do not depend on the batch size (it divides by it once more); parts followed by a norm
@@ -135,7 +136,8 @@ def score_edges(model, task, method: str | Rules = "gim", *, metric: str = "logi
     if not isinstance(method, Rules) and method not in METHODS:
         raise GimkitError(f"unknown method {method!r}; use a gimkit.Rules, or one of {', '.join(METHODS)}")
     check_whole("steps", steps)
-    check_whole("batch_size", batch_size)
+    if batch_size is not None:
+        check_whole("batch_size", batch_size)
     check_metric(metric)
     label = method if isinstance(method, str) else "own rules"
     if isinstance(method, Rules) or method in RULES or (method, steps) == ("ig-activations", 1):
@@ -153,11 +155,14 @@ def score_edges(model, task, method: str | Rules = "gim", *, metric: str = "logi
     return EdgeScores(task.name, label, graph, scores, metric)
 
 
-def _gradients(model, w: Wiring, task, method, metric, steps: int, batch_size: int, remote: bool) -> torch.Tensor:
+def _gradients(model, w: Wiring, task, method, metric, steps: int, batch_size: int | None,
+               remote: bool) -> torch.Tensor:
     averaged = {"ig-inputs": PLAIN, "ig-activations": PLAIN, "clean-corrupted": PLAIN, "gp": PLAIN, "gim-ig": GIM}
     rules = averaged[method] if method in averaged else rules_of(method)
     edited, total = apply(model, rules), 0
     label = method if isinstance(method, str) else "own rules"
+    rows = 2 + points(method, steps, 1, len(w.layers), end=1)[0]["extra"]
+    batch_size = batch_size or _pairs_at_once(w, task.clean.shape[1], rows)
     for start in tqdm(range(0, len(task), batch_size), desc=f"{task.name} {label}", delay=2, leave=False):
         batch = task[start:start + batch_size]
         b, answers = len(batch), (metric, *answers_of(batch))
@@ -172,6 +177,11 @@ def _gradients(model, w: Wiring, task, method, metric, steps: int, batch_size: i
                                     chunk["between"]).cpu().save()
             total = total + chunk["weight"] * found
     return total / len(task)
+
+
+def _pairs_at_once(w: Wiring, tokens: int, rows: int, most: int = 2**27) -> int:
+    """How many pairs, of so many rows each, a backward pass can take: each block keeps some 32 widths per token."""
+    return min(64, max(1, most // (rows * tokens * len(w.layers) * 32 * w.width)))
 
 
 def _path(model, w: Wiring, batch, steps: int, remote: bool) -> torch.Tensor:

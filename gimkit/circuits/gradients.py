@@ -6,8 +6,16 @@ Rows of a batch are b clean prompts, then their b corrupt ones, then further poi
 import torch
 
 from gimkit.circuits.between import plus_points, put_between, put_output
-from gimkit.circuits.streams import heads_of, heads_written, output_last, read_norm, written
-from gimkit.circuits.traced import by_row, metric_values, tensor_of
+from gimkit.circuits.streams import (
+    heads_of,
+    heads_written,
+    pull_heads_back,
+    read_norm,
+    read_weights,
+    scaled_gap,
+    written,
+)
+from gimkit.circuits.traced import at_answers, by_row, metric_values, tensor_of
 from gimkit.circuits.within import swapped_heads
 
 
@@ -37,7 +45,8 @@ def node_scores(model, embedding: str, blocks: list, n_heads: int, b: int, metri
             if shares_here:
                 projection.input = part
         else:
-            differences.append(heads_written(projection, z, read_norm(model, after_attention), b, n_heads))
+            reading = read_norm(model, after_attention)
+            differences.append(heads_written(projection, scaled_gap(z, reading, b), reading, n_heads))
             part = put_output(model.get(after_attention[0]), shares_here, b, rows)
         parts.append(part)
         by_head.append(after_attention is None)
@@ -63,24 +72,26 @@ def node_scores(model, embedding: str, blocks: list, n_heads: int, b: int, metri
 
 
 def edge_scores(model, w, frozen: bool, b: int, metric: str, last, good, bad, gradient_rows: list, shares: list,
-                points, between: dict) -> torch.Tensor:
+                points, between: dict, most: int = 2**24) -> torch.Tensor:
     """Scores [sources, targets] of one batch, summed over its examples, averaged over the points of the gradient.
 
     w: the `Wiring`. frozen: pull gradients back through norms with constant denominators.
     gradient_rows: first rows of the groups of b rows at which the metric's gradient is taken.
     shares, points: what rows after the first 2b hold (`plus_points`).
     between: {(layer, "attention" or "mlp"): {first row: share}} outputs put between their corrupt and clean value.
+    most: numbers that all sources' outputs may hold at once; as many positions at a time as that allows.
     Source: edge attribution (EAP) as hannamw/EAP-IG defines its names and order; a source's output is compared
     with the gradient at what each target reads, for q, k and v of each head by itself.
     """
     plus_points(model, w.embedding, b, shares, points)
     group = w.heads // w.key_heads
-    taken, wanted = [], []
+    taken, wanted, shared = [], [], []
     for number, layer in enumerate(w.layers):
         stream = model.get(layer.block).input
+        if number == 0:
+            embedded = (stream[:b] - stream[b:2 * b]).detach()
         before = read_norm(model, layer.norm_before_attention)
-        paths = list(dict.fromkeys(layer.projections))
-        outputs = {path: model.get(path).output for path in paths}
+        outputs = {path: model.get(path).output for path in dict.fromkeys(layer.projections)}
         z = model.get(layer.output).input
         after = read_norm(model, layer.norm_after_attention)
         if (number, "attention") in between:
@@ -95,48 +106,63 @@ def edge_scores(model, w, frozen: bool, b: int, metric: str, last, good, bad, gr
         if (number, "mlp") in between:
             writer = layer.mlp if after_mlp is None else layer.norm_after_mlp[0]
             put_output(model.get(writer), between[number, "mlp"], b, len(stream))
-        taken.append((stream, before, outputs, z, after, before_mlp, m, after_mlp))
-        wanted += [*outputs.values(), alias] + ([z] if group > 1 else [])
-    final = model.get(w.final_norm[0]).input
-    logits = model.output.logits
-    value = sum(metric_values(metric, logits[start:start + b], last, good, bad, logits[:b]).sum()
+        taken.append((before, scaled_gap(z, after, b), after, before_mlp, written(m, after_mlp, b)))
+        wanted += [*outputs.values(), alias]
+        shared.append((outputs, z))
+    wanted.append(model.get(w.final_norm[0]).input)
+    if group > 1:
+        wanted += [z for _, z in shared]
+    logits = at_answers(model, w.unembedding, last)
+    first = torch.zeros_like(last)
+    value = sum(metric_values(metric, logits[start:start + b], first, good, bad, logits[:b]).sum()
                 for start in gradient_rows)
-    gradients = list(torch.autograd.grad(value, [*wanted, final], retain_graph=group > 1,
+    gradients = list(torch.autograd.grad(value, wanted, retain_graph=group > 1,
                                          materialize_grads=True))  # zeros where rules cut the graph
-
-    layout = (w.heads, w.key_heads, w.head_dim)
-    sources = [(taken[0][0][:b] - taken[0][0][b:2 * b]).detach()[None]]
-    columns = []
-    for layer, (_, before, outputs, z, after, before_mlp, m, after_mlp) in zip(w.layers, taken):
+    found = []
+    at_z = gradients[-len(w.layers):] if group > 1 else []
+    for number, (layer, (outputs, z)) in enumerate(zip(w.layers, shared)):
         at = {path: gradients.pop(0) for path in outputs}
-        at_mlp = gradients.pop(0)
         if group > 1:
-            single = per_query_head(z, gradients.pop(0), outputs, layer, w)
-        reads = []
-        for which, path in enumerate(layer.projections):
-            weight = heads_of(output_last(model.get(path)), which, layer.layout, *layout)  # [width, heads, head_dim]
-            if which and group > 1:
-                g, weight = single[which], weight.repeat_interleave(group, 1)
-            else:
-                g = heads_of(at[path], which, layer.layout, *layout)
-            reads.append(torch.einsum("rshd,whd->hrsw", g, weight))
-        reads = torch.cat(reads)
-        columns.append(contract(sources, pulled(reads, before, gradient_rows, b, frozen)))
-        new_heads = heads_written(model.get(layer.output), z, after, b, w.heads)
-        new_mlp = written(m, after_mlp, b)[None]
-        if not w.parallel:
-            sources.append(new_heads)
-        columns.append(contract(sources, pulled(at_mlp[None], before_mlp, gradient_rows, b, frozen)))
-        if w.parallel:
-            sources.append(new_heads)
-        sources.append(new_mlp)
-    columns.append(contract(sources, pulled(gradients.pop(0)[None], None, gradient_rows, b, frozen)))
-    rows = sum(len(source) for source in sources)
-    return torch.cat([torch.nn.functional.pad(c, (0, 0, 0, rows - len(c))) for c in columns], 1) / len(gradient_rows)
+            query = heads_of(at[layer.projections[0]], 0, layer.layout, w.heads, w.key_heads, w.head_dim)
+            reads = [query, *per_query_head(z, at_z[number], outputs, layer, w)]
+        else:
+            reads = [heads_of(at[path], which, layer.layout, w.heads, w.key_heads, w.head_dim)
+                     for which, path in enumerate(layer.projections)]
+        found.append((torch.cat(reads, -2), gradients.pop(0)))
+    per_position = (1 + len(w.layers) * (w.heads + 1)) * embedded[:, 0].numel()
+    step = max(1, most // per_position)
+    total = 0
+    for start in range(0, embedded.shape[1], step):
+        total = total + contracted(model, w, embedded, taken, found, gradients[0], gradient_rows,
+                                   slice(start, start + step), frozen)
+    return total / len(gradient_rows)
 
 
-def per_query_head(z, at_z, outputs: dict, layer, w) -> dict:
-    """Gradients at the shared k and v for each query head by itself, {which: [rows, seq, heads, head_dim]}."""
+def contracted(model, w, embedded, taken: list, found: list, at_logits, gradient_rows: list, positions: slice,
+               frozen: bool) -> torch.Tensor:
+    """<clean - corrupt output, gradient> of every source with every target, over some positions."""
+    b, precise = len(embedded), torch.promote_types(embedded.dtype, torch.float32)
+    places = [(slice(start, start + b), positions) for start in gradient_rows]
+    n_heads, layers = w.heads, len(w.layers)
+    sources = embedded.new_empty(1 + layers * (n_heads + 1), *embedded[:, positions].shape, dtype=precise)
+    scores = embedded.new_zeros(len(sources), layers * (3 * n_heads + 1) + 1, dtype=precise)
+    sources[0] = embedded[:, positions]
+    known, column = 1, 0
+    for layer, (before, gap, after, before_mlp, gap_mlp), (at_heads, at_mlp) in zip(w.layers, taken, found):
+        reads = pull_heads_back(at_heads, read_weights(model, layer, w)[0], before, places, frozen)
+        column = contract(scores, column, sources[:known], reads)
+        writers = slice(known, known + n_heads)
+        sources[writers] = heads_written(model.get(layer.output), gap[:, positions], after, n_heads)
+        known_to_mlp = known if w.parallel else known + n_heads
+        column = contract(scores, column, sources[:known_to_mlp], pulled(at_mlp, before_mlp, places, frozen))
+        sources[known + n_heads] = gap_mlp[:, positions]
+        known += n_heads + 1
+    contract(scores, column, sources, pulled(at_logits, None, places, frozen))
+    return scores
+
+
+def per_query_head(z, at_z, outputs: dict, layer, w) -> list:
+    """Gradients at the shared k, then v, for each query head by itself, each [rows, seq, heads, head_dim]."""
     group = w.heads // w.key_heads
     found = {1: [], 2: []}
     for member in range(group):
@@ -150,20 +176,17 @@ def per_query_head(z, at_z, outputs: dict, layer, w) -> dict:
         for which in (1, 2):
             found[which].append(heads_of(parts[layer.projections[which]], which, layer.layout,
                                          w.heads, w.key_heads, w.head_dim))
-    return {which: torch.stack(parts, -2).flatten(-3, -2) for which, parts in found.items()}
+    return [torch.stack(parts, -2).flatten(-3, -2) for parts in found.values()]
 
 
-def pulled(reads: torch.Tensor, norm, gradient_rows: list, b: int, frozen: bool) -> torch.Tensor:
-    """Gradients [targets, b, seq, width] at the residual stream, summed over the points."""
-    total = 0
-    for start in gradient_rows:
-        rows = slice(start, start + b)
-        part = reads[:, rows].detach()
-        total = total + (part if norm is None else norm.pull_back(part, rows, frozen))
-    return total
+def pulled(gradient: torch.Tensor, norm, places: list, frozen: bool) -> torch.Tensor:
+    """Gradients [1, b, positions, width] at the residual stream, summed over the points."""
+    parts = [gradient[place] if norm is None else norm.pull_back(gradient[place], place, frozen) for place in places]
+    return sum(parts)[None]
 
 
-def contract(sources: list, reads: torch.Tensor) -> torch.Tensor:
-    """<clean - corrupt output, gradient> of every source with every target, [sources, targets], at least float32."""
-    reads = reads.flatten(1).to(torch.promote_types(reads.dtype, torch.float32))
-    return torch.cat([source.flatten(1).to(reads.dtype) @ reads.T for source in sources])
+def contract(scores: torch.Tensor, column: int, sources: torch.Tensor, reads: torch.Tensor) -> int:
+    """Put <output, gradient> of sources and targets at their place in the scores; the column after them."""
+    after = column + len(reads)
+    scores[:len(sources), column:after] = sources.flatten(1) @ reads.flatten(1).to(sources.dtype).T
+    return after

@@ -47,7 +47,7 @@ def run_masks(model, w: Wiring, task, keep: torch.Tensor, metric: str, remote: b
     most: numbers in the sources' outputs that are held at once (2^25 float32: 128 MiB).
     """
     rows = max(1, most // (keep.shape[1] * task.clean.shape[1] * w.width))
-    together = max(1, min(len(keep), rows // min(len(task), 16)))  # circuits
+    together = min(len(keep), rows)  # circuits, which share the corrupt run, rather than examples
     examples = max(1, rows // together)
     copies = w.heads // w.key_heads
     columns = []

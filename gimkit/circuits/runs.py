@@ -2,8 +2,8 @@
 
 import torch
 
-from gimkit.circuits.streams import heads_of, output_last, read_norm
-from gimkit.circuits.traced import by_row, metric_values, tensor_of
+from gimkit.circuits.streams import heads_of, output_last, read_norm, read_weights
+from gimkit.circuits.traced import at_answers, metric_values, tensor_of
 
 
 def run_circuits(model, w, b: int, keep: torch.Tensor, metric: str, last, good, bad) -> torch.Tensor:
@@ -15,39 +15,15 @@ def run_circuits(model, w, b: int, keep: torch.Tensor, metric: str, last, good, 
     Divergences are from the last circuit's distribution: there it must keep all edges.
     """
     circuits, group = len(keep), w.heads // w.key_heads
-    layout = (w.heads, w.key_heads, w.head_dim)
-    keep = keep.to(model.device)
-    embedded = model.get(w.layers[0].block).input
-    current = [gap(embedded, b, circuits, group)[None]]
-    column = 0
+    stream = model.get(w.layers[0].block).input
+    keep = keep.to(stream)
+    gaps = stream.new_empty(circuits, keep.shape[1], b, *stream.shape[1:])  # current minus corrupt outputs
+    gaps[:, 0] = gap(stream, b, circuits)
+    known, column = 1, 0
     for layer in w.layers:
-        stream = model.get(layer.block).input
-        inputs = {}
-        for which, path in enumerate(layer.projections):
-            reads = stacked(stream, current, keep[:, :, column:column + w.heads], b)
-            column += w.heads
-            if layer.norm_before_attention is not None:
-                reads = model.get(layer.norm_before_attention[0])(reads)
-            weight = heads_of(output_last(model.get(path)), which, layer.layout, *layout)
-            bias = getattr(model.get(path), "bias", None)
-            own = torch.einsum("hrsw,whd->rshd", reads, weight.repeat_interleave(w.heads // weight.shape[1], 1))
-            if bias is not None:
-                bias = heads_of(bias, which, layer.layout, *layout)
-                own = own + bias.repeat_interleave(w.heads // bias.shape[0], 0)
-            inputs[which] = own
-        for path in list(dict.fromkeys(layer.projections)):
-            out = model.get(path).output.clone()
-            for which, mine in enumerate(layer.projections):
-                if mine != path:
-                    continue
-                part = heads_of(out, which, layer.layout, *layout)
-                if which and group > 1:
-                    for member in range(group):
-                        first = b + member * circuits * b
-                        part[first:first + circuits * b] = inputs[which][:, :, member::group]
-                else:
-                    part[b:] = inputs[which].repeat(group, 1, 1, 1)
-            model.get(path).output = out
+        reading = slice(column, column + 3 * w.heads)
+        put_reads(model, w, layer, model.get(layer.block).input[:b], gaps[:, :known], keep[:, :known, reading])
+        column += 3 * w.heads
         z = model.get(layer.output).input
         if group > 1:  # each copy of the rows holds the heads that read its keys and values
             copies = z[b:].unflatten(-1, (w.heads, -1)).unflatten(0, (group, -1))
@@ -55,50 +31,78 @@ def run_circuits(model, w, b: int, keep: torch.Tensor, metric: str, last, good, 
             z = torch.cat([z[:b], mixed.repeat(group, 1, 1)])
             model.get(layer.output).input = z
         after = read_norm(model, layer.norm_after_attention)
-        heads = heads_apart(model.get(layer.output), z, after, b, circuits, w.heads)
-        if not w.parallel:
-            current.append(heads)
+        put_heads(gaps[:, known:known + w.heads], model.get(layer.output), z, after)
         mlp = model.get(layer.mlp)
         entry = mlp if layer.norm_before_mlp is None else model.get(layer.norm_before_mlp[0])
-        reads = stacked(entry.input, current, keep[:, :, column:column + 1], b)[0]
+        heard = known if w.parallel else known + w.heads
+        reads = streams(entry.input[:b], gaps[:, :heard], keep[:, :heard, column])
         column += 1
         if layer.norm_before_mlp is not None:
             reads = entry(reads)
         mlp.input = torch.cat([mlp.input[:b], reads.repeat(group, 1, 1).to(mlp.input.dtype)])
         m = tensor_of(mlp.output)
         after = read_norm(model, layer.norm_after_mlp)
-        m = m if after is None else m * after.inverse * after.factor
-        if w.parallel:
-            current.append(heads)
-        current.append(gap(m, b, circuits, group)[None])
+        gaps[:, known + w.heads] = gap(m if after is None else m * after.inverse * after.factor, b, circuits)
+        known += w.heads + 1
     final = model.get(w.final_norm[0])
-    reads = stacked(final.input, current, keep[:, :, column:column + 1], b)[0]
+    reads = streams(final.input[:b], gaps, keep[:, :, column])
     final.input = torch.cat([final.input[:b], reads.repeat(group, 1, 1).to(final.input.dtype)])
-    logits = model.output.logits[b:(1 + circuits) * b]
-    return metric_values(metric, logits, last, good, bad, logits[-b:])
+    logits = at_answers(model, w.unembedding, last)[b:(1 + circuits) * b]
+    return metric_values(metric, logits, torch.zeros_like(last), good, bad, logits[-b:])
 
 
-def gap(x: torch.Tensor, b: int, circuits: int, group: int) -> torch.Tensor:
-    """Current minus corrupt value, [circuits * b, seq, width], of the first copy of the rows."""
-    x = by_row(x, (1 + group * circuits) * b)
-    return x[b:(1 + circuits) * b] - x[:b].repeat(circuits, 1, 1)
+def gap(x: torch.Tensor, b: int, circuits: int) -> torch.Tensor:
+    """Current minus corrupt value, [circuits, b, seq, width], of the first copy of the rows."""
+    return x[b:(1 + circuits) * b].unflatten(0, (circuits, b)) - x[:b]
 
 
-def stacked(stream: torch.Tensor, current: list, keep: torch.Tensor, b: int) -> torch.Tensor:
-    """What targets read, [targets, circuits * b, seq, width]: the corrupt stream and what kept sources change in it."""
-    circuits, _, targets = keep.shape
-    gaps = torch.cat([source.to(stream.dtype) for source in current])
-    keep = keep[:, :len(gaps)].to(gaps.dtype)
-    change = torch.einsum("cft,fcx->tcx", keep, gaps.reshape(len(gaps), circuits, -1)).reshape(
-        targets, *gaps.shape[1:])
-    return change + stream[:b].repeat(circuits, 1, 1)
+def streams(corrupt: torch.Tensor, gaps: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
+    """What one target reads in each circuit, [circuits * b, seq, width]. keep: [circuits, sources]."""
+    return torch.cat([stream_read(corrupt, gaps[i], keep[i, :, None])[0] for i in range(len(gaps))])
 
 
-def heads_apart(projection, z, after, b: int, circuits: int, heads: int) -> torch.Tensor:
-    """Current minus corrupt of what each head writes, [heads, circuits * b, seq, width]."""
+def stream_read(corrupt: torch.Tensor, gaps: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
+    """What targets read in one circuit, [targets, b, seq, width]: the corrupt stream and what kept sources change.
+
+    corrupt: [b, seq, width]. gaps: [sources, b, seq, width]. keep: [sources, targets].
+    """
+    return torch.addmm(corrupt.reshape(1, -1), keep.T, gaps.flatten(1)).unflatten(1, corrupt.shape)
+
+
+def put_reads(model, w, layer, corrupt: torch.Tensor, gaps: torch.Tensor, keep: torch.Tensor) -> None:
+    """Give each head the q, k and v of the stream that it reads; the model's own it computes for corrupt rows alone."""
+    (circuits, b), group = gaps.shape[:3:2], w.heads // w.key_heads
+    weight, bias = read_weights(model, layer, w)
+    norm = None if layer.norm_before_attention is None else model.get(layer.norm_before_attention[0])
+    own = weight.new_empty(len(weight), circuits, *corrupt.shape[:2], w.head_dim)  # each target's q, k or v
+    for i in range(circuits):  # one by one: all targets' streams are the largest thing here
+        reads = stream_read(corrupt, gaps[i], keep[i])
+        reads = (reads if norm is None else norm(reads)).flatten(1, 2).to(weight.dtype)
+        own[:, i] = torch.bmm(reads, weight).unflatten(1, corrupt.shape[:2])
+    if bias is not None:
+        own += bias[:, :, None, None]
+    own = own.flatten(1, 2).movedim(0, 2).unflatten(2, (3, w.heads))  # [circuits * b, seq, q k v, heads, head_dim]
+    for path in dict.fromkeys(layer.projections):
+        module = model.get(path)
+        module.input = module.input[:b]
+        theirs = module.output
+        out = theirs.new_empty((1 + group * circuits) * b, *theirs.shape[1:])
+        out[:b] = theirs
+        for which, mine in enumerate(layer.projections):
+            if mine == path:
+                part = heads_of(out, which, layer.layout, w.heads, w.key_heads, w.head_dim)[b:]
+                for member, copy in enumerate(part.unflatten(0, (group, -1))):
+                    copy[:] = own[:, :, which] if which == 0 else own[:, :, which, member::group]
+        module.output = out
+
+
+def put_heads(gaps: torch.Tensor, projection, z, after) -> None:
+    """Fill gaps [circuits, heads, b, seq, width] with current minus corrupt of what each head writes."""
+    circuits, heads, b = gaps.shape[:3]
     if after is not None:
         z = z * after.inverse
-    z = z[b:(1 + circuits) * b] - z[:b].repeat(circuits, 1, 1)
+    change = gap(z, b, circuits).unflatten(-1, (heads, -1))
     weight = output_last(projection).unflatten(0, (heads, -1))
-    parts = torch.einsum("rshd,hdw->hrsw", z.unflatten(-1, (heads, -1)).to(weight.dtype), weight)
-    return parts if after is None else parts * after.factor
+    for i in range(circuits):
+        parts = torch.einsum("bshd,hdw->hbsw", change[i].to(weight.dtype), weight)
+        gaps[i] = parts if after is None else parts * after.factor

@@ -25,28 +25,72 @@ def output_last(projection) -> torch.Tensor:
     return weight if projection.weight.shape[-1] == getattr(projection, "nf", -1) else weight.T
 
 
+def read_weights(model, layer, w) -> tuple:
+    """What makes each head's q, k and v of the normed stream: weight [3 * heads, width, head_dim], bias or None.
+
+    All heads' q come first, then their k, then their v; heads that share keys and values repeat them.
+    """
+    weights, biases = [], []
+    for which, path in enumerate(layer.projections):
+        projection = model.get(path)
+        weight = heads_of(output_last(projection), which, layer.layout, w.heads, w.key_heads, w.head_dim)
+        copies = w.heads // weight.shape[1]
+        weights.append(weight.repeat_interleave(copies, 1))
+        if getattr(projection, "bias", None) is not None:
+            bias = heads_of(projection.bias.detach(), which, layer.layout, w.heads, w.key_heads, w.head_dim)
+            biases.append(bias.repeat_interleave(copies, 0))
+    return torch.cat(weights, 1).transpose(0, 1), torch.cat(biases)[:, None] if biases else None
+
+
 class Reading:
-    """A norm as it ran on some rows: its factor, inverse denominator and normalised input."""
+    """A norm as it ran on some rows: its input, inverse denominator and factor."""
 
     def __init__(self, module, norm, x, y):
-        path, eps, centred = norm
-        self.centred = centred
-        top = centre(x.detach(), centred)
-        self.inverse = inverse_scale(top, eps)
-        factor = norm_factor(x.detach(), y.detach(), getattr(module, "weight", None), getattr(module, "bias", None),
-                             path, eps, centred)
+        path, eps, self.centred = norm
+        self.x = x.detach()
+        self.inverse = inverse_scale(centre(self.x, self.centred), eps)
+        factor = norm_factor(self.x, y.detach(), getattr(module, "weight", None), getattr(module, "bias", None),
+                             path, eps, self.centred)
         self.factor = torch.ones((), device=x.device) if factor is None else factor
-        self.normalised = top * self.inverse
 
-    def pull_back(self, gradient: torch.Tensor, rows: slice, frozen: bool) -> torch.Tensor:
-        """Gradients at the norm's output, [..., rows, seq, width], as gradients at its input."""
+    def unit(self, place) -> torch.Tensor:
+        """The normalised input, before the factor."""
+        return centre(self.x[place], self.centred) * self.inverse[place]
+
+    def pull_back(self, gradient: torch.Tensor, place, frozen: bool) -> torch.Tensor:
+        """Gradients at the norm's output as gradients at its input, both [rows, seq, width] at a place."""
         g = gradient * self.factor
         if not frozen:
-            unit = self.normalised[rows]
+            unit = self.unit(place)
             g = g - unit * (g * unit).mean(-1, keepdim=True)
         if self.centred:
             g = g - g.mean(-1, keepdim=True)
-        return g * self.inverse[rows]
+        return g * self.inverse[place]
+
+
+def pull_heads_back(gradient: torch.Tensor, weight: torch.Tensor, norm, places: list, frozen: bool) -> torch.Tensor:
+    """Gradients [targets, rows, seq, width] at the stream from those at heads' q, k and v, summed over places.
+
+    gradient: [all rows, seq, targets, head_dim]. weight: [targets, width, head_dim]. Same as `Reading.pull_back`, but
+    factor and centring are applied to the weight and the denominator to the gradient, for these are smaller.
+    """
+    precise = torch.promote_types(gradient.dtype, torch.float32)
+    weight, total = weight.to(precise), 0
+    if norm is not None:
+        weight = weight * norm.factor.to(precise)[..., None]
+    if norm is not None and norm.centred:
+        weight = weight - weight.mean(1, keepdim=True)
+    for place in places:
+        g = gradient[place].to(precise).permute(2, 0, 1, 3)
+        if norm is not None:
+            g = g * norm.inverse[place].to(precise)
+        part = torch.bmm(g.flatten(1, 2), weight.mT)  # [targets, rows * seq, width]
+        if norm is not None and not frozen:
+            unit = norm.unit(place).to(precise).flatten(0, 1)
+            along = torch.bmm(part.transpose(0, 1), unit[:, :, None] / -unit.shape[-1])
+            part.addcmul_(along.transpose(0, 1), unit)
+        total = total + part
+    return total.unflatten(1, g.shape[1:3])
 
 
 def read_norm(model, norm):
@@ -57,18 +101,22 @@ def read_norm(model, norm):
     return Reading(module, norm, module.input, module.output)
 
 
+def scaled_gap(out: torch.Tensor, after, b: int) -> torch.Tensor:
+    """Clean minus corrupt value of an output, each run's divided by the denominator of a norm that follows."""
+    out = out.detach()
+    if after is not None:
+        out = out[:2 * b] * after.inverse[:2 * b]
+    return out[:b] - out[b:2 * b]
+
+
 def written(out: torch.Tensor, after, b: int) -> torch.Tensor:
     """Clean minus corrupt of what a part writes to the stream; a norm after it counts as a constant factor."""
-    out = out.detach()
-    if after is None:
-        return out[:b] - out[b:2 * b]
-    return (out[:b] * after.inverse[:b] - out[b:2 * b] * after.inverse[b:2 * b]) * after.factor
+    gap = scaled_gap(out, after, b)
+    return gap if after is None else gap * after.factor
 
 
-def heads_written(projection, z, after, b: int, heads: int) -> torch.Tensor:
-    """Clean minus corrupt of what each head writes to the stream, [heads, b, seq, width]."""
-    z = z.detach()
-    z = z[:b] - z[b:2 * b] if after is None else z[:b] * after.inverse[:b] - z[b:2 * b] * after.inverse[b:2 * b]
+def heads_written(projection, gap: torch.Tensor, after, heads: int) -> torch.Tensor:
+    """What a `scaled_gap` of heads' outputs side by side writes to the stream, head by head, [heads, b, seq, width]."""
     weight = output_last(projection).unflatten(0, (heads, -1))
-    parts = torch.einsum("bshd,hdw->hbsw", z.unflatten(-1, (heads, -1)).to(weight.dtype), weight)
+    parts = torch.einsum("bshd,hdw->hbsw", gap.unflatten(-1, (heads, -1)).to(weight.dtype), weight)
     return parts if after is None else parts * after.factor

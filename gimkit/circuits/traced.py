@@ -34,6 +34,15 @@ def metric_values(metric: str, logits: torch.Tensor, last, good, bad, clean=None
     return sides[0].exp() - sides[1].exp() if metric == "probability" else sides[0] - sides[1]
 
 
+def at_answers(model, unembedding: str, last: torch.Tensor) -> torch.Tensor:
+    """The logits [groups * b, 1, vocab] at the answers' positions, no others being computed. last: [b]."""
+    module = model.get(unembedding)
+    x = module.input
+    rows = torch.arange(len(x), device=x.device)
+    module.input = x[rows, last.to(x.device).repeat(len(x) // len(last))][:, None]
+    return model.output.logits
+
+
 def tensor_of(output):
     """A module's hidden state, when it returns it alone or first in a tuple."""
     return output[0] if isinstance(output, tuple) else output

@@ -52,6 +52,7 @@ class Wiring(NamedTuple):
     head_dim: int
     width: int
     parallel: bool
+    unembedding: str
 
 
 def wiring(model, anatomy: Anatomy | None = None) -> Wiring:
@@ -79,7 +80,7 @@ def wiring(model, anatomy: Anatomy | None = None) -> Wiring:
     shared = layers[0].layout != "interleaved" and getattr(config, "num_key_value_heads", None)
     return Wiring(name, anatomy.embedding, layers, final[0], anatomy.n_heads, shared or anatomy.n_heads,
                   anatomy.head_dim, model._module.get_input_embeddings().weight.shape[1],
-                  bool(getattr(config, "use_parallel_residual", False)))
+                  bool(getattr(config, "use_parallel_residual", False)), _unembedding(model._module))
 
 
 def graph_of(w: Wiring) -> Graph:
@@ -110,6 +111,11 @@ def norms_after(anatomy: Anatomy) -> list[tuple[Norm | None, Norm | None]]:
         _, attention, _, mlp = ARRANGEMENTS.get(_own_norms(block, norms), (None,) * 4)
         found.append((attention and norms[f"{block.path}.{attention}"], mlp and norms[f"{block.path}.{mlp}"]))
     return found
+
+
+def _unembedding(root) -> str:
+    wanted = root.get_output_embeddings()
+    return next(path for path, module in root.named_modules() if module is wanted)
 
 
 def _own_norms(block, norms: dict) -> tuple[str, ...]:
