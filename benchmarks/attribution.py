@@ -97,7 +97,7 @@ def seconds(functions: dict, tokens: int, rounds: int, options: dict) -> pd.Data
         first = round_ % len(names)
         row = {}
         for name in names[first:] + names[:first]:
-            row[name] = cpu_seconds(lambda: functions[name](ids, **options))
+            row[name] = cpu_seconds(functions[name], ids, **options)
         rows.append(row)
     return pd.DataFrame(rows)
 
