@@ -195,12 +195,13 @@ def _path(model, w: Wiring, batch, steps: int, remote: bool) -> torch.Tensor:
     return torch.cat(found)
 
 
-def _exact(model, w: Wiring, graph: Graph, task, metric: str, batch_size: int, remote: bool) -> torch.Tensor:
+def _exact(model, w: Wiring, graph: Graph, task, metric: str, batch_size: int | None,
+           remote: bool) -> torch.Tensor:
     """By how much the metric falls when one edge carries its corrupt value, for every edge."""
     edges = graph.real.T.nonzero().flip(1).tolist()  # target by target
     logits = task.clean.shape[1] * model._module.get_input_embeddings().weight.shape[0]  # of a row
     rows = max(128, 2**22 // logits)  # larger batches are slower on a CPU
-    batch_size = max(1, min(batch_size, rows // 32))  # most rows are for edges, not for clean and corrupt
+    batch_size = max(1, min(batch_size or 16, rows // 32))  # most rows are for edges, not for clean and corrupt
     scores = torch.zeros(graph.real.shape)
     with tqdm(total=len(edges) * len(task), desc=f"{task.name} exact", delay=2, leave=False) as progress:
         for start in range(0, len(task), batch_size):

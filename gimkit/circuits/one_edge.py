@@ -6,7 +6,7 @@ plain forward has as many edges as rows; `runs.py`, which is for any circuit, bu
 
 import torch
 
-from gimkit.circuits.streams import heads_of, heads_written, output_last, read_norm, written
+from gimkit.circuits.streams import heads_of, heads_written, output_last, read_norm, scaled_gap, written
 from gimkit.circuits.traced import metric_values, tensor_of
 
 
@@ -47,7 +47,7 @@ def exact_edge_scores(model, w, edges: list, metric: str, last, good, bad) -> to
                     by_head[rows, :, other] = by_head[:b, :, other].repeat((rows.stop - rows.start) // b, 1, 1)
             model.get(layer.output).input = z
         after = read_norm(model, layer.norm_after_attention)
-        heads = heads_written(model.get(layer.output), z, after, b, w.heads)
+        heads = heads_written(model.get(layer.output), scaled_gap(z, after, b), after, w.heads)
         if not w.parallel:
             gaps = torch.cat([gaps, heads])
         mlp = model.get(layer.mlp)
