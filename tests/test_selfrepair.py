@@ -235,6 +235,8 @@ def test_bad_input_for_scores(llama):
         gimkit.self_repair(model, [[5, 6], [7]])
     with pytest.raises(gimkit.GimkitError, match="no prompt pairs"):
         gimkit.self_repair(model, task[:0])
+    with pytest.raises(gimkit.GimkitError, match="prompt 1 has 65 tokens, but the model's context holds 64"):
+        gimkit.self_repair(NNsight(build("gpt2")), [[5, 6], [7] * 65])
     for nothing in ([], ""):
         with pytest.raises(gimkit.GimkitError, match="no prompts|is empty"):
             gimkit.self_repair(model, nothing)
@@ -406,6 +408,17 @@ def test_a_head_that_changes_nothing_needs_no_repair():
     same = Task(task.name, task.clean, task.clean, task.mask, task.good, task.bad, task.pairs)
     got = gimkit.head_repair(NNsight(build("llama")), same)
     assert got.effects.abs().max() < 1e-4 and got.answers.abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama", "gemma2"])
+def test_bfloat16_is_near(name):
+    """Both measurements run in half precision, and come out near those of the same weights in float32."""
+    half, full = (NNsight(build(name, torch.bfloat16, gain=0.7).to(dtype)) for dtype in (torch.bfloat16, torch.float32))
+    effects = [gimkit.head_repair(model, random_task()).effects for model in (half, full)]
+    assert (effects[0] - effects[1]).abs().mean() < 0.15 * effects[1].abs().mean()  # logits are rounded to 3 digits
+    rows = [gimkit.self_repair(model, list(token_ids(2, 9)), threshold=0.2).rows for model in (half, full)]
+    assert abs(len(rows[0]) - len(rows[1])) <= 3
+    assert rows[0].d12.median() == pytest.approx(rows[1].d12.median(), rel=0.05)
 
 
 def test_batches_and_padding_change_no_head():

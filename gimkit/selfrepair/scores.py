@@ -83,9 +83,10 @@ def self_repair(model, prompts, *, threshold: float = 1.0, batch_size: int = 32,
     of rows of token ids. threshold: kept are rows with two contributions above it, 1 in the paper.
     batch_size: prompts per forward; it does not change the result. remote: run on NDIF (as `model.trace(remote=...)`).
     No row above the threshold is no error: the result says so and its table is empty.
-    Raises GimkitError for a prompt of a single token, an edited model, attention that cannot be recomputed exactly.
+    Raises GimkitError for a prompt of a single token or longer than the model's context, an edited model, attention
+    that cannot be recomputed exactly.
     Source: arXiv 2505.17630, the self-repair analysis as its code does it. Attention is recomputed from queries, keys
-    and mask as they reach the kernel, in float64, so that it works with sdpa, eager and flash attention alike.
+    and mask as they reach the kernel, in float64, so that it works with sdpa as with eager attention.
     Differences: real biases and softcaps are the model's own (the authors run TransformerLens with folded weights).
     """
     check_whole("batch_size", batch_size)
@@ -131,6 +132,10 @@ def rows_of(model, prompts) -> tuple[str, torch.Tensor, list[int]]:
         rows = [encode(getattr(model, "tokenizer", None), prompt) for prompt in several]
         name, lengths = "prompts", [len(row) for row in rows]
         ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+    context = getattr(model._module.config, "max_position_embeddings", None)
+    if context is not None and max(lengths) > context:
+        raise GimkitError(f"prompt {lengths.index(max(lengths))} has {max(lengths)} tokens, but the model's context "
+                          f"holds {context}; shorten it")
     if min(lengths) < 2:
         raise GimkitError(f"prompt {lengths.index(min(lengths))} has a single token, so no query chooses between "
                           "positions; give prompts of two tokens or more")

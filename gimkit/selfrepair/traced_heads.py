@@ -23,13 +23,13 @@ def head_effects(model, layers: list, final, unembedding: str, softcap, heads: i
     here = (torch.arange(n * b), last.repeat(n))
     written, lost = [], {}
     for layer, (output, after_heads, mlp, after_mlp) in enumerate(layers):
-        z = resampled(model.get(output), layer, ablated, heads, b)[here].unflatten(-1, (heads, -1))
+        z = precise(resampled(model.get(output), layer, ablated, heads, b)[here]).unflatten(-1, (heads, -1))
         after = reading_of(model, after_heads, here)
-        weight = output_last(model.get(output)).unflatten(0, (heads, -1))
+        weight = precise(output_last(model.get(output))).unflatten(0, (heads, -1))
         for row, (at, head) in enumerate(ablated):
             if at == layer:
                 lost[row] = scaled((z[:b, head] - z[b:2 * b, head]) @ weight[head], after, slice(b))
-        m = by_row(tensor_of(model.get(mlp).output), n * b)[here]
+        m = precise(by_row(tensor_of(model.get(mlp).output), n * b)[here])
         written.append((z, weight, after, scaled(m, reading_of(model, after_mlp, here), slice(None))))
     lost = torch.stack([lost[row] for row in range(n - 2)])
     norm, unembed = model.get(final[0]), Unembedding(model.get(unembedding), softcap, good, bad)
@@ -39,7 +39,7 @@ def head_effects(model, layers: list, final, unembedding: str, softcap, heads: i
     def frozen(x):
         """What the final norm makes of streams [k, b, width] with the clean run's denominator, [k * b, width]."""
         y, bias = centre(x, after.centred) * after.inverse[:b, 0] * after.factor, getattr(norm, "bias", None)
-        return (y if bias is None else y + bias).flatten(0, 1).to(stream.dtype)
+        return (y if bias is None else y + bias).flatten(0, 1)
 
     metric = metric_values("logit", model.output.logits, last, good, bad)
     again = unembed.metric(frozen(stream[None, :b]))[0]
@@ -49,10 +49,15 @@ def head_effects(model, layers: list, final, unembedding: str, softcap, heads: i
                           "(are they scaled?), so direct effects cannot be taken")
     slope = after.pull_back(unembed.slope(normalised[:b])[:, None], slice(b), True)[:, 0]
     direct = (lost * slope).sum(-1)
-    direct_live = metric[0] - unembed.metric(norm((stream[:b] - lost).flatten(0, 1)))
+    direct_live = metric[0] - unembed.metric(norm((stream[:b] - lost).flatten(0, 1).to(stream.dtype)))
     total_frozen = metric[0] - unembed.metric(frozen(stream[2 * b:].unflatten(0, (n - 2, b))))
     gains = torch.stack([contributions(*part, slope, n) for part in written], 2)
     return torch.stack([direct, direct_live, metric[0] - metric[2:], total_frozen], -1), gains[2:] - gains[0]
+
+
+def precise(x: torch.Tensor) -> torch.Tensor:
+    """At least float32."""
+    return x if x.dtype == torch.float64 else x.float()
 
 
 def resampled(projection, layer: int, ablated: list, heads: int, b: int):
@@ -96,7 +101,7 @@ class Unembedding:
         self.module, self.softcap, self.good, self.bad = module, softcap, good, bad
 
     def logits(self, normalised):
-        logits = self.module(normalised)
+        logits = precise(self.module(normalised.to(self.module.weight.dtype)))
         return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
 
     def metric(self, normalised):
@@ -113,5 +118,5 @@ class Unembedding:
             share = chosen.masked_fill(ids < 0, -torch.inf).softmax(1)
             if self.softcap is not None:
                 share = share * (1 - (chosen / self.softcap) ** 2)
-            slope = slope + sign * torch.einsum("bm,bmw->bw", share, weight[ids.clamp(min=0)])
+            slope = slope + sign * torch.einsum("bm,bmw->bw", share, precise(weight[ids.clamp(min=0)]))
         return slope
