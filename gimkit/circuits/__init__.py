@@ -10,7 +10,8 @@ from gimkit.circuits.nodes import NodeScores
 from gimkit.circuits.patching import run
 from gimkit.circuits.roles import head_roles
 from gimkit.circuits.scores import score_nodes
+from gimkit.circuits.shapley import node_intervals, shapley_nodes
 
 __all__ = ["Circuit", "Curve", "EdgeScores", "Graph", "Interval", "NeuronScores", "NodeScores", "auroc", "faithfulness",
-           "head_roles", "known", "precision_recall", "rank_correlation", "run", "score_edges", "score_neurons",
-           "score_nodes"]
+           "head_roles", "known", "node_intervals", "precision_recall", "rank_correlation", "run", "score_edges",
+           "score_neurons", "score_nodes", "shapley_nodes"]

@@ -83,3 +83,23 @@ def exact_node_scores(model, embedding: str, blocks: list, n_heads: int, nodes: 
     logits = model.output.logits
     values = metric_values(metric, logits, last, good, bad, logits[:b])
     return (values[0] - values[2:]).T
+
+
+def coalition_values(model, blocks: list, n_heads: int, present: torch.Tensor, last, good, bad) -> torch.Tensor:
+    """The logit metric [1 + sets, b] of the corrupt run, and of clean ones in which absent nodes stay corrupt.
+
+    The rows are b corrupt prompts, then b clean ones for each set. present: [sets, b, nodes], nodes in order of layers,
+    each layer's heads before its MLP.
+    """
+    sets, b, _ = present.shape
+    present = present.reshape(sets * b, len(blocks), n_heads + 1).to(model.device)
+    for layer, (output, mlp) in enumerate(blocks):
+        z = model.get(output).input
+        heads = present[:, layer, :n_heads].repeat_interleave(z.shape[-1] // n_heads, -1)[:, None]
+        model.get(output).input = torch.cat([z[:b], torch.where(heads, z[b:], z[:b].repeat(sets, 1, 1))])
+        value = model.get(mlp).output
+        m = by_row(tensor_of(value), (1 + sets) * b)
+        kept = torch.where(present[:, layer, n_heads, None, None], m[b:], m[:b].repeat(sets, 1, 1))
+        kept = torch.cat([m[:b], kept]).view(tensor_of(value).shape)
+        model.get(mlp).output = (kept, *value[1:]) if isinstance(value, tuple) else kept
+    return metric_values("logit", model.output.logits, last, good, bad)
