@@ -46,12 +46,13 @@ def main(arguments: list[str] | None = None) -> int:
     command.add_argument("--csv", type=Path, help="write the table here too")
     command.set_defaults(run=compare)
 
-    command = commands.add_parser("shapley", help="token attribution methods against exact Shapley values")
+    command = commands.add_parser("shapley", help="scores of tokens, or of heads and MLPs, against Shapley values")
     command.add_argument("model", metavar="NAME", help="a bundled name, a folder or a hub id")
+    command.add_argument("--nodes", action="store_true", help="heads and MLPs (sampled) instead of tokens (exact)")
     command.add_argument("--sets", nargs="+", metavar="SET", help="prompt sets, default: all")
     command.add_argument("-n", type=int, default=12, help="prompts a set and seed (default: %(default)s)")
     command.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="fresh prompts each (default: 0 1 2)")
-    command.add_argument("--csv", type=Path, help="write the table here, and the sets' sums to NAME-sets.csv")
+    command.add_argument("--csv", type=Path, help="write the table here; of tokens, also NAME-sets.csv")
     command.set_defaults(run=shapley)
 
     options = parser.parse_args(arguments)
@@ -106,17 +107,24 @@ def compare(options) -> None:
 
 
 def shapley(options) -> None:
+    if options.nodes:
+        from gimkit.compare_nodes import TASKS, compare_nodes
+
+        table = compare_nodes(options.model, options.sets or tuple(TASKS), n=options.n, seeds=options.seeds)
+        write(table, options.csv, "Correlation with sampled Shapley values; noise: of those with another sample.")
+        return
     from gimkit.compare_tokens import SETS, interactions, measure, summarise
 
     rows = measure(options.model, options.sets or tuple(SETS), n=options.n, seeds=options.seeds)
-    sums, table = interactions(rows), summarise(rows)
-    print("Do single effects sum to more than the joint one (ratio above 1: needed jointly) or to less (redundant)?")
-    print(sums.drop(columns="model").to_string(index=False, float_format="{:.2f}".format))
-    print("\nCorrelation with exact Shapley values, means over prompts; gim_ahead: GIM's Pearson less the method's.")
-    shown = ["set", "method", "prompts", "pearson", "pearson_low", "pearson_high", "spearman", "gim_ahead",
-             "gim_ahead_low", "gim_ahead_high", "share"]
-    print(table[shown].to_string(index=False, float_format="{:.2f}".format))
-    if options.csv:
-        for frame, path in ((table, options.csv), (sums, options.csv.with_name(f"{options.csv.stem}-sets.csv"))):
-            frame.to_csv(path, index=False, float_format="%.4g")
-            print(f"wrote {path}")
+    write(interactions(rows), options.csv and options.csv.with_name(f"{options.csv.stem}-sets.csv"),
+          "Do single effects sum to more than the joint one (ratio above 1: needed jointly), or to less (redundant)?")
+    write(summarise(rows), options.csv,
+          "Correlation with exact Shapley values, means over prompts; gim_ahead: GIM's Pearson less the method's.")
+
+
+def write(table: pandas.DataFrame, csv: Path | None, title: str) -> None:
+    """Print a table under its title, and save it where asked."""
+    print(f"{title}\n{table.to_string(index=False, float_format='{:.2f}'.format)}")
+    if csv:
+        table.to_csv(csv, index=False, float_format="%.4g")
+        print(f"wrote {csv}")
