@@ -130,6 +130,53 @@ def mean_of_each(correlate, a, b):
     return torch.quantile(torch.stack([found[drawn(len(a))].mean() for _ in range(500)]), torch.tensor([0.025, 0.975]))
 
 
+def cut(among=True, absolute=None, sign=1, mask=True):
+    """A wrong answer to 05.1: other cells, another ranking, or no mask."""
+    def answer(scores, real, n, ranked):
+        value = scores.abs() if (ranked if absolute is None else absolute) else scores
+        value = (sign * value).masked_fill(~real, -torch.inf) if among else sign * value
+        keep = torch.zeros_like(real)
+        keep.view(-1)[value.flatten().topk(n).indices] = True
+        return keep if mask else scores * keep
+
+    return answer
+
+
+def area(f, x):
+    return ((f[1:] + f[:-1]) / 2 * x.diff()).sum()
+
+
+def two(of):
+    """A wrong answer to 05.2: `of` some other area of f and |1 - f|."""
+    return lambda x, f: (of(f, x), of((1 - f).abs(), x))
+
+
+def deal(place, source=lambda scores, real: scores[real]):
+    """A wrong answer to 05.3: `place` reorders the scores of the real edges."""
+    def answer(scores, real, generator):
+        dealt = torch.zeros_like(scores)
+        dealt[real] = place(source(scores, real), generator)
+        return dealt
+
+    return answer
+
+
+def deal_every_cell(scores, real, generator):
+    return scores.flatten()[torch.randperm(scores.numel(), generator=generator)].view_as(scores)
+
+
+def deal_in_place(scores, real, generator):
+    scores[real] = scores[real][torch.randperm(int(real.sum()), generator=generator)]
+    return scores
+
+
+def deal_within_rows(scores, real, generator):
+    dealt = torch.zeros_like(scores)
+    for row, edges in enumerate(real):
+        dealt[row, edges] = scores[row, edges][torch.randperm(int(edges.sum()), generator=generator)]
+    return dealt
+
+
 WRONG = [
     ("ablation_effects", falls(to=0.0), "Zero is no neutral score"),
     ("ablation_effects", falls(to=-torch.inf), "removed the positions"),
@@ -180,6 +227,32 @@ WRONG = [
     ("bootstrap_interval", interval(torch.randperm), "no width"),
     ("bootstrap_interval", interval(drawn, quantiles=(0.25, 0.75)), "is not the interval"),
     ("bootstrap_interval", lambda correlate, a, b: (correlate(a, b),) * 2, "the means over the drawn"),
+    ("cut_circuit", cut(absolute=True), "cut by .score. although absolute is False"),
+    ("cut_circuit", cut(absolute=False), "cut by score although absolute is True"),
+    ("cut_circuit", cut(among=False), "do not exist"),
+    ("cut_circuit", cut(sign=-1), "the worst edges"),
+    ("cut_circuit", cut(mask=False), "True and False"),
+    ("cut_circuit", lambda scores, real, n, absolute: real & (scores > 0.5), "edges instead of 7"),
+    ("cut_circuit", lambda scores, real, n, absolute: cut()(scores.flip(0), real, n, absolute), "not the best"),
+    ("areas", two(lambda f, x: f.mean()), "mean over the sizes"),
+    ("areas", two(lambda f, x: (f[1:] * x.diff()).sum()), "their right end"),
+    ("areas", two(lambda f, x: (f[:-1] * x.diff()).sum()), "their left end"),
+    ("areas", two(lambda f, x: area(f, x.log10())), "logarithm"),
+    ("areas", lambda x, f: (area((1 - f).abs(), x), area(f, x)), "wrong way round"),
+    ("areas", lambda x, f: (area(f, x), area(1 - f, x)), "gives back"),
+    ("areas", lambda x, f: (area(f, x), abs(1 - area(f, x))), "too low here and too high there"),
+    ("areas", lambda x, f: (area(f, x), area((1 - f) ** 2, x)), "CPR is right, CMD is not"),
+    ("areas", lambda x, f: area(f, x), "two numbers"),
+    ("areas", lambda x, f: (f.sum(), 0.0), "CPR is off"),
+    ("dealt_scores", deal_every_cell, "no edges"),
+    ("dealt_scores", deal_in_place, "Write into a copy"),
+    ("dealt_scores", deal_within_rows, "to a few places"),
+    ("dealt_scores", deal(lambda x, g: torch.randn(len(x), generator=g)), "other numbers"),
+    ("dealt_scores", deal(lambda x, g: x), "Nothing moved"),
+    ("dealt_scores", deal(lambda x, g: x[torch.randperm(len(x), generator=torch.Generator().manual_seed(7))]),
+     "the same hand"),
+    ("dealt_scores", deal(lambda x, g: x[torch.randperm(len(x))]), "that is passed in"),
+    ("dealt_scores", lambda scores, real, generator: scores[real], "one score for each cell"),
 ]
 
 

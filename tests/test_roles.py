@@ -143,7 +143,8 @@ def test_effects_are_patches_spelled_out(name):
     for node in ("a0.h1", "a1.h3"):
         later = [target for j, target in enumerate(edges.targets)
                  if edges.graph.real[edges.sources.index(node), j]]
-        for column, dropped in (("effect", later), ("queries", [target for target in later if "<q>" in target])):
+        for column in ("effect", "queries", "keys", "values"):
+            dropped = later if column == "effect" else [t for t in later if f"<{column[0]}>" in t]
             fall = 0
             for row in range(len(task)):
                 clean, corrupt = (ids[row:row + 1, :int(task.mask[row].sum())] for ids in (task.clean, task.corrupt))
@@ -154,7 +155,7 @@ def test_effects_are_patches_spelled_out(name):
                 fall += float(ends[0] - ends[1]) / len(task)
             assert by_name[column][node] == pytest.approx(fall, rel=1e-3, abs=1e-4)
     last = by_name[by_name["layer"] == by_name["layer"].max()]
-    assert (last["queries"].abs() < 1e-5).all()  # nobody asks after the last layer
+    assert (last[["queries", "keys", "values"]].abs() < 1e-5).all(axis=None)  # no head reads after the last layer
 
 
 @pytest.mark.parametrize("name", ("mini-llama", "mini-gpt2"))

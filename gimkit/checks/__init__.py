@@ -5,11 +5,12 @@ A wrong answer raises AssertionError.
 """
 
 from gimkit.checks.attribution import attribution_patching, bootstrap_interval, spearman
+from gimkit.checks.circuits import areas, cut_circuit, dealt_scores
 from gimkit.checks.rules import frozen_norm, halved_products, split_gradients, tempered_attention
 from gimkit.checks.saturation import ablation_effects, hidden_from_the_gradient, softmax_backward
 from gimkit.checks.seat import read_a_trace
 from gimkit.checks.selfrepair import direct_effect, nobody_answers, predicted_signs
 
-__all__ = ["ablation_effects", "attribution_patching", "bootstrap_interval", "direct_effect", "frozen_norm",
-           "halved_products", "hidden_from_the_gradient", "nobody_answers", "predicted_signs", "read_a_trace",
-           "softmax_backward", "spearman", "split_gradients", "tempered_attention"]
+__all__ = ["ablation_effects", "areas", "attribution_patching", "bootstrap_interval", "cut_circuit", "dealt_scores",
+           "direct_effect", "frozen_norm", "halved_products", "hidden_from_the_gradient", "nobody_answers",
+           "predicted_signs", "read_a_trace", "softmax_backward", "spearman", "split_gradients", "tempered_attention"]

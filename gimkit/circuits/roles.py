@@ -34,7 +34,7 @@ def head_roles(model, task, *, batch_size: int = 32, remote: bool = False) -> pa
         through the final norm with its denominator held fixed, over what it adds to the mean logit.
     direct: writes_right - writes_wrong, the direct logit attribution.
     effect: what the metric loses when the head's output is the corrupt run's (exact patching, `score_nodes`).
-    queries: what it loses when only the queries of all later heads read the head's corrupt output.
+    queries, keys, values: what it loses when only the queries (keys, values) of all later heads read that output.
 
     role: every name that fits, "" for none. With "attends" from .5 on, "writes" from a tenth of the mean clean metric
     on, and "steers queries" when `queries` is a twentieth of the clean minus corrupt metric or more:
@@ -62,14 +62,15 @@ def head_roles(model, task, *, batch_size: int = 32, remote: bool = False) -> pa
         written.append(found[1])
     writes = torch.cat(written).mean(0)
     require_finite(writes, "the heads' writes")
-    queries, clean, gap = _through_queries(model, graph_of(w), task, remote)
+    through, clean, gap = _through_heads(model, graph_of(w), task, remote)
     exact = score_nodes(model, task, "exact", batch_size=batch_size, remote=remote).frame().query("kind == 'head'")
     attention = (looked / count).flatten(0, 1).tolist()
     table = exact[["node", "layer", "head"]].reset_index(drop=True)
     table[list(LOOKS)] = attention
     table["writes_right"], table["writes_wrong"] = writes.flatten(0, 1).T.tolist()
     table["direct"] = table["writes_right"] - table["writes_wrong"]
-    table["effect"], table["queries"] = exact["score"].tolist(), queries
+    table["effect"] = exact["score"].tolist()
+    table[["queries", "keys", "values"]] = through
     table["role"] = _named(table, clean, gap)
     return table
 
@@ -88,17 +89,18 @@ def occasions(task) -> torch.Tensor:
                         real & (place[:, None] == place + 1), real & same, real & followed], 1)
 
 
-def _through_queries(model, graph, task, remote: bool):
-    """Per head what the metric loses through later queries; the mean clean metric; clean minus corrupt."""
-    is_query = torch.tensor(["<q>" in target for target in graph.targets])
+def _through_heads(model, graph, task, remote: bool):
+    """Per head what is lost through later queries, keys, values; the mean clean metric; clean minus corrupt."""
     heads = [i for i, source in enumerate(graph.sources) if source[0] == "a"]
-    cut = [graph.real.clone() for _ in heads]
-    for keep, row in zip(cut, heads):
-        keep[row, is_query] = False
-    values = run(model, task, [Circuit(graph, keep) for keep in (graph.real, torch.zeros_like(graph.real), *cut)],
-                 remote=remote).mean(1)
+    cut = graph.real.repeat(len(heads), 3, 1, 1)
+    for kind, which in enumerate("qkv"):
+        reads = torch.tensor([f"<{which}>" in target for target in graph.targets])
+        for keep, row in zip(cut[:, kind], heads):
+            keep[row, reads] = False
+    circuits = [Circuit(graph, keep) for keep in (graph.real, torch.zeros_like(graph.real), *cut.flatten(0, 1))]
+    values = run(model, task, circuits, remote=remote).mean(1)
     clean, corrupt = float(values[0]), float(values[1])
-    return (clean - values[2:]).tolist(), clean, clean - corrupt
+    return (clean - values[2:]).unflatten(0, (-1, 3)).tolist(), clean, clean - corrupt
 
 
 def _named(table: pandas.DataFrame, clean: float, gap: float) -> list[str]:
