@@ -47,7 +47,7 @@ def test_what_is_stored(model):
 def test_accuracies_of_the_cards(model):
     table = accuracy(model, n=96, seed=5).set_index("task").accuracy
     assert table["ioi, trained templates"] >= 0.98 and table["ioi, held-out templates"] >= 0.95
-    assert table["odd_one_out, 3 people"] >= 0.80  # 96 prompts; .90 with 3,000, see the cards
+    assert table["odd_one_out, 3 people"] >= 0.86  # 96 prompts; above .93 with 1,000, see the cards
     others = [name for name in table.index if not name.startswith(("ioi,", "odd_one_out"))]
     assert (table[others] >= 0.95).all()
 
@@ -91,7 +91,7 @@ def test_folder_without_a_model(tmp_path):
 
 @pytest.mark.parametrize("name", BUNDLED)
 def test_training_is_deterministic(name, tmp_path):
-    stage = dict(steps=3, early=1, warm=2, drop_from=1, cool=2, mixture="all")
+    stage = dict(steps=3, warm=2, cool=2, mixture="all")
     quick = dict(stages=(stage, stage), report=lambda line: None)
     runs = ((0, "a"), (0, "b"), (1, "c"))
     first, second, other = (train(name, seed, tmp_path / out, **quick) for seed, out in runs)

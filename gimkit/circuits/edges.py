@@ -59,7 +59,7 @@ class EdgeScores:
         """The circuit of the n edges of highest score, or absolute score, without dead ends.
 
         >>> str(edges.top(200))
-        '200 of 761 edges, 25 of 26 nodes'                           # mini-llama, 64 prompts of IOI
+        '200 of 761 edges, 26 of 26 nodes'                           # mini-llama, 64 prompts of IOI
 
         Raises GimkitError when the model has fewer edges.
         """

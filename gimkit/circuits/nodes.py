@@ -53,7 +53,7 @@ class NodeScores:
         """The circuit of all edges between the embedding and the n best heads and MLPs, without dead ends.
 
         >>> str(nodes.top(12))
-        '197 of 761 edges, 13 of 26 nodes'                           # mini-llama, 64 prompts of IOI
+        '199 of 761 edges, 13 of 26 nodes'                           # mini-llama, 64 prompts of IOI
 
         absolute: rank by |score|. Raises GimkitError when the model has fewer, or edges that are not covered, and for
         "atp*", whose queries, keys and values are no nodes of a circuit.

@@ -137,10 +137,7 @@ MIXTURE = {
     induction: 0.10, story: 0.04,
 }
 ABOUT_NAMES = ("ioi", "once", "three", "odd", "again", "ioi_twice")
-# The first lessons: no document in which the last name is always the repeated one.
-EARLY = MIXTURE | {ioi: 0, ioi_twice: 0, three: 0, once: 0.2, again: 0.2, odd: 0.2}
-# The last ones: more of what is hard.
-LATE = MIXTURE | {ioi: 0.13, once: 0.15, odd: 0.25, story: 0.01, greater_than: 0.06, induction: 0.08}
+# Later lessons: more of what is hard.
 LAST = {
     ioi: 0.20, once: 0.13, three: 0.05, odd: 0.25, again: 0.05, ioi_twice: 0.06, greater_than: 0.06,
     plain("agreement"): 0.05, plain("pronoun"): 0.03, plain("capital"): 0.02, plain("hypernymy"): 0.02,
@@ -151,8 +148,7 @@ FINAL = {
     plain("agreement"): 0.04, plain("pronoun"): 0.07, plain("capital"): 0.02, plain("hypernymy"): 0.02,
     induction: 0.09,
 }
-ODD = FINAL | {ioi: 0.12, once: 0.08, three: 0.02, odd: 0.45, again: 0.0, ioi_twice: 0.05}
-MIXTURES = {"early": EARLY, "all": MIXTURE, "late": LATE, "last": LAST, "final": FINAL, "odd": ODD}
+MIXTURES = {"all": MIXTURE, "last": LAST, "final": FINAL}
 
 
 def draw(rng: Random, mixture: dict = MIXTURE) -> Document:

@@ -39,19 +39,6 @@ def build_model(name: str, vocab: int, seed: int):
         intermediate_size=352, max_position_embeddings=CONTEXT, initializer_range=0.03, **special))
 
 
-def drop_heads(model, rate: float) -> list:
-    """Silences each head in each row with this probability in training, so that heads learn to stand in."""
-    def hook(module, args):
-        if not model.training:
-            return None
-        z = args[0]
-        keep = (torch.rand(z.shape[0], 1, 4, 1) > rate).to(z.dtype) / (1 - rate)
-        return ((z.unflatten(-1, (4, -1)) * keep).flatten(-2),)
-
-    ends = ("attn.c_proj", "self_attn.o_proj")
-    return [m.register_forward_pre_hook(hook) for path, m in model.named_modules() if path.endswith(ends)]
-
-
 class Batches:
     """Packed rows of documents: ids, targets' weights, positions and the block-diagonal causal mask."""
 
@@ -62,7 +49,7 @@ class Batches:
 
     def document(self, step: int) -> tuple[list[int], list[float]]:
         recipe = self.recipe
-        document = corpus.draw(self.rng, corpus.MIXTURES["early" if step < recipe["early"] else recipe["mixture"]])
+        document = corpus.draw(self.rng, corpus.MIXTURES[recipe["mixture"]])
         pieces = [[self.index[word] for word in corpus.PIECES.findall(text)]
                   for text in (document.prompt, document.answer, document.rest)]
         answer = 1.0
@@ -107,28 +94,15 @@ RECIPE = dict(
     answer_weight=3.0,  # of answers that are names, from step `warm` of a stage on; other answers 1
     body_weight=0.1,  # of tokens that are no answers
     blank=0.1,  # share of documents with up to half of their tokens replaced by <blank>
-    drop_heads=0.1, drop_from=None,  # rate, and the step from which heads are dropped
     rate=2e-3, muon_rate=4e-3, decay=0.05,  # AdamW, Muon, weight decay of Muon
     shift=False,  # each document at a random place: else learned positions tell where in a task a word stands
-    early=0, warm=0,  # steps of the early mixture; see answer_weight
-    cool=0, stop=None,  # the rate falls over the last `cool` of `steps` steps; `stop` ends the stage before
+    warm=0, cool=0,  # see answer_weight; the rate falls over the last `cool` steps
 )
-SLOW = dict(rate=1e-3, muon_rate=2e-3)
-STAGES = {  # each goes on from the one before with a fresh optimizer; SELECTION.md tells how they were found
-    "mini-gpt2": (
-        dict(steps=3000, warm=1000, mixture="all", shift=True),
-        dict(steps=4000, mixture="last", shift=True),
-        dict(steps=5000, cool=3500, mixture="final", shift=True, **SLOW),
-    ),
-    "mini-llama": (
-        dict(steps=3000, early=2000, warm=1000, drop_from=2500, mixture="all"),
-        dict(steps=2000, mixture="late"),
-        dict(steps=3000, mixture="last"),
-        dict(steps=1000, mixture="last", decay=0.0, **SLOW),
-        dict(steps=3300, stop=3000, cool=2300, mixture="final", decay=0.0, **SLOW),
-        dict(steps=2600, cool=2200, mixture="odd", decay=0.0, **SLOW),
-    ),
-}
+STAGES = (  # each goes on from the one before with a fresh optimizer; SELECTION.md tells how they were found
+    dict(steps=3000, warm=1000, mixture="all"),
+    dict(steps=4000, mixture="last"),
+    dict(steps=5000, cool=3500, mixture="final", rate=1e-3, muon_rate=2e-3),
+)
 EMBEDDINGS = ("wte.weight", "wpe.weight", "embed_tokens.weight")
 
 
@@ -145,14 +119,12 @@ def optimizers(model, recipe: dict) -> list:
 
 def run_stage(model, batches: Batches, recipe: dict, watch=None) -> None:
     """Gradient steps on fresh batches; `watch(step, mean loss)` is called every 250 of them."""
-    steps, total, hooks = recipe["steps"], 0.0, []
+    steps, total = recipe["steps"], 0.0
     opts = optimizers(model, recipe)
     schedules = [torch.optim.lr_scheduler.LambdaLR(
         opt, lambda i: min(1.0, (i + 1) / 100, 0.02 + (steps - i) / max(recipe["cool"], 1))) for opt in opts]
     model.train()
-    for step in range(recipe["stop"] or steps):
-        if step == recipe["drop_from"]:
-            hooks = drop_heads(model, recipe["drop_heads"])
+    for step in range(steps):
         ids, weights, positions, allowed = batches.draw(step)
         logits = model(input_ids=ids, attention_mask=allowed, position_ids=positions, use_cache=False).logits
         losses = cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
@@ -169,12 +141,10 @@ def run_stage(model, batches: Batches, recipe: dict, watch=None) -> None:
             watch(step + 1, total / 250)
             model.train()
             total = 0.0
-    for hook in hooks:
-        hook.remove()
     model.eval()
 
 
-def train(name: str, seed: int, out: str | Path, report=print, stages=None, watch=None) -> Path:
+def train(name: str, seed: int, out: str | Path, report=print, stages=STAGES, watch=None) -> Path:
     """Trains `name` from `seed` and writes weights (fp16 safetensors), config and tokenizer to the folder `out`.
 
     >>> train("mini-gpt2", seed=2, out="runs/mini-gpt2")       # some 1,500 CPU-seconds
@@ -188,15 +158,14 @@ def train(name: str, seed: int, out: str | Path, report=print, stages=None, watc
     model = build_model(name, len(words), seed)
     start = time.process_time()
     report(f"{name} seed {seed}: {sum(p.numel() for p in model.parameters()):,} parameters, {len(words)} words")
-    for number, stage in enumerate(stages or STAGES[name]):
-        if number:
-            torch.manual_seed(seed + 1000 * number)
+    for number, stage in enumerate(stages):
+        recipe = RECIPE | {"shift": name == "mini-gpt2"} | stage
 
         def told(step, loss, number=number):
             extra = watch(model, tokenizer, number, step) if watch else ""
             report(f"stage {number} step {step} loss {loss:.3f} cpu {time.process_time() - start:.0f}s {extra}")
 
-        run_stage(model, Batches(words, seed + 1000 * number, RECIPE | stage), RECIPE | stage, told)
+        run_stage(model, Batches(words, seed + 1000 * number, recipe), recipe, told)
     out = Path(out)
     model.half().save_pretrained(out)
     tokenizer.save_pretrained(out)
