@@ -3,6 +3,7 @@
 import torch
 
 from gimkit.circuits.streams import output_last, read_norm
+from gimkit.inside import attention_call
 
 
 def head_numbers(model, w, attentions: list, looks: torch.Tensor, last, good, bad):
@@ -45,10 +46,7 @@ def attention_pattern(attention) -> torch.Tensor:
     The columns of the identity matrix as values make the kernel return its weights, with its own scaling, mask, softcap
     and sinks, whether it is sdpa, eager or flash. Values keep the model's own width, which some kernels insist on.
     """
-    source = attention.source
-    calls = [name for name in source.names if name.startswith("attention_interface_")]
-    call = source.node(calls[-1])
-    kernel = source.node(calls[0]).output
+    kernel, call = attention_call(attention)
     (module, q, k, v, mask, *rest), options = call.inputs
     positions, width = v.shape[-2:]
     identity = torch.eye(positions, positions + -positions % width, device=v.device, dtype=v.dtype)
