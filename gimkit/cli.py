@@ -42,8 +42,11 @@ def main(arguments: list[str] | None = None) -> int:
     command.add_argument("model", metavar="NAME", help="a bundled name, a folder or a hub id")
     command.add_argument("--tasks", nargs="+", metavar="TASK", help="default: all of gimkit.tasks")
     command.add_argument("--methods", nargs="+", metavar="METHOD", help="default: all")
-    command.add_argument("-n", type=int, default=32, help="prompt pairs a task (default: %(default)s)")
-    command.add_argument("--csv", type=Path, help="write the table here too")
+    command.add_argument("-n", type=int, default=32, help="prompt pairs a task for scores, and as many others to "
+                         "evaluate circuits (default: %(default)s)")
+    command.add_argument("--seeds", type=int, default=1, help="draws of prompts (default: %(default)s)")
+    command.add_argument("--csv", type=Path, help="write a row per seed here, and the curves to NAME-curves.csv")
+    command.add_argument("--figure", type=Path, help="draw EAP, EAP-IG, EAP-GP and GIM on six tasks: .png, .svg, .pdf")
     command.set_defaults(run=compare)
 
     command = commands.add_parser("shapley", help="scores of tokens, or of heads and MLPs, against Shapley values")
@@ -97,13 +100,21 @@ def measure(options) -> None:
 
 
 def compare(options) -> None:
-    from gimkit.compare import COMPARED, TASKS, compare
+    from gimkit.compare import COMPARED, TASKS, compare, draw, over_seeds
 
-    table = compare(options.model, options.tasks or TASKS, options.methods or COMPARED, options.n)
-    print(table.to_string(index=False, float_format="{:.2f}".format))
+    table, curves = compare(options.model, options.tasks or TASKS, options.methods or COMPARED, n=options.n,
+                            seeds=options.seeds)
+    print("Scores are from some prompts, circuits run on others. Means over seeds, also of the ends of the 95%\n"
+          "bootstrap intervals over prompts; growth_mib: the most that resident memory grew while scoring.")
+    print(over_seeds(table).to_string(index=False, float_format="{:.2f}".format))
+    for note in table.get("note", pandas.Series(dtype=str)).dropna().unique():
+        print(note)
     if options.csv:
-        table.to_csv(options.csv, index=False, float_format="%.4g")
-        print(f"wrote {options.csv}")
+        for frame, path in ((table, options.csv), (curves, options.csv.with_name(f"{options.csv.stem}-curves.csv"))):
+            frame.to_csv(path, index=False, float_format="%.4g")
+            print(f"wrote {path}")
+    if options.figure:
+        print(f"wrote {draw(curves, options.figure)}")
 
 
 def shapley(options) -> None:
