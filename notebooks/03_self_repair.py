@@ -176,7 +176,7 @@ for kind in PROMPTS:
 print("mini-llama: lone < other words < same word on every set of prompts, though hardly so on induction")
 
 # %% [markdown]
-# On mini-llama's IOI the same word repairs entirely (median 1.00) and a lone position hardly; on induction the same word is no better than others. And repair needs no repeated prompts: naming both people twice moves the median over all rows from .39 to .44 only.
+# On mini-llama's IOI the same word repairs nearly all (median .97) and a lone position hardly; on induction the same word is no better than others. And repair needs no repeated prompts: naming both people twice moves the median over all rows from .34 to .38 only.
 #
 # ## What the gradient sees
 # A useful score ranks rows by their joint loss. Spearman's correlation with d12 over the rows: of the gradient sum, of the same at temperature 2, and of d1 + d2, two exact ablations a row. **Predict** the best column. And on the stripe: does temperature 2 see what the gradient misses?
@@ -201,7 +201,7 @@ for (name, kind), table in tables.items():
         print("{:10} {:9} {:24} n {:4}   gradient {:.5f}   temperature 2 {:.5f}".format(name, kind, where, len(part), *slopes))
 
 # %% [markdown]
-# On mini-llama, over all rows, temperature 2 ranks better than the plain gradient on each set, and exact single ablations better still. Among its same-word rows on IOI all three fail: the correlations are negative. And on its IOI stripe even temperature 2 sees next to nothing. It is a help, no cure.
+# On mini-llama, over all rows, temperature 2 ranks better than the plain gradient on each set, and exact single ablations better still. Among its same-word rows on IOI all three fail: the correlations are negative. On its IOI stripe the gradient sees nothing, temperature 2 about 1% of the loss: a help, no cure.
 #
 # ## From scores to heads
 # Self-repair also names something larger: ablate a whole **head**, and later parts change what they write. We *resample*: the head's output, at all positions, becomes that of the corrupt prompt. Two effects on the logit difference:
@@ -280,12 +280,12 @@ from gimkit.widgets import repair_explorer
 
 with plots.seaborn.axes_style("whitegrid"):
     figure, axes = plots.pyplot.subplots(1, 2, figsize=(12, 3.4), layout="constrained")
-for name, ax in zip(("a2.h3", "a3.h0"), axes):
+for name, ax in zip(("a2.h3", "a4.h1"), axes):
     head_answers(cases["ioi_twice"], name, ax=ax)
 repair_explorer(repair, cases["ioi_twice"])  # choose a layer and a head; needs a running kernel
 
 # %% [markdown]
-# Wherever a head speaks for the right name, the final norm makes up for 5 to 36% of its direct effect. MLPs always take something away, later heads mostly do: they had passed the head's news on. Only where the norm outweighs them is the total clearly below the direct effect (a3.h0, a4.h2). Layer 0 works through others alone. On IOI a3.h1 speaks against the name: without it, later heads write 2.3 logits *more*.
+# Wherever a head speaks for the right name, the final norm makes up for 2 to 47% of its direct effect. Later heads and MLPs mostly take something away: they had passed the head's news on. Only in the last layer does the norm outweigh them, so that the total is clearly below the direct effect. Layer 0 works through others alone.
 #
 # ## A control: nobody may answer
 # ### Exercise 3 · Hold everyone (15 minutes, medium)

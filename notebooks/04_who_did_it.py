@@ -92,7 +92,7 @@ from gimkit.widgets import token_tabs
 token_tabs(words)  # a tab per method, the score under the pointer; needs a running kernel
 
 # %% [markdown]
-# The plain gradient hardly sees the right name. And the rival's first mention: GIM calls it evidence against the right name; taking it away says otherwise. Without it, the rival is no longer the one named twice.
+# The plain gradient hardly sees the right name. The rival's first mention: GIM calls it evidence against; taking it away says otherwise, for then nobody is named twice.
 #
 # One prompt is an anecdote. On 16 prompts and both models: the rank correlation of each prompt's scores with leave-one-out, its mean, and a bootstrap interval over prompts. **Predict** the order of the columns.
 
@@ -115,7 +115,7 @@ pandas.DataFrame({MODEL: agreement(model, task, METHODS), "mini-llama": agreemen
     list(METHODS)].map(str)
 
 # %% [markdown]
-# `freeze` is GIM's norm rule alone. Nothing comes near. The plain gradient tells nothing of this order, frozen norms a little, and the 20 passes of `ig` are the least bad. GIM's one pass lies between on mini-gpt2; on mini-llama it adds nothing to its norm rule. In part this is the question's fault: with a blank for the last word nobody asks for a name any more, which no straight line foresees. And where two words say the same, leave-one-out calls both unimportant (notebook 01).
+# `freeze` is GIM's norm rule alone. Nothing comes near. The plain gradient tells nothing of this order; with one pass GIM does better on mini-gpt2, its norm rule alone on mini-llama, about as well there as `ig` with 20. In part this is the question's fault: with a blank for the last word nobody asks for a name any more, which no straight line foresees. And where two words say the same, leave-one-out calls both unimportant (notebook 01).
 #
 # ## Which heads?
 # **Exact patching** asks for one head: what if it alone had read the corrupt prompt? Its output, at all positions, is replaced by the one from the corrupt run. What the logit difference loses is the head's effect. `share` below goes only part of the way; we shall need it.
@@ -344,7 +344,7 @@ pandas.DataFrame({f"{measure}, gim - {other}": list(verdict(measure, other))
                   for other in ("gradient", "freeze") for measure in MEASURES}, index=pandas.MultiIndex.from_tuples(cases))
 
 # %% [markdown]
-# **Where GIM wins, where it loses.** In rank it never wins here, and it loses half the cases to the plain gradient. In size it beats the plain gradient on both kinds of IOI in both models and on mini-gpt2's greater-than, and loses on induction. Against its own norm rule it mostly loses: freezing does nearly all the good, and the other rules more harm than good. The exception is mini-llama's greater-than, where frozen norms alone overshoot by far and GIM does not. In rank the plain gradient is best there.
+# **Where GIM wins, where it loses.** In rank it beats the plain gradient once in ten cases and loses to it in five. In size it wins on both kinds of IOI and on greater-than, in both models, and loses on induction. Against its own norm rule it mostly loses: freezing does nearly all the good, the other rules more harm than good. The exception is mini-llama's greater-than, where frozen norms alone overshoot. In rank the plain gradient is best there.
 #
 # ## Controls that must fail
 # **Predict each.** (1) GIM's scores, dealt to other nodes at random in every example: the interval must contain 0. (2) Dealt *once*, the same for all examples, twenty times: how many of the bootstrap intervals will miss 0? (3) A thousand such deals: how high does chance get with 25 nodes?
