@@ -94,7 +94,7 @@ roles = heads.set_index("node")["role"]
 ax = circuit.plot(roles)
 
 # %% [markdown]
-# **Reading it.** a4.h3, a4.h2 and a2.h3 look at the wrong name and write for the right one. a2.h2 does the same and misses the threshold by a little: names have edges, numbers have not. The largest effects have no name at all. a0.h0, a0.h3 and a0.h1 hardly help the answer directly; two thirds and more of what they do passes through the *values* of later heads: the fan from layer 0 to the **v** of layers 2 and 4. Through queries goes next to nothing. So no S-inhibition here, no name mover, no duplicate-token or induction head: this model solves IOI without the textbook's circuit, and a picture with the textbook's labels would have been a story. Orange edges hurt; |score| keeps them.
+# **Reading it.** a2.h1, a2.h2 and a2.h3 look at the wrong name and write against it. a3.h1 looks there too, but mostly raises the right name: no known role, though it writes most. The largest effects have no name either. a0.h3, a0.h1 and a0.h0 hardly help the answer directly; nine tenths of what they do passes through the *values* of later heads: the fan from layer 0 to the **v** of layers 2 and 3. Through queries goes next to nothing. So no S-inhibition here, no name mover, no duplicate-token or induction head: this model solves IOI without the textbook's circuit, and a picture with the textbook's labels would have been a story. Orange edges hurt; |score| keeps them.
 #
 # ## How good is it?
 # **Faithfulness**: run the circuit, all other edges cut. f = 0 is the corrupt model, 1 the whole one. Two areas sum up a row of sizes. **CPR**, under f: how much is kept; more is better, and nothing stops f at 1. **CMD**, under |1 - f|: how far from the whole model; 0 is best.
@@ -149,7 +149,7 @@ ax = plots.faithfulness_curves([curves[method, absolute] for method in ("gim", "
 
 
 # %% [markdown]
-# **Signed or absolute?** Cut by score, most circuits overshoot: they leave out what speaks against the answer, and are "better" than the model that they should explain. CPR rewards that, CMD does not. MIB reads CPR with signed circuits and CMD with absolute ones; always say which. By signed CMD the first five methods look alike; by |score| GIM's one pass does worst here, and even half of all edges leave it near 0.9.
+# **Signed or absolute?** Cut by score, most circuits overshoot: they leave out what speaks against the answer, and are "better" than the model that they should explain. CPR rewards that, CMD does not. MIB reads CPR with signed circuits and CMD with absolute ones; always say which. By |score|, one pass, GIM's or the plain one, keeps less at a tenth of the edges than averaged passes and exact cuts; the areas hardly tell.
 #
 # An interval here means: other prompts to *judge* with. What if other prompts had been drawn to *find* the circuit with? Five draws, cut by |score|. **Predict:** do the methods keep their order?
 
@@ -165,7 +165,7 @@ draws = pandas.DataFrame({f"draw {seed}": {method: drawn_again(method, seed) for
 draws.assign(mean=draws.mean(axis=1)).round(2)
 
 # %% [markdown]
-# **Where GIM loses.** The gradient and GIM change places from draw to draw, and an interval over judging prompts knows nothing of it. `gim-ig` is ahead of both every time, at five times the cost of a pass, and on the first draw level with `exact`. That one is no ceiling: it judges single cuts, and two edges that stand in for each other can look harmless one at a time.
+# **Where GIM loses.** GIM is ahead of the gradient in four draws of five; an interval over judging prompts knows nothing of the fifth. `gim-ig` is ahead of both every time, at five times the cost of a pass, and on the first draw level with `exact`. That one is no ceiling: it judges single cuts, and two edges that stand in for each other can look harmless one at a time.
 #
 # ## Controls that must fail
 # A circuit is only worth something if others of its size are not.
@@ -269,11 +269,11 @@ def case(kind):
 pandas.DataFrame({kind: case(kind) for kind in ("odd_one_out", "induction", "agreement", "greater_than")}).T
 
 # %% [markdown]
-# One GIM pass beats the plain gradient on odd-one-out and agreement, and its own norm rule on odd-one-out. On agreement it loses to its norm rule and to both methods that average passes; on greater-than to `ig-inputs`. On induction all are alike. Nowhere does it beat `gim-ig` or `ig-inputs`. One draw each: after the last table but one, leads rather than results.
+# One GIM pass beats the plain gradient on odd-one-out and agreement, hardly on induction, and its own norm rule on odd-one-out, agreement and greater-than. On odd-one-out and agreement it loses to both methods that average passes. Nowhere does it beat `gim-ig` or `ig-inputs`. One draw each: after the last table but one, leads rather than results.
 #
 # ## What this does not show
 # - **A circuit is cut for one question.** Corrupt prompts differ in one name here; what both prompts share is in no circuit. `gimkit.tasks.ioi(..., corrupt="third")` asks another.
-# - **Edges are sums over positions.** That a0.h0 feeds the values of a4.h3 says nothing of *where* in the sentence.
+# - **Edges are sums over positions.** That a0.h1 feeds the values of a2.h1 says nothing of *where* in the sentence.
 # - **Roles are correlations with a name.** Attention and direct effect are measured, the mechanism is not. The thresholds are ours.
 # - **Small circuits are hardest.** Areas over a linear share are made by the large ones: the sizes up to 5% make up a twentieth of it. `curve.cmd(log=True)` weighs them.
 # - **One small model, one training run.** A model of eight billion parameters has more than a million edges; `exact` cuts each once, and cannot be the judge there.
