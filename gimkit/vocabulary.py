@@ -24,10 +24,11 @@ def answer_id(tokenizer, prompt: str, answer: str, glue: str = " ") -> int:
     >>> answer_id(model.tokenizer, "Mary drove to the farm with John. John lent a map to", "Mary")  # mini-llama
     195
 
-    glue: what stands between prompt and answer. Raises GimkitError when the answer splits, saying into which tokens.
+    glue: what stands between prompt and answer, instead of the prompt's own last spaces; "": just what the prompt ends
+    in. Raises GimkitError when the answer splits, saying into which tokens.
     """
     before = text_ids(tokenizer, prompt)
-    after = text_ids(tokenizer, prompt.rstrip() + glue + answer.strip())
+    after = text_ids(tokenizer, (prompt.rstrip() if glue else prompt) + glue + answer.strip())
     added = after[len(before):]
     if after[:len(before)] != before or not added:
         raise GimkitError(f"{answer!r} runs together with the end of its prompt; use another prompt")

@@ -4,6 +4,7 @@ from gimkit.tasks.facts import agreement, capital, greater_than, hypernymy, indu
 from gimkit.tasks.names import ioi, ioi_twice, odd_one_out
 from gimkit.tasks.own import pairs
 from gimkit.tasks.task import Pair, Task
+from gimkit.tasks.texts import Texts, load_texts
 
-__all__ = ["Pair", "Task", "agreement", "capital", "greater_than", "hypernymy", "induction", "ioi",
-           "ioi_twice", "odd_one_out", "pairs", "pronoun"]
+__all__ = ["Pair", "Task", "Texts", "agreement", "capital", "greater_than", "hypernymy", "induction", "ioi",
+           "ioi_twice", "load_texts", "odd_one_out", "pairs", "pronoun"]
