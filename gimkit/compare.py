@@ -110,12 +110,13 @@ def draw(curves: pandas.DataFrame, path: Path) -> Path:
     if curves.empty or not (curves.task.isin(DRAWN_TASKS) & curves.method.isin(list(DRAWN))).any():
         raise GimkitError(f"nothing to draw: the figure is of {', '.join(DRAWN)} on {', '.join(DRAWN_TASKS)}")
     chosen = curves[curves.task.isin(DRAWN_TASKS) & curves.method.isin(list(DRAWN)) & (curves.ranking == "absolute")]
+    chosen = chosen.sort_values("method", key=lambda names: names.map(list(DRAWN).index), kind="stable")
     chosen = chosen.assign(method=chosen.method.map(DRAWN))
     axes = faithfulness_by_edges(chosen)
     away = (1 - chosen.faithfulness).abs().groupby([chosen.task, chosen.method], sort=False).mean()
     told = "; ".join(f"{task}: " + ", ".join(f"{method} {value:.2f}" for method, value in part.droplevel(0).items())
                      for task, part in away.groupby(level=0, sort=False))
     alt = (f"Faithfulness against number of edges on {chosen.model.iloc[0]}, a panel per task, a line per method, mean "
-           f"of {chosen.seed.nunique()} draws of prompts. Mean distance from 1 over the sizes: {told}.")
+           f"over draws of prompts ({chosen.seed.nunique()}). Mean distance from 1 over the sizes: {told}.")
     path = path.with_suffix("") if path.suffix == ".png" else path
     return plots.save(axes[0].figure, path, chosen, alt)

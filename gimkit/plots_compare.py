@@ -37,7 +37,7 @@ def faithfulness_by_edges(curves: pandas.DataFrame, axes=None) -> list:
         seaborn.lineplot(part, x="requested", y="faithfulness", hue="method", style="method", hue_order=methods,
                          style_order=methods, markers=True, dashes=False, palette="colorblind",
                          errorbar=("pi", 100), ax=ax, legend=ax is axes[0])
-        ax.set(xscale="log", xlabel="edges", ylabel="faithfulness", title=_plain(name))
+        ax.set(xscale="log", xlabel="edges asked for", ylabel="faithfulness", title=_plain(name))
         ax.tick_params(labelbottom=True)
     axes[0].legend(frameon=True, title=None, loc="lower right")
     return axes

@@ -25,7 +25,7 @@ def test_lines_are_means_over_seeds_and_bands_reach_the_ends():
     axes = faithfulness_by_edges(made_up())
     assert [ax.get_title() for ax in axes] == ["ioi", "capital"]
     for ax in axes:
-        assert ax.get_xscale() == "log" and (ax.get_xlabel(), ax.get_ylabel()) == ("edges", "faithfulness")
+        assert ax.get_xscale() == "log" and (ax.get_xlabel(), ax.get_ylabel()) == ("edges asked for", "faithfulness")
         reference, *lines = ax.lines
         assert list(reference.get_ydata()) == [1, 1]
         for line in lines[:2]:
