@@ -9,6 +9,7 @@ import torch
 
 from gimkit.errors import GimkitError
 from gimkit.models import BUNDLED, load
+from gimkit.tasks.text_sets import TEXT_SETS
 
 SHOW_PHENOMENA = ("ioi, trained templates", "ioi_twice, trained templates", "odd_one_out, 3 people",
                   "induction, three times")
@@ -57,6 +58,15 @@ def main(arguments: list[str] | None = None) -> int:
     command.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="fresh prompts each (default: 0 1 2)")
     command.add_argument("--csv", type=Path, help="write the table here; of tokens, also NAME-sets.csv")
     command.set_defaults(run=shapley)
+
+    command = commands.add_parser("texts", help="token faithfulness on BoolQ, FEVER, Movies, ... (extra [data])")
+    command.add_argument("model", metavar="NAME", help="an instruction model: a hub id or a folder")
+    command.add_argument("data_set", metavar="DATA_SET", choices=TEXT_SETS, help=" or ".join(TEXT_SETS))
+    command.add_argument("--methods", nargs="+", metavar="METHOD", help="of gimkit.attribute, default: seven of them")
+    command.add_argument("-n", type=int, default=100, help="texts (default: %(default)s)")
+    command.add_argument("--seed", type=int, default=0, help="which texts (default: %(default)s)")
+    command.add_argument("--csv", type=Path, help="write the table here too")
+    command.set_defaults(run=texts)
 
     options = parser.parse_args(arguments)
     if "run" not in options:
@@ -131,6 +141,17 @@ def shapley(options) -> None:
           "Do single effects sum to more than the joint one (ratio above 1: needed jointly), or to less (redundant)?")
     write(summarise(rows), options.csv,
           "Correlation with exact Shapley values, means over prompts; gim_ahead: GIM's Pearson less the method's.")
+
+
+def texts(options) -> None:
+    from gimkit.compare_texts import COMPARED, compare_texts
+    from gimkit.tasks import load_texts
+
+    model = load(options.model)
+    chosen = load_texts(options.data_set, model, options.n, options.seed)
+    print(f"{len(chosen)} texts of {chosen.name}; left out: {'; '.join(chosen.dropped) or 'none'}", flush=True)
+    table = compare_texts(model, chosen, options.methods or COMPARED)
+    write(table, options.csv, "High comprehensiveness, low sufficiency are good; 95% bootstrap intervals over texts.")
 
 
 def write(table: pandas.DataFrame, csv: Path | None, title: str) -> None:

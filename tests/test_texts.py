@@ -3,13 +3,16 @@
 import sys
 from types import SimpleNamespace
 
+import pandas
 import pytest
 import torch
 from nnsight import TransformersModel
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 import gimkit
+from gimkit import cli
+from gimkit.compare_texts import compare_texts
 from gimkit.tasks import load_texts
 from gimkit.tasks.text_sets import TEXT_SETS
 
@@ -67,16 +70,15 @@ def byte_pairs(chat=True, single=("Yes", "No")) -> PreTrainedTokenizerFast:
 
 
 def small(tokenizer=None, context=1024, favour=None, seed=0):
-    """A random Llama; `favour` lifts one token's logit far above all others."""
+    """A random GPT-2; `favour` lifts one token's logit far above all others."""
     tokenizer = tokenizer or byte_pairs()
     torch.manual_seed(seed)
-    hf = LlamaForCausalLM(LlamaConfig(
-        vocab_size=400, hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2,
-        max_position_embeddings=context, pad_token_id=1, bos_token_id=0, eos_token_id=0, initializer_range=1.0))
+    hf = GPT2LMHeadModel(GPT2Config(vocab_size=400, n_embd=32, n_layer=2, n_head=2, n_positions=context,
+                                    initializer_range=0.5, bos_token_id=0, eos_token_id=0, pad_token_id=1))
     hf = hf.eval().requires_grad_(False)
     if favour:
-        hf.lm_head.bias = torch.nn.Parameter(torch.zeros(400), requires_grad=False)
-        hf.lm_head.bias[tokenizer(favour, add_special_tokens=False)["input_ids"]] = 50
+        row = hf.lm_head.weight[tokenizer(favour, add_special_tokens=False)["input_ids"][0]]
+        hf.transformer.ln_f.bias.copy_(50 * row / row.square().sum())
     return TransformersModel(hf, task="text-generation", tokenizer=tokenizer)
 
 
@@ -160,6 +162,31 @@ def test_attribution_and_faithfulness_take_them(yes_sayer):
     assert scores[0].target == "Yes" and scores[0].scores.shape == texts.prompts[0].shape
     result = gimkit.token_faithfulness(yes_sayer, texts.prompts, scores, texts.targets)
     assert result.full[0, 0] > 0 and result.comprehensiveness().isfinite().all()
+
+
+def test_the_table_holds_each_methods_faithfulness(yes_sayer):
+    texts = load_texts("boolq", yes_sayer, 2, data=BOOLQ)
+    table = compare_texts(yes_sayer, texts, ["gim", "occlusion", "random"])
+    assert table.data_set.eq("boolq").all() and table.n.eq(2).all() and len(table) == 3 * 6
+    for method in ("gim", "random"):
+        scores = [gimkit.attribute(yes_sayer, *both, method=method, seed=i)
+                  for i, both in enumerate(zip(texts.prompts, texts.targets))]
+        result = gimkit.token_faithfulness(yes_sayer, texts.prompts, scores, texts.targets)
+        row = table[(table.method == method) & (table.scale == "logit") & (table.measure == "sufficiency")]
+        assert row.value.item() == pytest.approx(result.sufficiency().mean().item())
+
+
+def test_the_command_on_a_model_in_a_folder(yes_sayer, tmp_path, monkeypatch, capsys):
+    yes_sayer._module.save_pretrained(tmp_path / "model")
+    yes_sayer.tokenizer.save_pretrained(tmp_path / "model")
+    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=lambda *_, **__: BOOLQ))
+    csv = tmp_path / "table.csv"
+    assert cli.main(["texts", str(tmp_path / "model"), "boolq", "--methods", "gim", "-n", "2", "--csv", str(csv)]) == 0
+    out = capsys.readouterr().out
+    assert "2 texts of boolq; left out: " in out and "comprehensiveness" in out
+    assert pandas.read_csv(csv).method.eq("gim").all()
+    assert cli.main(["texts", "mini-llama", "boolq"]) == 2
+    assert capsys.readouterr().err.startswith("gimkit: 'Yes' is not in the tokenizer's vocabulary")
 
 
 def test_the_hub_is_asked_for_the_right_tables(yes_sayer, monkeypatch):

@@ -112,6 +112,21 @@ def test_bad_input(arguments, message):
         gimkit.attribute(with_tokenizer(), **{"prompt": "w7 w8", "target": "w5", **arguments})
 
 
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+def test_a_prompt_of_one_token(name):
+    """Its one token bears the whole change of the logit; what orders or fits several tokens says so."""
+    def score(method, **options):
+        return gimkit.attribute(NNsight(build(name)), [7], 5, method=method, baseline=NEUTRAL, **options).scores
+
+    assert torch.allclose(score("ig", steps=200), score("occlusion"), rtol=1e-3)
+    assert score("gim").shape == (1,)
+    for method in ("lime", "kernelshap"):
+        with pytest.raises(gimkit.GimkitError, match=f"{method} fits a line over several tokens"):
+            score(method)
+    with pytest.raises(gimkit.GimkitError, match="prompt 0: this prompt has 1 token"):
+        gimkit.token_faithfulness(NNsight(build(name)), [[7]], [score("gim")], [5], baseline=NEUTRAL)
+
+
 def test_a_target_of_several_tokens_says_which():
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
