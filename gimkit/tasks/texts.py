@@ -61,9 +61,9 @@ def load_texts(name: str, model, n: int = 100, seed: int = 0, data=None, *, true
     validation split with short passages, and FEVER gives the gold sentences (the paper: ERASER's test splits, with a
     whole document each); texts stay as they are (the paper takes spaces before punctuation out); FEVER, HateXplain and
     Twitter are drawn by seed from all rows (the paper: 300 that all its models get right).
-    Hub ids, columns, labels and the folders of the hub's parquet export (Movies, SciFact, HateXplain) were read from the
-    data sets' cards and from public code that loads them. Whether they load today was not tried, nor any hub model: the
-    tests use rows of the same schema.
+    Hub ids, columns, labels and the folders of the hub's parquet export (Movies, SciFact, HateXplain) were read from
+    the data sets' cards and from public code that loads them. Whether they load today was not tried, nor any hub
+    model: the tests use rows of the same schema.
     """
     if name not in TEXT_SETS:
         raise GimkitError(f"unknown data set {name!r}; use {', '.join(TEXT_SETS)}")
