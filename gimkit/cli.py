@@ -68,6 +68,14 @@ def main(arguments: list[str] | None = None) -> int:
     command.add_argument("--csv", type=Path, help="write the table here too")
     command.set_defaults(run=texts)
 
+    command = commands.add_parser("figures", help="draw the papers' figures, with captions, into figures/")
+    command.add_argument("names", nargs="*", metavar="NAME", help="which ones, default: all")
+    command.add_argument("--model", default="mini-llama", help="bundled name, folder or hub id (default: %(default)s)")
+    command.add_argument("-n", type=int, default=16, help="prompts of each task (default: %(default)s)")
+    command.add_argument("--seed", type=int, default=0, help="of the prompts (default: %(default)s)")
+    command.add_argument("--tasks", nargs="+", metavar="TASK", default=(), help="default: each figure's own")
+    command.set_defaults(run=figures)
+
     options = parser.parse_args(arguments)
     if "run" not in options:
         parser.print_help()
@@ -86,6 +94,12 @@ def demo(options) -> None:
     from gimkit.demo import demo
 
     demo(options.model)
+
+
+def figures(options) -> None:
+    from gimkit.figures import draw
+
+    draw(options.names, options.model, options.n, options.seed, options.tasks)
 
 
 def train(options) -> None:

@@ -1,0 +1,209 @@
+"""The papers' figures: what is drawn is what was measured, parts are kept, reruns give equal bytes."""
+
+import numpy
+import pandas
+import pytest
+import torch
+
+import gimkit
+from gimkit import cli, plots_papers
+from gimkit.figures import FIGURES, draw, parts, repair, tokens
+from gimkit.figures.captions import write_caption
+from gimkit.figures.parts import Request
+
+TEMPERATURES = [tokens.at_temperature(t) for t in tokens.TEMPERATURES]
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def rows(methods, tasks=("ioi", "agreement"), n=6):
+    """Made-up values per prompt; the second method is 0.25 better than the first everywhere."""
+    noise = numpy.random.default_rng(0).uniform(size=(len(tasks), n))
+    return pandas.concat([pandas.DataFrame({
+        "task": task, "method": method, "example": range(n), "comprehensiveness": noise[t] + 0.25 * m,
+        "sufficiency": noise[t] - 0.25 * m}) for t, task in enumerate(tasks) for m, method in enumerate(methods)])
+
+
+def files(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+def test_the_toy_has_the_numbers_of_its_formulas(tmp_path):
+    assert draw(["toy"]) == [parts.FOLDER / "toy.png"]
+    found = pandas.read_csv("figures/toy.csv").set_index(["row", "by", "lowered"]).effect
+    for name, (a, c) in repair.TOYS.items():
+        a, c = (torch.tensor(x, dtype=torch.float64) for x in (a, c))
+        lowered = a.clone()
+        lowered[:2] = a.mean()
+        assert found[name, "truth", "both"] == pytest.approx(float(a.softmax(0) @ c - lowered.softmax(0) @ c), rel=1e-4)
+    twice = found["two that say the same"]
+    assert twice["truth", "first"] == pytest.approx(0.035, abs=5e-4)  # the numbers of the protocol
+    assert twice["truth", "both"] == pytest.approx(1.161, abs=5e-4)
+    assert twice["gradient", "both"] == pytest.approx(2 * 0.018 * 3.6, rel=0.03)  # the slope, times the distance
+    assert twice["gradient, T = 2", "both"] == pytest.approx(2 * 0.323 * 3.6, rel=0.01)
+    assert found["one alone", "truth", "first"] == pytest.approx(5.366, abs=5e-4)
+    before = files(tmp_path / "figures")
+    assert {path.rpartition(".")[2] for path in before} == {"png", "svg", "pdf", "csv", "txt", "md"}
+    draw(["toy"])
+    assert files(tmp_path / "figures") == before
+
+
+def test_intervals_are_means_over_prompts_and_differences_are_paired():
+    table = rows(["gradient", "gim"])
+    found = tokens.intervals(table).set_index(["method", "task", "measure"])
+    own = table[(table.method == "gim") & (table.task == "ioi")].comprehensiveness
+    assert found.loc[("gim", "ioi", "comprehensiveness"), "value"] == pytest.approx(own.mean())
+    everything = found.loc[("gim", tokens.POOLED, "comprehensiveness")]
+    assert everything.n == 12 and everything.low < everything.value < everything.high
+    ahead = tokens.intervals(table, minus="gradient").set_index(["method", "task", "measure"])
+    for measure, sign in (("comprehensiveness", 1), ("sufficiency", -1)):
+        difference = ahead.loc[("gim", tokens.POOLED, measure)]
+        assert difference[["value", "low", "high"]].tolist() == pytest.approx([0.25 * sign] * 3)
+
+
+def test_undefined_prompts_are_left_out_and_counted():
+    table = rows(["gim"]).reset_index(drop=True)
+    table.loc[0, "comprehensiveness"] = numpy.nan
+    table.loc[table.task == "agreement", "comprehensiveness"] = numpy.nan
+    found = tokens.intervals(table).set_index(["task", "measure"])
+    assert found.loc[("ioi", "comprehensiveness"), "n"] == 5
+    assert numpy.isnan(found.loc[("agreement", "comprehensiveness"), "value"])
+    assert found.loc[("agreement", "sufficiency"), "n"] == 6
+
+
+def test_the_sweep_draws_a_line_per_task_and_the_mean_with_intervals():
+    frame = tokens.intervals(rows(TEMPERATURES))
+    frame["temperature"] = frame.method.map(dict(zip(TEMPERATURES, tokens.TEMPERATURES)))
+    left, right = plots_papers.temperature_sweep(frame, tokens.POOLED).axes
+    want = frame[(frame.task == "ioi") & (frame.measure == "comprehensiveness")]
+    line = next(line for line in left.lines if line.get_label() == "ioi")
+    assert line.get_xdata() == pytest.approx(tokens.TEMPERATURES) and line.get_ydata() == pytest.approx(want.value)
+    assert "sufficiency" in right.get_ylabel() and right.get_xscale() == "log"
+
+
+def test_the_ladder_draws_a_dot_per_task_and_rule_set():
+    frame = tokens.intervals(rows(list(gimkit.LADDER)), minus="gradient").query("method != 'gradient'")
+    left, _ = plots_papers.ladder(frame, tokens.POOLED).axes
+    assert [label.get_text() for label in left.get_yticklabels()] == list(gimkit.LADDER)[1:]
+    dots = next(dots for dots in left.collections if dots.get_label() == "ioi").get_offsets()
+    assert numpy.asarray(dots[:, 0]) == pytest.approx(0.25 * numpy.arange(1, 8))
+
+
+def test_the_table_names_the_best_of_each_column():
+    frame = tokens.intervals(rows(["gradient", "gim"]))
+    for ax in plots_papers.faithfulness_table(frame, tokens.POOLED).axes:
+        bold = [text.get_position()[1] for text in ax.texts if text.get_fontweight() == "bold"]
+        assert bold == [1.5] * 3  # the second method in both tasks and in their mean
+
+
+@pytest.mark.parametrize("method", ["gradient", "gim", "random", "ig-20", "T=5"])
+def test_measured_with_the_library(method):
+    model = gimkit.load("mini-llama")
+    task = gimkit.tasks.agreement(model, n=2)
+    found = tokens.measure(model, task, method, seed=3).query("scale == 'logit'")
+    options = {"ig-20": {"method": "ig"}, "T=5": {"method": gimkit.GIM._replace(temperature=5)}}.get(
+        method, {"method": method})
+    prompts, targets = [pair.clean for pair in task.pairs], [pair.answer for pair in task.pairs]
+    scores = [gimkit.attribute(model, *both, **options, seed=6 + i) for i, both in enumerate(zip(prompts, targets))]
+    want = gimkit.token_faithfulness(model, prompts, scores, targets)
+    assert found.comprehensiveness.to_numpy() == pytest.approx(want.comprehensiveness().numpy())
+    assert found.sufficiency.to_numpy() == pytest.approx(want.sufficiency().numpy())
+
+
+def test_of_many_right_answers_the_likeliest_is_explained():
+    model = gimkit.load("mini-llama")
+    task = gimkit.tasks.greater_than(model, n=3)
+    prompts, targets = tokens.prompts_of(model, task)
+    for ids, target, good in zip(prompts, targets, task.good):
+        with torch.no_grad():
+            logits = model._module(input_ids=ids[None]).logits[0, -1]
+        assert target in good and logits[target] == pytest.approx(float(logits[list(good)].max()), rel=1e-4)
+
+
+def test_a_run_goes_on_where_it_was_cut_off(tmp_path, monkeypatch):
+    done = []
+
+    def measure(model, task, method, seed):
+        return rows([method], [task.name], len(task)).assign(scale="logit")
+
+    def cut_off(model, task, method, seed):
+        if len(done) == 3:
+            raise KeyboardInterrupt
+        done.append((task.name, method))
+        return measure(model, task, method, seed)
+
+    monkeypatch.setattr(tokens, "measure", cut_off)
+    arguments = dict(n=2, tasks=["agreement", "pronoun"])
+    with pytest.raises(KeyboardInterrupt):
+        draw(["ablation-ladder"], **arguments)
+    kept = files(tmp_path / "figures/data/mini-llama/tokens")
+    assert len(kept) == 3 and not list((tmp_path / "figures").glob("*.png"))
+    monkeypatch.setattr(tokens, "measure", lambda *given: done.append(given[2]) or measure(*given))
+    draw(["ablation-ladder"], **arguments)
+    assert len(done) == 16  # eight rule sets on two tasks, each once
+    assert kept.items() <= files(tmp_path / "figures/data/mini-llama/tokens").items()
+    drawn = files(tmp_path / "figures")
+    draw(["ablation-ladder"], **arguments)
+    assert len(done) == 16 and files(tmp_path / "figures") == drawn
+    draw(["ablation-ladder"], n=1, tasks=["pronoun"])
+    assert len(done) == 24  # other prompts: nothing is reused
+
+
+def test_the_same_seed_gives_the_same_bytes_measured_anew(tmp_path, monkeypatch):
+    names, found = ["ablation-effect", "grad-vs-tsg"], []
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        monkeypatch.chdir(tmp_path / folder)
+        draw(names, n=2, tasks=["ioi"])
+        found.append(files(tmp_path / folder / "figures"))
+    assert found[0] == found[1] and len(found[0]) == 11
+
+
+def test_the_scatters_hold_the_librarys_rows():
+    draw(["ablation-effect"], n=2, tasks=["ioi_twice"])
+    model = gimkit.load("mini-llama")
+    want = gimkit.self_repair(model, gimkit.tasks.ioi_twice(model, n=2)).frame()
+    found = pandas.read_csv("figures/ablation-effect-mini-llama.csv")
+    assert found.x.to_numpy() == pytest.approx((want.d1 + want.d2).to_numpy(), rel=1e-4, abs=1e-9)
+    assert found.y.to_numpy() == pytest.approx(want.d12.to_numpy(), rel=1e-4, abs=1e-9)
+    assert found.flagged.tolist() == want.flagged.astype(int).tolist()
+
+
+def test_changed_weights_are_measured_anew():
+    first, other = Request("mini-llama", n=2), Request("mini-llama", n=2)
+    with torch.no_grad():
+        next(iter(other.model._module.parameters())).add_(1)
+    given = iter([1.0, 2.0, 3.0])
+    values = [request.part("x", request.task("ioi"), "y", lambda: pandas.DataFrame({"v": [next(given)]})).v[0]
+              for request in (first, first, other)]
+    assert values == [1.0, 1.0, 2.0]
+
+
+def test_captions_of_other_figures_stay(tmp_path):
+    path = tmp_path / "CAPTIONS.md"
+    for stem in ("b", "a", "b"):
+        write_caption(path, stem, f"What {stem} shows.", "Paper", "no model", "Not at all.")
+    text = path.read_text()
+    assert text.count("## a\n") == text.count("## b\n") == 1 and text.index("## a") < text.index("## b")
+    assert "![What a shows.](a.png)" in text and "- **Paper:** Paper." in text
+
+
+@pytest.mark.parametrize(("arguments", "listed"), [
+    (["toi"], "temperature-sweep"), (["toy", "--tasks", "iio"], "greater_than"), (["toy", "--tasks"], None)])
+def test_unknown_names_are_one_line_that_lists_the_known(arguments, listed, tmp_path, capsys):
+    if listed is None:
+        with pytest.raises(SystemExit):
+            cli.main(["figures", *arguments])
+        return
+    assert cli.main(["figures", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "unknown" in error and listed in error
+    assert not list(tmp_path.iterdir())
+
+
+def test_every_figure_says_what_it_corresponds_to():
+    for named in FIGURES.values():
+        assert "arXiv" in named.paper and named.differs.endswith(".")
