@@ -71,7 +71,7 @@ def main(arguments: list[str] | None = None) -> int:
     command = commands.add_parser("figures", help="draw the papers' figures, with captions, into figures/")
     command.add_argument("names", nargs="*", metavar="NAME", help="which ones, default: all")
     command.add_argument("--model", default="mini-llama", help="bundled name, folder or hub id (default: %(default)s)")
-    command.add_argument("-n", type=int, default=16, help="prompts of each task (default: %(default)s)")
+    command.add_argument("-n", type=int, default=6, help="prompts of each task (default: %(default)s)")
     command.add_argument("--seed", type=int, default=0, help="of the prompts (default: %(default)s)")
     command.add_argument("--tasks", nargs="+", metavar="TASK", default=(), help="default: each figure's own")
     command.set_defaults(run=figures)

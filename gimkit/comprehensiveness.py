@@ -119,8 +119,7 @@ def token_faithfulness(model, prompts, scores, targets=None, *, baseline=None,
             asked, ranking = _ranked(model, prompt, score, target, baseline)
         except GimkitError as error:
             raise GimkitError(f"prompt {number}: {error}") from None
-        removed = [ranking[:k] for k in range(min(MOST_REMOVED, len(ranking)) + 1)]
-        removed += [ranking[len(ranking) - int(share * len(ranking)):] for share in SHARES]
+        removed = removals(ranking)
         keep = torch.stack([~free_mask(len(asked.ids), row) if row else torch.ones_like(asked.free) for row in removed])
         values = masked_values(model, asked, keep, remote)[0]
         require_finite(values, f"the model's answers to prompt {number}")
@@ -131,6 +130,16 @@ def token_faithfulness(model, prompts, scores, targets=None, *, baseline=None,
     labels = {score.method for score in scores if isinstance(score, TokenScores)}
     return TokenFaithfulness(labels.pop() if len(labels) == 1 else "own scores", torch.stack(full), torch.stack(best),
                              torch.stack(rest))
+
+
+def removals(ranking: list[int]) -> list[list[int]]:
+    """Which positions are replaced: none, the k best for each k, and the int(r n) worst for each r in SHARES.
+
+    >>> removals([3, 1, 2])
+    [[], [3], [3, 1], [3, 1, 2], [2], [1, 2], [1, 2], [1, 2], [1, 2]]
+    """
+    best = [ranking[:k] for k in range(min(MOST_REMOVED, len(ranking)) + 1)]
+    return best + [ranking[len(ranking) - int(share * len(ranking)):] for share in SHARES]
 
 
 def _ranked(model, prompt, score, target, baseline):

@@ -3,10 +3,10 @@
 import nnsight
 
 # An installed package does not ship itself; these modules' functions run inside traces.
-SHIPPED = ("gimkit.errors", "gimkit.rules", "gimkit.inside", "gimkit.traced", "gimkit.circuits.traced",
-           "gimkit.circuits.streams", "gimkit.circuits.between", "gimkit.circuits.within", "gimkit.circuits.gradients",
-           "gimkit.circuits.runs", "gimkit.circuits.one_edge", "gimkit.circuits.attention",
-           "gimkit.selfrepair.traced_scores", "gimkit.selfrepair.traced_heads")
+SHIPPED = ("gimkit.errors", "gimkit.rules", "gimkit.inside", "gimkit.traced", "gimkit.traced_layers",
+           "gimkit.circuits.traced", "gimkit.circuits.streams", "gimkit.circuits.between", "gimkit.circuits.within",
+           "gimkit.circuits.gradients", "gimkit.circuits.runs", "gimkit.circuits.one_edge",
+           "gimkit.circuits.attention", "gimkit.selfrepair.traced_scores", "gimkit.selfrepair.traced_heads")
 
 
 def register() -> None:

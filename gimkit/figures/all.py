@@ -34,7 +34,7 @@ FIGURES = {
     "ablation-effect": Named(
         repair.ablation_effect, GIM + "the scatter `ablation_effect` of its code; its number in the paper is unknown",
         "The paper has a pair of figures for each of five hub models and six data sets; here a panel per bundled task. "
-        "A quarter of the prompts is used, for each has hundreds of rows.", repair.REPAIRED),
+        "The first four prompts of each task are used, for each has hundreds of rows.", repair.REPAIRED),
     "grad-vs-tsg": Named(
         repair.grad_vs_tsg, GIM + "the scatter `grad_vs_tsg` of its code; its number in the paper is unknown",
         "As ablation-effect.", repair.REPAIRED),
@@ -58,7 +58,7 @@ FIGURES = {
 }
 
 
-def draw(names, name: str = "mini-llama", n: int = 16, seed: int = 0, tasks=()) -> list[Path]:
+def draw(names, name: str = "mini-llama", n: int = 6, seed: int = 0, tasks=()) -> list[Path]:
     """Draw figures, write their files and their captions; returns the paths of the png files.
 
     >>> draw(["toy"])

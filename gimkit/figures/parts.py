@@ -33,7 +33,7 @@ class Request:
     """
 
     name: str
-    n: int = 16
+    n: int = 6
     seed: int = 0
     tasks: tuple[str, ...] = ()
     made: dict = field(default_factory=dict, repr=False, compare=False)

@@ -1,0 +1,49 @@
+"""The bodies of layer-wise traces: residual streams scored and replaced. Shipped to servers by value."""
+
+import torch
+
+from gimkit.traced import explained_logit, last_values
+
+
+def stream_scores(model, blocks: list, answers: list):
+    """(stream - its mean over positions) . gradient at each block's input, [layers, seq]; and the answers' ids."""
+    streams = []
+    for path in blocks:
+        block = model.get(path)
+        x = block.input
+        if not streams:
+            x = x.detach().requires_grad_(True)
+            block.input = x
+        streams.append(x)
+    value, answers = explained_logit(model.output.logits, answers)
+    gradients = torch.autograd.grad(value.sum(), streams)
+    scores = [((x - x.mean(1, keepdim=True)).detach() * g).sum(-1)[0] for x, g in zip(streams, gradients)]
+    return torch.stack([score.cpu() for score in scores]), answers
+
+
+def integrated_stream_scores(model, path: str, answers: list):
+    """The same with gradients averaged over midpoints between mean and stream of one block's input, [seq].
+
+    The rows are copies of one prompt, a point each.
+    """
+    block = model.get(path)
+    x = block.input.detach()
+    mean = x.mean(1, keepdim=True)
+    shares = (torch.arange(len(x), device=x.device, dtype=x.dtype) + 0.5) / len(x)
+    leaf = (mean + shares[:, None, None] * (x - mean)).requires_grad_(True)
+    block.input = leaf
+    value, answers = explained_logit(model.output.logits, answers)
+    gradient = torch.autograd.grad(value.sum(), leaf)[0].mean(0)
+    return ((x - mean)[0] * gradient).sum(-1).cpu(), answers
+
+
+def replaced_values(model, blocks: list, keep: torch.Tensor, answers: list):
+    """The answer's logit and probability, [rows, 2], when streams at some positions are their mean over positions.
+
+    keep: [rows, layers, seq], True where a block's input stays as it comes.
+    """
+    for layer, path in enumerate(blocks):
+        block = model.get(path)
+        x = block.input
+        block.input = torch.where(keep[:, layer, :, None].to(x.device), x, x.mean(1, keepdim=True))
+    return last_values(model, answers)[0].cpu()
