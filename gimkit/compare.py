@@ -107,6 +107,13 @@ def draw(curves: pandas.DataFrame, path: Path) -> Path:
     curves: from `compare`; of its tasks and methods those six and four are drawn, with absolute ranking.
     path: as `gimkit.plots.save`, with or without ".png". Raises GimkitError when none of them is there.
     """
+    figure, chosen, alt = drawing(curves)
+    path = path.with_suffix("") if path.suffix == ".png" else path
+    return plots.save(figure, path, chosen, alt)
+
+
+def drawing(curves: pandas.DataFrame):
+    """That figure, the rows of the curves that it shows, and its alternative text."""
     if curves.empty or not (curves.task.isin(DRAWN_TASKS) & curves.method.isin(list(DRAWN))).any():
         raise GimkitError(f"nothing to draw: the figure is of {', '.join(DRAWN)} on {', '.join(DRAWN_TASKS)}")
     chosen = curves[curves.task.isin(DRAWN_TASKS) & curves.method.isin(list(DRAWN)) & (curves.ranking == "absolute")]
@@ -118,5 +125,4 @@ def draw(curves: pandas.DataFrame, path: Path) -> Path:
                      for task, part in away.groupby(level=0, sort=False))
     alt = (f"Faithfulness against number of edges on {chosen.model.iloc[0]}, a panel per task, a line per method, mean "
            f"over draws of prompts ({chosen.seed.nunique()}). Mean distance from 1 over the sizes: {told}.")
-    path = path.with_suffix("") if path.suffix == ".png" else path
-    return plots.save(axes[0].figure, path, chosen, alt)
+    return axes[0].figure, chosen, alt

@@ -3,6 +3,7 @@
 import numpy
 import seaborn
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from gimkit.plots import BLUE, DARK, GREY, ORANGE, _plain
 
@@ -117,4 +118,63 @@ def faithfulness_table(frame, pooled: str) -> Figure:
         ax.set(xlabel="", ylabel="", title=label)
         ax.set_xticks(ax.get_xticks(), [_plain(task) for task in tasks], rotation=30, ha="right",
                       rotation_mode="anchor")
+    return figure
+
+
+def layers(frame) -> Figure:
+    """Both measures over layers, a line per method, with its interval as a band.
+
+    >>> layers(frame)                                      # columns layer, method, measure, value, low, high
+    """
+    figure, axes = panels(2, 11, 3.8)
+    methods = list(frame["method"].unique())
+    for (measure, label), ax in zip(MEASURES.items(), axes):
+        for name, colour, marker in zip(methods, (BLUE, ORANGE, DARK), MARKERS):
+            own = frame[(frame["measure"] == measure) & (frame["method"] == name)]
+            ax.fill_between(own["layer"], own["low"], own["high"], color=colour, alpha=0.15, linewidth=0)
+            ax.plot(own["layer"], own["value"], color=colour, marker=marker, markersize=6, label=_plain(name))
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+        ax.set(xlabel="layer (input of its block)", ylabel=label)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=7, frameon=False, fontsize=9)
+    return figure
+
+
+def saturation_path(frame) -> Figure:
+    """The metric, and the size of its gradient, along the straight path from corrupt to clean embeddings.
+
+    >>> saturation_path(frame)                             # columns example, share, metric, gradient
+
+    The first prompt's lines are thick, the others thin.
+    """
+    figure, (left, right) = panels(2, 9, 3.4)
+    for example, own in frame.groupby("example"):
+        look = {"linewidth": 2.4, "zorder": 3} if example == 0 else {"linewidth": 0.9, "alpha": 0.5}
+        left.plot(own["share"], own["metric"], color=BLUE, **look)
+        right.plot(own["share"], own["gradient"], color=ORANGE, **look)
+    left.axhline(0, color=DARK, linewidth=0.8, linestyle=":")
+    left.set(ylabel="metric (logits)", title="What the model says")
+    right.set(ylabel="norm of the metric's gradient", title="What the gradient sees", ylim=(0, None))
+    for ax in (left, right):
+        ax.set(xlabel="way from the corrupt (0) to the clean (1) embeddings", xlim=(0, 1))
+    return figure
+
+
+def runtimes(frame) -> Figure:
+    """A bar per method: its mean time to score the edges, a dot per task.
+
+    >>> runtimes(frame)                                    # columns method, task, ratio
+    """
+    means = frame.groupby("method", sort=False)["ratio"].mean().sort_values()
+    figure, (ax,) = panels(1, 6.5, 1.0 + 0.36 * len(means))
+    colours = [BLUE if name == "EAP-GP" else GREY for name in means.index]
+    bars = ax.barh(range(len(means)), means, color=colours, height=0.7)
+    for row, name in enumerate(means.index):
+        own = frame[frame["method"] == name]["ratio"]
+        ax.scatter(own, [row] * len(own), color=DARK, s=10, zorder=3, linewidth=0)
+    ax.bar_label(bars, labels=[f"{value:.1f}" for value in means], label_type="edge", padding=16, fontsize=9)
+    ax.set_yticks(range(len(means)), [_plain(name) for name in means.index])
+    ax.invert_yaxis()
+    ax.margins(x=0.15)
+    ax.grid(False, axis="y")
+    ax.set(xlabel="CPU seconds to score all edges, as multiples of EAP's")
     return figure

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import gimkit
-from gimkit import cli, plots_papers
-from gimkit.figures import FIGURES, draw, parts, repair, tokens
+from gimkit import cli, layerwise, plots_papers
+from gimkit.figures import FIGURES, draw, edges, layers, parts, repair, tokens
 from gimkit.figures.captions import write_caption
 from gimkit.figures.parts import Request
 
@@ -180,6 +180,54 @@ def test_changed_weights_are_measured_anew():
     values = [request.part("x", request.task("ioi"), "y", lambda: pandas.DataFrame({"v": [next(given)]})).v[0]
               for request in (first, first, other)]
     assert values == [1.0, 1.0, 2.0]
+
+
+def test_layers_are_measured_with_the_library_and_drawn():
+    draw(["layers"], n=2, tasks=["pronoun"])
+    model = gimkit.load("mini-llama")
+    task = gimkit.tasks.pronoun(model, n=2)
+    prompts, targets = [pair.clean for pair in task.pairs], [pair.answer for pair in task.pairs]
+    scores = [layerwise.layer_scores(model, *both, method="gradient") for both in zip(prompts, targets)]
+    want = layerwise.layer_faithfulness(model, prompts, scores, targets)
+    found = pandas.read_csv("figures/layers-mini-llama.csv").query("task == 'pronoun' and method == 'gradient'")
+    for measure in tokens.MEASURES:
+        values = [float(getattr(layer, measure)().mean()) for layer in want]
+        assert found[found.measure == measure].value.tolist() == pytest.approx(values, rel=1e-4, abs=1e-6)
+    frame = pandas.read_csv("figures/layers-mini-llama.csv").query("task == @tokens.POOLED")
+    left, _ = plots_papers.layers(frame).axes
+    assert [line.get_label() for line in left.lines] == list(layers.METHODS.values())
+
+
+def test_the_path_runs_from_the_corrupt_to_the_clean_prompt():
+    model = gimkit.load("mini-llama")
+    task = gimkit.tasks.ioi(model, n=2)
+    found = edges.path(model, task).set_index(["example", "share"])
+    weight = model._module.get_input_embeddings().weight.detach()
+    for i, pair in enumerate(task.pairs):
+        real = task.mask[i]
+        start, end = weight[task.corrupt[i][real]], weight[task.clean[i][real]]
+        for share in (0.0, 0.5, 1.0):
+            x = (start + share * (end - start)).requires_grad_(True)
+            logits = model._module(inputs_embeds=x[None]).logits[0, -1]
+            metric = logits[task.good[i][0]] - logits[task.bad[i][0]]
+            metric.backward()
+            want = float(metric.detach()), float(x.grad.norm())
+            assert found.loc[(i, share)].tolist() == pytest.approx(want, rel=1e-3), pair
+
+
+def test_eap_gp_figures_share_one_measurement(monkeypatch):
+    compare, asked = edges.compare.compare, []
+    monkeypatch.setattr(edges.compare, "compare", lambda *given, **more: asked.append(given) or compare(*given, **more))
+    draw(["eap-gp-faithfulness", "eap-gp-runtime"], n=2, tasks=["capital"])
+    assert len(asked) == 1
+    table, curves = compare("mini-llama", ["capital"], ["gradient", "gp"], n=2)
+    found = pandas.read_csv("figures/eap-gp-faithfulness-mini-llama.csv")
+    for method, name in (("gradient", "EAP"), ("gp", "EAP-GP")):
+        want = curves[(curves.method == method) & (curves.ranking == "absolute")].faithfulness
+        assert found[found.method == name].faithfulness.tolist() == pytest.approx(want.tolist(), rel=1e-3, abs=1e-5)
+    times = pandas.read_csv("figures/eap-gp-runtime-mini-llama.csv").set_index("method")
+    assert times.ratio["EAP"] == 1
+    assert times.ratio["EAP-GP"] == pytest.approx(times.cpu_seconds["EAP-GP"] / times.cpu_seconds["EAP"], rel=1e-4)
 
 
 def test_captions_of_other_figures_stay(tmp_path):

@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from gimkit import plots
+from gimkit.compare import DRAWN_TASKS
 from gimkit.errors import GimkitError
-from gimkit.figures import repair, tokens
+from gimkit.figures import edges, layers, repair, tokens
 from gimkit.figures.captions import write_caption
 from gimkit.figures.parts import FOLDER, SIX, TASKS, Request
 
@@ -24,6 +25,7 @@ class Named(NamedTuple):
 
 NO_YEARS = ("Greater-than is left out (`--tasks greater_than` draws it): it has many right years, the logit of none is "
             "far above 0, and so losses relative to it mean little.")
+GP = "EAP-GP (arXiv 2502.06852), "
 GIM = "GIM (arXiv 2505.17630), "
 FIGURES = {
     "toy": Named(
@@ -55,6 +57,23 @@ FIGURES = {
         "Six bundled tasks instead of six data sets, one model. AttnLRP is the kit's rule set, not the LXT package; "
         "IG has 20 steps instead of 50; LIME and KernelSHAP are left out, for they need captum; RelP, occlusion and "
         "random scores, the control, are beside it. " + NO_YEARS),
+    "layers": Named(
+        layers.layers, GIM + "first version, the layer curves (`layers_aopc.py`); their number is unknown",
+        "One model, all tasks' prompts together. The method called AtP* there is left out, for its second attention "
+        "pattern is not known where a layer's positions take their mean; IG has 20 midpoints instead of 50 steps. "
+        + NO_YEARS),
+    "eap-gp-saturation": Named(
+        edges.saturation, GP + "the picture of saturation; whether it is a figure there, and its number, are unknown",
+        "One bundled task; the paper's prompts, model and axes are not known.", ("ioi",)),
+    "eap-gp-faithfulness": Named(
+        edges.faithfulness, GP + "faithfulness against the number of edges on its six tasks; number and layout unknown",
+        "One small model instead of three sizes of GPT-2; the kit's own prompts; GIM is beside it. Circuits are the "
+        "edges with the largest |score|; scores and circuits have different prompts, the first seeds' of `compare`.",
+        DRAWN_TASKS),
+    "eap-gp-runtime": Named(
+        edges.runtime, GP + "its comparison of run times; number and layout unknown",
+        "CPU seconds on a shared machine, as multiples of EAP's on the same prompts, so this figure alone changes when "
+        "it is measured anew. All gradient methods have the kit's batched edge scores.", DRAWN_TASKS),
 }
 
 
