@@ -22,7 +22,7 @@ DRAWN_TASKS, DRAWN = TASKS[:6], {"gradient": "EAP", "ig-inputs": "EAP-IG", "gp":
 
 
 def compare(name: str, tasks=TASKS, methods=COMPARED, n: int = 32,
-            seeds: int = 1) -> tuple[pandas.DataFrame, pandas.DataFrame]:
+            seeds: int = 1, seed: int = 0) -> tuple[pandas.DataFrame, pandas.DataFrame]:
     """Score the edges of one model by every method on some prompts, cut circuits, run them on other prompts.
 
     >>> table, curves = compare("mini-llama", ["ioi"], ["gim", "random"], seeds=3)
@@ -31,8 +31,8 @@ def compare(name: str, tasks=TASKS, methods=COMPARED, n: int = 32,
     >>> len(curves)                                                             # ten sizes, signed and absolute ranking
     120
 
-    name: whatever `gimkit.load` takes. Seeds 0, 1, ... draw 2n different prompt pairs of each task; the first half
-    gives the scores and the second half evaluates the circuits, as MIB has a train and a validation split.
+    name: whatever `gimkit.load` takes. `seeds` draws of 2n different prompt pairs of each task, the first by `seed`;
+    half of a draw gives the scores and the other half evaluates the circuits, as MIB has a train and a validation split.
     cpr: signed ranking, cmd: absolute ranking, over linear shares (`gimkit.circuits.Curve`), with 95% bootstrap
     intervals over the n prompts. cpu_seconds: of scoring, of the whole process. growth_mib: by how much the process's
     resident memory grew at most while scoring (`growing`; empty elsewhere than on Linux).
@@ -49,15 +49,15 @@ def compare(name: str, tasks=TASKS, methods=COMPARED, n: int = 32,
     check_whole("seeds", seeds)
     model, rows, curves = gimkit.load(name), [], []
     for task_name in tasks:
-        for seed in range(seeds):
-            drawn = getattr(gimkit.tasks, task_name)(model, n=2 * n, seed=seed)
+        for draw_seed in range(seed, seed + seeds):
+            drawn = getattr(gimkit.tasks, task_name)(model, n=2 * n, seed=draw_seed)
             scored, evaluated = drawn[:len(drawn) // 2], drawn[len(drawn) // 2:]
             if not rows:
                 gimkit.score_edges(model, scored, "gradient")  # what only the first trace costs is no method's cost
             for method in methods:
                 start = time.process_time()
-                edges, growth = growing(gimkit.score_edges, model, scored, method, seed=seed)
-                row = {"model": name, "task": task_name, "seed": seed, "method": method,
+                edges, growth = growing(gimkit.score_edges, model, scored, method, seed=draw_seed)
+                row = {"model": name, "task": task_name, "seed": draw_seed, "method": method,
                        "cpu_seconds": time.process_time() - start, "growth_mib": growth}
                 row |= dict.fromkeys(AREAS, float("nan"))
                 try:
@@ -65,7 +65,7 @@ def compare(name: str, tasks=TASKS, methods=COMPARED, n: int = 32,
                         curve = gimkit.faithfulness(model, evaluated, edges, absolute=absolute)
                         row |= dict(zip((area, f"{area}_low", f"{area}_high"), getattr(curve, area)()))
                         requested = [int(share * edges.graph.n_edges) for share in curve.shares]
-                        curves.append(curve.frame().assign(model=name, seed=seed, requested=requested))
+                        curves.append(curve.frame().assign(model=name, seed=draw_seed, requested=requested))
                 except GimkitError as error:
                     row["note"] = str(error)
                 rows.append(row)

@@ -167,12 +167,11 @@ def runtimes(frame) -> Figure:
     means = frame.groupby("method", sort=False)["ratio"].mean().sort_values()
     figure, (ax,) = panels(1, 6.5, 1.0 + 0.36 * len(means))
     colours = [BLUE if name == "EAP-GP" else GREY for name in means.index]
-    bars = ax.barh(range(len(means)), means, color=colours, height=0.7)
+    ax.barh(range(len(means)), means, color=colours, height=0.7)
     for row, name in enumerate(means.index):
         own = frame[frame["method"] == name]["ratio"]
         ax.scatter(own, [row] * len(own), color=DARK, s=10, zorder=3, linewidth=0)
-    ax.bar_label(bars, labels=[f"{value:.1f}" for value in means], label_type="edge", padding=16, fontsize=9)
-    ax.set_yticks(range(len(means)), [_plain(name) for name in means.index])
+    ax.set_yticks(range(len(means)), [f"{_plain(name)}: {value:.1f}" for name, value in means.items()])
     ax.invert_yaxis()
     ax.margins(x=0.15)
     ax.grid(False, axis="y")

@@ -236,7 +236,7 @@ def test_captions_of_other_figures_stay(tmp_path):
         write_caption(path, stem, f"What {stem} shows.", "Paper", "no model", "Not at all.")
     text = path.read_text()
     assert text.count("## a\n") == text.count("## b\n") == 1 and text.index("## a") < text.index("## b")
-    assert "![What a shows.](a.png)" in text and "- **Paper:** Paper." in text
+    assert "![a](a.png)" in text and "What a shows." in text and "- **Paper:** Paper." in text
 
 
 @pytest.mark.parametrize(("arguments", "listed"), [

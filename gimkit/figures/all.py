@@ -68,7 +68,7 @@ FIGURES = {
     "eap-gp-faithfulness": Named(
         edges.faithfulness, GP + "faithfulness against the number of edges on its six tasks; number and layout unknown",
         "One small model instead of three sizes of GPT-2; the kit's own prompts; GIM is beside it. Circuits are the "
-        "edges with the largest |score|; scores and circuits have different prompts, the first seeds' of `compare`.",
+        "edges with the largest |score|; scores are from n prompts, circuits run on n others.",
         DRAWN_TASKS),
     "eap-gp-runtime": Named(
         edges.runtime, GP + "its comparison of run times; number and layout unknown",

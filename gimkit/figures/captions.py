@@ -18,7 +18,7 @@ def write_caption(path: Path, stem: str, alt: str, paper: str, made: str, differ
     if path.is_file():
         for section in path.read_text(encoding="utf-8").split("\n## ")[1:]:
             sections[section.partition("\n")[0]] = section.strip()
-    sections[stem] = (f"{stem}\n\n![{alt}]({stem}.png)\n\n- **Paper:** {paper}.\n- **Made on:** {made}.\n"
+    sections[stem] = (f"{stem}\n\n![{stem}]({stem}.png)\n\n- **Paper:** {paper}.\n- **Made on:** {made}.\n"
                       f"- **Shows:** {alt}\n- **Differs:** {differs}")
     text = "\n\n".join(f"## {sections[name]}" for name in sorted(sections))
     path.write_text(f"{HEAD}\n{text}\n", encoding="utf-8")

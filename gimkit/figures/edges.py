@@ -50,8 +50,8 @@ def compared(request: Request) -> pandas.DataFrame:
 
 
 def curves(request: Request, name: str) -> pandas.DataFrame:
-    """The curves of `gimkit.compare` with the scoring's CPU seconds beside; its first draw of prompts."""
-    table, found = compare.compare(request.name, [name], list(compare.DRAWN), n=request.n)
+    """The curves of `gimkit.compare` with the scoring's CPU seconds beside."""
+    table, found = compare.compare(request.name, [name], list(compare.DRAWN), n=request.n, seed=request.seed)
     return found.merge(table[["task", "seed", "method", "cpu_seconds"]], on=["task", "seed", "method"])
 
 

@@ -53,7 +53,7 @@ def grad_vs_tsg(request: Request):
 def scatters(request: Request, draw, xy, title: str, above: str):
     """A panel per task; xy picks what is drawn, above is what holds over the diagonal."""
     found = repairs(request)
-    figure, axes = plots_papers.panels(len(found), 4.1 * len(found), 3.9)
+    figure, axes = plots_papers.panels(len(found), 4.0 * len(found), 3.7)
     for repair, ax in zip(found, axes):
         draw(repair, ax=ax)
     plotted, said = [], []
