@@ -32,7 +32,7 @@ def compare(name: str, tasks=TASKS, methods=COMPARED, n: int = 32,
     120
 
     name: whatever `gimkit.load` takes. `seeds` draws of 2n different prompt pairs of each task, the first by `seed`;
-    half of a draw gives the scores and the other half evaluates the circuits, as MIB has a train and a validation split.
+    half of a draw gives the scores, the other half evaluates the circuits, as MIB has a train and a validation split.
     cpr: signed ranking, cmd: absolute ranking, over linear shares (`gimkit.circuits.Curve`), with 95% bootstrap
     intervals over the n prompts. cpu_seconds: of scoring, of the whole process. growth_mib: by how much the process's
     resident memory grew at most while scoring (`growing`; empty elsewhere than on Linux).
