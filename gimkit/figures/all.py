@@ -68,7 +68,8 @@ FIGURES = {
     "eap-gp-faithfulness": Named(
         edges.faithfulness, GP + "faithfulness against the number of edges on its six tasks; number and layout unknown",
         "One small model instead of three sizes of GPT-2; the kit's own prompts; GIM is beside it. Circuits are the "
-        "edges with the largest |score|; scores are from n prompts, circuits run on n others.",
+        "edges with the largest |score|; scores are from n prompts, circuits run on n others. "
+        "`python -m gimkit compare --figure` draws the same from several seeds.",
         DRAWN_TASKS),
     "eap-gp-runtime": Named(
         edges.runtime, GP + "its comparison of run times; number and layout unknown",
