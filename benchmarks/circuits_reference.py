@@ -73,8 +73,8 @@ def ways(model) -> dict:
 
     return {
         "gradient": scored("EAP"), "ig-inputs": scored("EAP-IG-inputs", ig_steps=5),
-        "gradient, W_E alone": scored("EAP", True), "ig-inputs, W_E alone": scored("EAP-IG-inputs", True, ig_steps=5),
-        "circuit": lambda batches: evaluate_graph(model, half, batches, difference, quiet=True), "forward": forward,
+        "gradient, W_E alone": scored("EAP", True), "forward": forward,
+        "circuit": lambda batches: evaluate_graph(model, half, batches, difference, quiet=True),
     }
 
 
