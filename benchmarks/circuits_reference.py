@@ -56,11 +56,10 @@ def ways(model) -> dict:
 
     def scored(method, embedding_alone=False, **options):
         def run(batches):
-            for parameter in model.parameters():
-                parameter.grad = None
-                parameter.requires_grad_(not embedding_alone)
+            model.requires_grad_(not embedding_alone)
             model.embed.W_E.requires_grad_(True)
             attribute(model, Graph.from_model(model), batches, difference, method, quiet=True, **options)
+            model.zero_grad()  # parameters' gradients are part of this call's memory, not of the next one's
         return run
 
     half = Graph.from_model(model)

@@ -362,7 +362,7 @@ def test_positions_at_a_time_change_no_score(name, rules):
 def test_pairs_at_once_follow_from_the_size():
     """Backward keeps 32 widths per layer and token; a pair is 2 rows for one gradient, 6 for five points."""
     w = wiring(tiny("llama")[1])._replace(layers=tuple(range(12)), width=768)
-    assert [_pairs_at_once(w, 20, rows) for rows in (2, 6)] == [11, 3]
+    assert [_pairs_at_once(w, 20, rows) for rows in (2, 6)] == [5, 1]
     assert _pairs_at_once(w, 100_000, 2) == 1 and _pairs_at_once(w, 1, 2) == 64
 
 

@@ -124,7 +124,7 @@ def score_edges(model, task, method: str | Rules = "gim", *, metric: str = "logi
     metric: "logit", "probability", "kl" or "kl-mean", as in `score_nodes`. The divergences' gradient is zero at the
     clean run, so "gradient", other rules, and "ig-activations" with one step are refused them.
     model: an unedited nnsight model. task: a `gimkit.tasks.Task`. batch_size: prompt pairs at a time (no effect on
-    the result); None: as many as keep about 2^27 numbers (512 MiB in float32) for the backward pass, at most 64.
+    the result); None: as many as keep about 2^26 numbers (256 MiB in float32) for the backward pass, at most 64.
     remote: run on NDIF (as `model.trace(remote=...)`).
     Memory: what the backward pass keeps, about 32 widths per layer for each token of a pair's rows (2, or as many as
     there are points and the clean and corrupt runs); sources meet targets a few positions at a time. A pair of a
@@ -183,7 +183,7 @@ def _gradients(model, w: Wiring, task, method, metric, steps: int, batch_size: i
     return total / len(task)
 
 
-def _pairs_at_once(w: Wiring, tokens: int, rows: int, most: int = 2**27) -> int:
+def _pairs_at_once(w: Wiring, tokens: int, rows: int, most: int = 2**26) -> int:
     """How many pairs, of so many rows each, a backward pass can take: each block keeps some 32 widths per token."""
     return min(64, max(1, most // (rows * tokens * len(w.layers) * 32 * w.width)))
 
