@@ -18,6 +18,7 @@ from gimkit.tokens import TokenScores
 def shown(monkeypatch):
     """The figures displayed so far."""
     figures = []
+    pyplot.close("all")  # what other tests left
     monkeypatch.setattr(widgets, "display", figures.append)
     yield figures
     assert pyplot.get_fignums() == []  # no figure is left open
