@@ -6,7 +6,7 @@ from scipy import stats
 
 import gimkit
 from gimkit.circuits import shapley_nodes
-from gimkit.circuits.metrics import bootstrap
+from gimkit.circuits.metrics import Interval, bootstrap
 from gimkit.circuits.scores import METHODS
 from gimkit.errors import GimkitError
 
@@ -30,6 +30,7 @@ def compare_nodes(name: str, tasks=tuple(TASKS), methods=METHODS, n: int = 16, s
     n: prompt pairs of each seed. orders: of `shapley_nodes`. Intervals: 95% bootstrap over prompts, methods and truth
     resampled together. noise: Pearson of the truth with itself from other orders, an upper bound to all methods.
     share: the sum of scores over the sum of Shapley values; for "exact", below 1 where nodes are redundant.
+    flagged: Pearson over those heads alone that the self-repair analysis flags (`repaired_heads`), n_flagged of them.
     Raises GimkitError for an unknown task or method.
     """
     unknown = [kind for kind in tasks if kind not in TASKS]
@@ -43,15 +44,30 @@ def compare_nodes(name: str, tasks=tuple(TASKS), methods=METHODS, n: int = 16, s
             parts = worth[0].nodes[1:]  # without the embedding
             truth, other = (columns(scores, parts) for scores in worth)
             noise = stats.pearsonr(truth.mean(0), other.mean(0)).statistic
+            flagged = [parts.index(head) for head in repaired_heads(model, task)]
             for method in methods:
                 scores = columns(gimkit.score_nodes(model, task, method), parts)
                 row = {"model": name, "task": kind, "seed": seed, "method": method}
-                for label, correlation in (("pearson", stats.pearsonr), ("spearman", stats.spearmanr)):
-                    value = bootstrap(lambda i, r=correlation, s=scores, t=truth: r(s[i].mean(0), t[i].mean(0))[0], n,
-                                      resamples=RESAMPLES)
+                everything = list(range(len(parts)))
+                for label, correlation, kept in (("pearson", stats.pearsonr, everything),
+                                                 ("spearman", stats.spearmanr, everything),
+                                                 ("flagged", stats.pearsonr, flagged)):
+                    value = Interval(*[float("nan")] * 3) if len(kept) < 3 else bootstrap(
+                        lambda i, r=correlation, s=scores[:, kept], t=truth[:, kept]: r(s[i].mean(0), t[i].mean(0))[0],
+                        n, resamples=RESAMPLES)
                     row |= {label: value.value, f"{label}_low": value.low, f"{label}_high": value.high}
-                rows.append(row | {"noise": noise, "share": scores.sum() / truth.sum()})
+                rows.append(row | {"noise": noise, "share": scores.sum() / truth.sum(), "n_flagged": len(flagged)})
     return pandas.DataFrame(rows)
+
+
+def repaired_heads(model, task) -> list[str]:
+    """The heads of whose attention rows more than 5%, the share of all, lie above the 95% quantile of interaction.
+
+    >>> repaired_heads(model, gimkit.tasks.ioi(model, n=16))                              # mini-llama
+    ['a0.h0', ...]
+    """
+    share = gimkit.self_repair(model, task).frame().groupby(["layer", "head"]).flagged.mean()
+    return [f"a{layer}.h{head}" for (layer, head), flagged in share.items() if flagged > 0.05]
 
 
 def columns(scores, names) -> numpy.ndarray:

@@ -18,7 +18,8 @@ from gimkit.rules import RULES
 from gimkit.tasks.words import DID, NAMES, OBJECTS, PLACES
 
 COMPARED = {rules: dict(method=rules) for rules in RULES} | {
-    "deeplift": dict(method="deeplift"), "ig-5": dict(method="ig", steps=5), "ig-20": dict(method="ig", steps=20),
+    "deeplift": dict(method="deeplift"), "atp*": dict(method="atp*"), "ig-5": dict(method="ig", steps=5),
+    "ig-20": dict(method="ig", steps=20),
     "leave-one-out": dict(method="occlusion"), "lime": dict(method="lime"), "kernelshap": dict(method="kernelshap"),
     "random": dict(method="random")}
 
@@ -81,31 +82,39 @@ def prompts(model, name: str, n: int, seed: int) -> list[tuple[str, tuple[str, s
 
 
 def measure(name: str, sets=tuple(SETS), methods=tuple(COMPARED), n: int = 12, seeds=(0, 1, 2)) -> pandas.DataFrame:
-    """A row per prompt and method: how a method's scores of the free tokens agree with their Shapley values.
+    """A row per prompt, free token and method: the method's score beside the token's Shapley value.
 
     >>> measure("mini-llama", ["redundant, twice"], ["gim", "random"], n=1, seeds=[0]).columns.tolist()
-    ['model', 'set', 'seed', 'prompt', 'players', 'joint', 'singles', 'method', 'pearson', 'spearman', 'share']
+    ['model', 'set', 'seed', 'prompt', 'position', 'flagged', 'truth', 'single', 'method', 'score']
 
     name: whatever `gimkit.load` takes. n: prompts per set and seed; each seed draws fresh ones, from names that the
-    bundled models never saw together where the set has names. joint: logit difference lost when all free tokens become
-    neutral. singles: the sum of what is lost when one does. share: the method's scores' sum over the joint effect.
+    bundled models never saw together where the set has names. truth: Shapley value of the logit difference. single:
+    what is lost when this token alone becomes neutral. flagged: whether the token is one of the two ablated positions
+    in an attention row above the 95% quantile of interaction (`gimkit.self_repair` on that seed's prompts).
     """
     unknown = [method for method in methods if method not in COMPARED]
     if unknown:
         raise GimkitError(f"unknown method {unknown[0]!r}; use {', '.join(COMPARED)}")
     model, rows = gimkit.load(name), []
-    work = [(kind, seed, number, *prompt) for kind in sets for seed in seeds
-            for number, prompt in enumerate(prompts(model, kind, n, seed))]
-    for kind, seed, number, text, target, free in tqdm(work, desc="prompts", delay=2, leave=False):
-        truth = gimkit.shapley(model, text, target, free=free).scores[free].numpy()
-        singles = gimkit.attribute(model, text, target, method="occlusion", free=free).scores[free].numpy()
-        about = {"model": name, "set": kind, "seed": seed, "prompt": number, "players": len(free),
-                 "joint": float(truth.sum()), "singles": float(singles.sum())}
+    drawn = [(kind, seed, prompts(model, kind, n, seed)) for kind in sets for seed in seeds]
+    work = [(kind, seed, number, flagged, *prompt) for kind, seed, found in drawn
+            for (number, prompt), flagged in zip(enumerate(found), repaired_positions(model, found))]
+    for kind, seed, number, flagged, text, target, free in tqdm(work, desc="prompts", delay=2, leave=False):
+        truth = gimkit.shapley(model, text, target, free=free).scores[free]
+        singles = gimkit.attribute(model, text, target, method="occlusion", free=free).scores[free]
+        about = {"model": name, "set": kind, "seed": seed, "prompt": number, "position": free,
+                 "flagged": [position in flagged for position in free], "truth": truth, "single": singles}
         for method in methods:
             options = COMPARED[method] | {"seed": seed * n + number}
-            scores = gimkit.attribute(model, text, target, free=free, **options).scores[free].numpy()
-            rows.append(about | {"method": method, **agreement(scores, truth)})
-    return pandas.DataFrame(rows)
+            scores = gimkit.attribute(model, text, target, free=free, **options).scores[free]
+            rows.append(pandas.DataFrame(about | {"method": method, "score": scores}))
+    return pandas.concat(rows, ignore_index=True)
+
+
+def repaired_positions(model, drawn) -> list[set[int]]:
+    """Of each drawn prompt, the positions that are i or j of a flagged attention row."""
+    rows = gimkit.self_repair(model, [text for text, _, _ in drawn]).frame().query("flagged")
+    return [{*own.i, *own.j} for own in (rows[rows.example == number] for number in range(len(drawn)))]
 
 
 def agreement(scores: numpy.ndarray, truth: numpy.ndarray) -> dict[str, float]:
@@ -127,24 +136,56 @@ def summarise(table: pandas.DataFrame, against: str = "gim") -> pandas.DataFrame
     >>> summarise(measure("mini-llama", n=4, seeds=[0])).columns.tolist()[:7]
     ['model', 'set', 'method', 'prompts', 'pearson', 'pearson_low', 'pearson_high']
 
-    prompts: how many have a correlation. by_seed: lowest and highest mean Pearson of a seed. ahead: by how much GIM's
-    (`against`'s) Pearson is above the method's, on the same prompts. share: of the sums over prompts.
+    table: of `measure`. prompts: how many have a correlation. seed_lowest, seed_highest: mean Pearson of a seed. ahead:
+    by how much GIM's (`against`'s) Pearson is above the method's, on the same prompts. share: of the sums over prompts.
+    flagged, others: Pearson over the tokens of all prompts together that the self-repair analysis flags, and over the
+    others; flagged_ahead: GIM's less the method's. Prompts are resampled.
     """
     rows = []
     for (model, kind), group in table.groupby(["model", "set"], sort=False):
-        rival = group[group.method == against].set_index(["seed", "prompt"]).pearson
+        by_method = dict(tuple(group.groupby("method", sort=False)))
+        each = {method: own.groupby(["seed", "prompt"]).apply(
+            lambda prompt: pandas.Series(agreement(prompt.score.to_numpy(), prompt.truth.to_numpy())))
+            for method, own in by_method.items()}
         found = []
-        for method, own in group.groupby("method", sort=False):
-            own = own.set_index(["seed", "prompt"])
-            row = {"model": model, "set": kind, "method": method, "prompts": int(own.pearson.notna().sum())}
-            row |= intervals("pearson", own.pearson) | intervals("spearman", own.spearman)
-            by_seed = own.pearson.groupby("seed").mean()
+        for method, own in by_method.items():
+            mine = each[method]
+            row = {"model": model, "set": kind, "method": method, "prompts": int(mine.pearson.notna().sum())}
+            row |= intervals("pearson", mine.pearson) | intervals("spearman", mine.spearman)
+            by_seed = mine.pearson.groupby("seed").mean()
             row |= {"seed_lowest": by_seed.min(), "seed_highest": by_seed.max()}
-            row |= intervals(f"{against}_ahead", rival.reindex(own.index) - own.pearson)
-            row["share"] = (own.share * own.joint).sum() / own.joint.sum()
+            row |= intervals(f"{against}_ahead", each[against].pearson - mine.pearson)
+            row["share"] = own.score.sum() / own.truth.sum()
+            rival = by_method[against]
+            row |= pooled("flagged", own[own.flagged]) | pooled("others", own[~own.flagged])
+            row |= pooled("flagged_ahead", rival[rival.flagged], own[own.flagged])
             found.append(row)
         rows += sorted(found, key=lambda row: -row["pearson"])
     return pandas.DataFrame(rows)
+
+
+def pooled(name: str, table: pandas.DataFrame, less: pandas.DataFrame | None = None) -> dict[str, float]:
+    """Pearson of scores and truth over all tokens of the table, less another method's, and its interval over prompts.
+
+    >>> pooled("x", pandas.DataFrame({"seed": 0, "prompt": [0, 0, 1], "score": [1.0, 2.0, 4.0], "truth": [2, 4, 8]}))
+    {'x': 1.0, 'x_low': 1.0, 'x_high': 1.0}
+    """
+    def moments(tokens):
+        products = pandas.DataFrame({"n": 1.0, "x": tokens.score, "y": tokens.truth, "xx": tokens.score**2,
+                                     "yy": tokens.truth**2, "xy": tokens.score * tokens.truth})
+        return products.groupby([tokens.seed, tokens.prompt]).sum().to_numpy()
+
+    def pearson(sums):
+        n, x, y, xx, yy, xy = sums
+        return (n * xy - x * y) / numpy.sqrt((n * xx - x * x) * (n * yy - y * y))
+
+    if len(table) < 3:
+        return dict.fromkeys((name, f"{name}_low", f"{name}_high"), float("nan"))
+    ours, other = moments(table), None if less is None else moments(less)
+    with numpy.errstate(divide="ignore", invalid="ignore"):  # equal scores have no correlation
+        found = bootstrap(lambda i: pearson(ours[i].sum(0)) - (0 if less is None else pearson(other[i].sum(0))),
+                          len(ours))
+    return {name: found.value, f"{name}_low": found.low, f"{name}_high": found.high}
 
 
 def interactions(table: pandas.DataFrame) -> pandas.DataFrame:
@@ -153,17 +194,20 @@ def interactions(table: pandas.DataFrame) -> pandas.DataFrame:
     >>> interactions(measure("mini-llama", ["redundant, twice"], ["random"], n=8, seeds=[0])).ratio[0] < 1
     True
 
-    ratio: sum of single effects over sum of joint ones, over all prompts, with a 95% bootstrap interval; below: share
-    of prompts whose single effects sum to less.
+    table: of `measure`. joint: logit difference lost when all free tokens become neutral. singles: the sum of what is
+    lost when one does. ratio: sum of single effects over sum of joint ones, over all prompts, with a 95% bootstrap
+    interval; below: share of prompts whose single effects sum to less. flagged: share of the tokens that the
+    self-repair analysis flags.
     """
     rows = []
-    once = table.drop_duplicates(["model", "set", "seed", "prompt"])
+    once = table[table.method == table.method.iloc[0]]
     for (model, kind), group in once.groupby(["model", "set"], sort=False):
-        singles, joint = group.singles.to_numpy(), group.joint.to_numpy()
-        ratio = bootstrap(lambda i, s=singles, j=joint: s[i].sum() / j[i].sum(), len(group))
-        rows.append({"model": model, "set": kind, "prompts": len(group), "players": group.players.mean(),
+        by = group.groupby(["seed", "prompt"])
+        singles, joint = by.single.sum().to_numpy(), by.truth.sum().to_numpy()
+        ratio = bootstrap(lambda i, s=singles, j=joint: s[i].sum() / j[i].sum(), len(joint))
+        rows.append({"model": model, "set": kind, "prompts": len(joint), "players": by.size().mean(),
                      "singles": singles.mean(), "joint": joint.mean(), "ratio": ratio.value, "ratio_low": ratio.low,
-                     "ratio_high": ratio.high, "below": (singles < joint).mean()})
+                     "ratio_high": ratio.high, "below": (singles < joint).mean(), "flagged": group.flagged.mean()})
     return pandas.DataFrame(rows)
 
 

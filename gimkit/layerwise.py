@@ -10,7 +10,12 @@ from gimkit.errors import GimkitError, require_finite
 from gimkit.question import ask, inner_positions
 from gimkit.remote import where
 from gimkit.rules import RULES
-from gimkit.traced_layers import integrated_stream_scores, replaced_values, stream_scores
+from gimkit.traced_layers import (
+    integrated_stream_scores,
+    pattern_stream_scores,
+    replaced_values,
+    stream_scores,
+)
 
 MOST_TOKENS = 2**13  # of one forward
 
@@ -24,23 +29,29 @@ def layer_scores(model, prompt, target=None, *, method: str = "gim", steps: int 
 
     A node is the input x of a block at one position; its score is (x - mean over positions of x) . gradient of the
     target's logit, in logits. method: a preset of `gimkit.RULES` ("gim", "gradient", ...), one forward and one backward
-    pass for all layers; or "ig", gradients averaged over `steps` midpoints between the mean and x at all positions, a
-    pass per layer. model, prompt, target, remote: as in `gimkit.attribute`.
+    pass for all layers. Others take a pass per layer: "ig", gradients averaged over `steps` midpoints between the mean
+    and x at all positions; "atp*", the gradient to later attention scores is (s - s') times the gradient to the pattern
+    s, where s' is the pattern when all positions of this layer hold the mean.
+    model, prompt, target, remote: as in `gimkit.attribute`.
     Raises GimkitError for an unknown method, an edited model, NaN.
-    Source: arXiv 2505.17630, first version, the layer experiment (`evaluate_layers.py`; IG with 50 steps). Its "AtP*",
-    the softmax's gradient replaced by the difference of two patterns, is left out: what the second pattern is when a
-    layer's positions are replaced by their mean is not known.
+    Source: arXiv 2505.17630, first version, the layer experiment (`evaluate_layers.py`; IG with 50 steps). Its "AtP*"
+    is this replacement alone, not the method of arXiv 2403.00745; that s' comes from the run with all positions at
+    their mean is our reading.
     """
-    if method != "ig" and method not in RULES:
-        raise GimkitError(f"unknown method {method!r}; use ig, or one of {', '.join(RULES)}")
+    if method not in ("ig", "atp*", *RULES):
+        raise GimkitError(f"unknown method {method!r}; use ig, atp*, or one of {', '.join(RULES)}")
     check_unedited(model)
     asked = ask(model, prompt, target, baseline=0)
-    blocks, answers = [block.path for block in dissect(model).blocks], asked.answers
-    if method == "ig":
-        found, rows = [], asked.ids[None].repeat(steps, 1)
-        for path in blocks:
+    parts, answers = dissect(model).blocks, asked.answers
+    blocks, attentions = [block.path for block in parts], [block.attention for block in parts]
+    if method in ("ig", "atp*"):
+        found, rows = [], asked.ids[None].repeat(steps if method == "ig" else 2, 1)
+        for layer, path in enumerate(blocks):
             with model.trace(input_ids=rows, use_cache=False, **where(remote)):
-                scores, answers = integrated_stream_scores(model, path, answers)
+                if method == "ig":
+                    scores, answers = integrated_stream_scores(model, path, answers)
+                else:
+                    scores, answers = pattern_stream_scores(model, path, attentions[layer:], answers)
                 scores, answers = scores.save(), answers.save()
             found.append(scores)
         scores = torch.stack(found)

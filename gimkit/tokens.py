@@ -14,10 +14,10 @@ from gimkit.perturbing import perturbed
 from gimkit.question import Question, ask
 from gimkit.remote import where
 from gimkit.rules import RULES, Rules
-from gimkit.traced import integrated_token_scores, rescaled_token_scores, token_scores
+from gimkit.traced import integrated_token_scores, pattern_token_scores, rescaled_token_scores, token_scores
 from gimkit.vocabulary import spell
 
-METHODS = (*RULES, "ig", "deeplift", *PERTURBING)
+METHODS = (*RULES, "ig", "deeplift", "atp*", *PERTURBING)
 
 
 @dataclass(frozen=True)
@@ -79,6 +79,9 @@ def attribute(model, prompt, target=None, *, method: str | Rules = "gim", baseli
         "deeplift": DeepLIFT's rescale rule at the MLPs' activations, whose slope is the finite difference to the
             baseline prompt; norms, products and the attention softmax, for which it has no rule, keep their gradient.
             (captum's DeepLift finds no activation that it knows in GELU and SiLU models, so there it is the gradient.)
+        "atp*": the gradient to attention scores is (s - s') times the gradient to the pattern s, where s' is the
+            baseline prompt's pattern; all else keeps its gradient. (GIM's evaluation calls this AtP*; the method of
+            arXiv 2403.00745 repairs queries and keys, which are no tokens: `gimkit.score_nodes` has it.)
         "occlusion": by how much the logit falls when this token alone becomes the baseline token, one batch.
         "lime", "kernelshap": captum's linear models of the logit on 100, and on 3 seq, random variants of the prompt.
             LIME weighs variants by the share of tokens kept (captum's own default compares token ids as numbers).
@@ -92,8 +95,7 @@ def attribute(model, prompt, target=None, *, method: str | Rules = "gim", baseli
     Raises GimkitError for an empty prompt or one longer than the context, a target that is not one token, an unknown
     method, an edited model, NaN.
     Source: arXiv 2505.17630 (token attribution with (E(x) - E(b)) . gradient, sample counts); IG: arXiv 1703.01365;
-    DeepLIFT: arXiv 1704.02685; LIME: arXiv 1602.04938; KernelSHAP: arXiv 1705.07874. AtP* is left out: its repair of
-    the softmax is about queries and keys, which are no tokens (arXiv 2403.00745).
+    DeepLIFT: arXiv 1704.02685; LIME: arXiv 1602.04938; KernelSHAP: arXiv 1705.07874.
     """
     if not isinstance(method, Rules) and method not in METHODS:
         raise GimkitError(f"unknown method {method!r}; use a gimkit.Rules, or one of {', '.join(METHODS)}")
@@ -118,23 +120,26 @@ def label_scores(model, asked: Question, scores: torch.Tensor, answers: list[int
 
 def _backward(model, asked: Question, method: str | Rules, steps: int, remote: bool):
     """Scores [seq] from one backward pass, and the answers' ids."""
-    edited, parts = apply(model, RULES["gradient"] if method in ("ig", "deeplift") else method), dissect(model)
+    edited, parts = apply(model, RULES["gradient"] if method in ("ig", "deeplift", "atp*") else method), dissect(model)
     neutral, answers, free = asked.neutral, asked.answers, asked.free
     rows = asked.ids[None]
     if method == "ig":
         rows = rows.repeat(steps, 1)
-    if method == "deeplift":
+    if method in ("deeplift", "atp*"):
         rows = torch.stack([asked.ids, torch.where(free, neutral, asked.ids)])
+    if method == "deeplift":
         missing = next((block.mlp for block in parts.blocks if block.activation is None), None)
         if missing:
             raise GimkitError(f"{parts.architecture}: {missing} has no activation module of its own, "
                               "so deeplift cannot act there")
-    activations = [block.activation for block in parts.blocks]
+    activations, attentions = ([getattr(block, part) for block in parts.blocks] for part in ("activation", "attention"))
     with edited.trace(input_ids=rows, use_cache=False, **where(remote)):
         if method == "ig":
             scores, answers = integrated_token_scores(edited, parts.embedding, neutral, answers, free)
         elif method == "deeplift":
             scores, answers = rescaled_token_scores(edited, parts.embedding, activations, answers)
+        elif method == "atp*":
+            scores, answers = pattern_token_scores(edited, parts.embedding, attentions, answers)
         else:
             scores, answers = token_scores(edited, parts.embedding, neutral, answers)
         scores, answers = scores.cpu().save(), answers.save()

@@ -2,6 +2,8 @@
 
 import torch
 
+from gimkit.inside import put_pattern_difference
+
 
 def explained_logit(logits: torch.Tensor, answers: list):
     """The last position's logit of one answer, or of the first minus the second, [rows]; and the answers' ids.
@@ -62,6 +64,21 @@ def rescaled_token_scores(model, embedding: str, activations: list, answers: lis
         far = step.abs() > 1e-4
         slope = (y - y_neutral).detach() / torch.where(far, step, torch.ones_like(step))
         activation.output = torch.cat([torch.where(far, y.detach() + slope * (x - x.detach()), y), y_neutral])
+    value, answers = explained_logit(model.output.logits, answers)
+    gradient = torch.autograd.grad(value[0], leaf)[0]
+    return ((leaf[0] - leaf[1]).detach() * gradient[0]).sum(-1), answers
+
+
+def pattern_token_scores(model, embedding: str, attentions: list, answers: list):
+    """(embedding - neutral embedding) . gradient with (s - s') g at each softmax, [seq]; and the ids.
+
+    Rows: the prompt, and its neutral twin, which gives the patterns s'.
+    """
+    module = model.get(embedding)
+    leaf = module.output.detach().requires_grad_(True)
+    module.output = leaf
+    for attention in attentions:
+        put_pattern_difference(model.get(attention))
     value, answers = explained_logit(model.output.logits, answers)
     gradient = torch.autograd.grad(value[0], leaf)[0]
     return ((leaf[0] - leaf[1]).detach() * gradient[0]).sum(-1), answers

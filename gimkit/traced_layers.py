@@ -2,6 +2,7 @@
 
 import torch
 
+from gimkit.inside import put_pattern_difference
 from gimkit.traced import explained_logit, last_values
 
 
@@ -35,6 +36,24 @@ def integrated_stream_scores(model, path: str, answers: list):
     value, answers = explained_logit(model.output.logits, answers)
     gradient = torch.autograd.grad(value.sum(), leaf)[0].mean(0)
     return ((x - mean)[0] * gradient).sum(-1).cpu(), answers
+
+
+def pattern_stream_scores(model, path: str, attentions: list, answers: list):
+    """The same of one block's input with (s - s') g as the gradient of each later softmax, [seq].
+
+    The rows are two copies of a prompt; in the second every position of the block's input becomes the mean, which
+    gives s'. attentions: of this block and those behind it.
+    """
+    block = model.get(path)
+    x = block.input.detach()
+    mean = x[:1].mean(1, keepdim=True)
+    leaf = torch.cat([x[:1], mean.expand_as(x[:1])]).requires_grad_(True)
+    block.input = leaf
+    for attention in attentions:
+        put_pattern_difference(model.get(attention))
+    value, answers = explained_logit(model.output.logits, answers)
+    gradient = torch.autograd.grad(value[0], leaf)[0]
+    return ((leaf[:1] - mean).detach() * gradient[:1]).sum(-1)[0].cpu(), answers
 
 
 def replaced_values(model, blocks: list, keep: torch.Tensor, answers: list):

@@ -5,7 +5,7 @@ import pytest
 
 import gimkit
 from gimkit.cli import main
-from gimkit.compare_nodes import TASKS, columns, compare_nodes
+from gimkit.compare_nodes import TASKS, columns, compare_nodes, repaired_heads
 
 
 def test_exact_patching_beats_noise():
@@ -13,6 +13,19 @@ def test_exact_patching_beats_noise():
     table = table.set_index("method")
     assert table.pearson["exact"] > 0.8 > table.pearson["random"] and table.noise["exact"] > 0.8
     assert (table.pearson_low <= table.pearson).all() and (table.pearson <= table.pearson_high).all()
+
+
+def test_flagged_heads_have_more_than_their_share_of_flagged_rows():
+    model = gimkit.load("mini-llama")
+    task = gimkit.tasks.ioi(model, n=4)
+    rows = gimkit.self_repair(model, task).rows
+    high = rows[rows.interaction > rows.interaction.quantile(0.95)]
+    found = repaired_heads(model, task)
+    for layer in range(5):
+        for head in range(4):
+            own, of_head = ((table.layer.eq(layer) & table["head"].eq(head)).sum() for table in (rows, high))
+            assert (f"a{layer}.h{head}" in found) == (of_head > 0.05 * own)
+    assert 3 <= len(found) < 20
 
 
 def test_columns_go_by_name():

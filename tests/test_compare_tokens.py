@@ -6,7 +6,16 @@ import pytest
 
 import gimkit
 from gimkit.cli import main
-from gimkit.compare_tokens import COMPARED, SETS, agreement, interactions, measure, prompts, summarise
+from gimkit.compare_tokens import (
+    COMPARED,
+    SETS,
+    agreement,
+    interactions,
+    measure,
+    prompts,
+    repaired_positions,
+    summarise,
+)
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +37,7 @@ def test_sets_have_at_most_twelve_players_between_first_and_last(model, name):
 
 def test_the_redundant_set_is_redundant_and_gim_beats_noise_there():
     table = measure("mini-llama", ["redundant, three times"], ["gim", "random", "leave-one-out"], n=4, seeds=[5])
-    assert len(table) == 12 and (table.joint > 1).all()
+    assert (table.groupby(['seed', 'prompt', 'method']).truth.sum() > 1).all()
     sums = interactions(table)
     assert sums.ratio[0] < 0.5 and sums.below[0] == 1
     summary = summarise(table).set_index("method")
@@ -47,17 +56,52 @@ def test_agreement():
     assert numpy.isnan(agreement(numpy.ones(3), truth)["pearson"])
 
 
+def made_up(scores):
+    """Two seeds of a prompt each with the same four tokens, the first two flagged; scores by method and prompt."""
+    rows = [("m", "s", seed, 0, position, position < 2, truth, single, method, score)
+            for method, both in scores.items() for seed, prompt in enumerate(both)
+            for position, (truth, single, score) in enumerate(zip((1.0, 2.0, 3.0, 6.0), (1.0, 1.0, 1.0, 3.0), prompt))]
+    return pandas.DataFrame(rows, columns=["model", "set", "seed", "prompt", "position", "flagged", "truth", "single",
+                                           "method", "score"])
+
+
 def test_summary_of_a_made_up_table():
-    rows = [("m", "s", seed, prompt, 3, 2.0, single, method, pearson, 0.0, 0.5)
-            for seed, prompt, single in ((0, 0, 1.0), (0, 1, 4.0), (1, 0, 1.0))
-            for method, pearson in (("gim", 0.9), ("random", [0.1, float("nan"), 0.5][2 * seed + prompt]))]
-    table = pandas.DataFrame(rows, columns=["model", "set", "seed", "prompt", "players", "joint", "singles", "method",
-                                            "pearson", "spearman", "share"])
-    noise = summarise(table).set_index("method").loc["random"]
-    assert noise.prompts == 2 and noise.pearson == pytest.approx(0.3) and noise.gim_ahead == pytest.approx(0.6)
-    assert (noise.seed_lowest, noise.seed_highest, noise.share) == (0.1, 0.5, 0.5)
+    truth = numpy.array([1.0, 2.0, 3.0, 6.0])
+    table = made_up({"gim": [truth, truth], "other": [-truth, [1.0, 0.0, 3.0, 6.0]], "none": [[1.0] * 4] * 2})
+    found = summarise(table).set_index("method")
+    second = numpy.corrcoef([1, 0, 3, 6], truth)[0, 1]
+    other = found.loc["other"]
+    assert other.prompts == 2 and other.pearson == pytest.approx((second - 1) / 2)
+    assert other.gim_ahead == pytest.approx(1 - other.pearson)
+    assert (other.seed_lowest, other.seed_highest) == pytest.approx((-1, second))
+    assert other["share"] == pytest.approx((10 - 12) / 24)
+    assert found.prompts["none"] == 0 and numpy.isnan(found.pearson["none"])
     sums = interactions(table)
-    assert sums.ratio[0] == 1 and sums.below[0] == pytest.approx(2 / 3) and sums.prompts[0] == 3
+    assert sums.ratio[0] == 0.5 and sums.below[0] == 1 and sums.prompts[0] == 2 and sums.flagged[0] == 0.5
+
+
+def test_flagged_tokens_are_pooled_over_prompts():
+    """Against numpy's correlation of the very tokens."""
+    draw = numpy.random.default_rng(0)
+    scores = {"gim": draw.normal(size=(2, 4)), "other": draw.normal(size=(2, 4))}
+    found = summarise(made_up(scores)).set_index("method")
+    truth = numpy.tile([1.0, 2.0, 3.0, 6.0], (2, 1))
+    for method, own in scores.items():
+        for name, kept in (("flagged", slice(0, 2)), ("others", slice(2, 4))):
+            want = numpy.corrcoef(own[:, kept].flatten(), truth[:, kept].flatten())[0, 1]
+            assert found.loc[method, name] == pytest.approx(want)
+    assert found.flagged_ahead["other"] == pytest.approx(found.flagged["gim"] - found.flagged["other"])
+
+
+def test_flagged_positions_are_those_of_flagged_rows(model):
+    drawn = prompts(model, "ioi twice", 3, seed=1)
+    found = repaired_positions(model, drawn)
+    rows = gimkit.self_repair(model, [text for text, _, _ in drawn]).rows
+    level = numpy.quantile(rows.interaction, 0.95)
+    for number, flagged in enumerate(found):
+        own = rows[(rows.example == number) & (rows.interaction > level)]
+        assert flagged == set(own.i.tolist() + own.j.tolist())
+    assert any(found)
 
 
 def test_command(tmp_path, capsys):

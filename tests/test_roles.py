@@ -13,9 +13,9 @@ from tiny import GIM, build, token_ids
 import gimkit
 from gimkit.anatomy import dissect
 from gimkit.circuits import head_roles
-from gimkit.circuits.attention import attention_pattern
 from gimkit.circuits.roles import ATTENDS, LOOKS, STEERS, WRITES, _named, occasions
 from gimkit.errors import GimkitError
+from gimkit.inside import attention_call, attention_pattern
 from gimkit.models.phenomena import direct_attribution
 from gimkit.tasks import Task
 
@@ -59,7 +59,7 @@ def test_the_pattern_is_the_models_own(name):
     wanted = hf(ids, output_attentions=True, use_cache=False).attentions
     for layer, block in enumerate(dissect(model).blocks):
         with model.trace(input_ids=ids, use_cache=False):
-            pattern = attention_pattern(model.get(block.attention)).save()
+            pattern = attention_pattern(*attention_call(model.get(block.attention))).save()
         assert torch.allclose(pattern, wanted[layer], atol=1e-5), layer
 
 

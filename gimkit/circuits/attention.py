@@ -3,7 +3,7 @@
 import torch
 
 from gimkit.circuits.streams import output_last, read_norm
-from gimkit.inside import attention_call
+from gimkit.inside import attention_call, attention_pattern
 
 
 def head_numbers(model, w, attentions: list, looks: torch.Tensor, last, good, bad):
@@ -17,7 +17,7 @@ def head_numbers(model, w, attentions: list, looks: torch.Tensor, last, good, ba
     last = last.to(model.device)
     looked, written = [], []
     for layer, path in zip(w.layers, attentions):
-        pattern = attention_pattern(model.get(path))
+        pattern = attention_pattern(*attention_call(model.get(path)))
         looked.append(torch.einsum("rhij,rkij->hk", pattern, looks.to(pattern)))
         z = model.get(layer.output).input.detach()[rows, last]
         weight = output_last(model.get(layer.output)).unflatten(0, (w.heads, -1))
@@ -38,18 +38,3 @@ def head_numbers(model, w, attentions: list, looks: torch.Tensor, last, good, ba
         directions.append(final.pull_back(gradient, slice(None), frozen=True)[rows, last])
     written = torch.stack([part.to(directions[0]) for part in written], 1)
     return torch.stack(looked), torch.stack([torch.einsum("rlhw,rw->rlh", written, d) for d in directions], -1)
-
-
-def attention_pattern(attention) -> torch.Tensor:
-    """What each query gives each position, [rows, heads, seq, seq]: the model's own kernel, run on values of 0 and 1.
-
-    The columns of the identity matrix as values make the kernel return its weights, with its own scaling, mask, softcap
-    and sinks, whether it is sdpa, eager or flash. Values keep the model's own width, which some kernels insist on.
-    """
-    kernel, call = attention_call(attention)
-    (module, q, k, v, mask, *rest), options = call.inputs
-    positions, width = v.shape[-2:]
-    identity = torch.eye(positions, positions + -positions % width, device=v.device, dtype=v.dtype)
-    found = [kernel(module, q, k, columns.expand_as(v), mask, *rest, **options)[0] for columns in
-             identity.split(width, 1)]
-    return torch.cat(found, -1)[..., :positions].transpose(1, 2).detach()
