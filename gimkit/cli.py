@@ -47,7 +47,6 @@ def main(arguments: list[str] | None = None) -> int:
                          "evaluate circuits (default: %(default)s)")
     command.add_argument("--seeds", type=int, default=1, help="draws of prompts (default: %(default)s)")
     command.add_argument("--csv", type=Path, help="write a row per seed here, and the curves to NAME-curves.csv")
-    command.add_argument("--figure", type=Path, help="draw EAP, EAP-IG, EAP-GP and GIM on six tasks: .png, .svg, .pdf")
     command.set_defaults(run=compare)
 
     command = commands.add_parser("shapley", help="scores of tokens, or of heads and MLPs, against Shapley values")
@@ -71,7 +70,7 @@ def main(arguments: list[str] | None = None) -> int:
     command = commands.add_parser("figures", help="draw the papers' figures, with captions, into figures/")
     command.add_argument("names", nargs="*", metavar="NAME", help="which ones, default: all")
     command.add_argument("--model", default="mini-llama", help="bundled name, folder or hub id (default: %(default)s)")
-    command.add_argument("-n", type=int, default=6, help="prompts of each task (default: %(default)s)")
+    command.add_argument("-n", type=int, default=12, help="prompts of each task (default: %(default)s)")
     command.add_argument("--seed", type=int, default=0, help="of the prompts (default: %(default)s)")
     command.add_argument("--tasks", nargs="+", metavar="TASK", default=(), help="default: each figure's own")
     command.set_defaults(run=figures)
@@ -124,7 +123,7 @@ def measure(options) -> None:
 
 
 def compare(options) -> None:
-    from gimkit.compare import COMPARED, TASKS, compare, draw, over_seeds
+    from gimkit.compare import COMPARED, TASKS, compare, over_seeds
 
     table, curves = compare(options.model, options.tasks or TASKS, options.methods or COMPARED, n=options.n,
                             seeds=options.seeds)
@@ -137,8 +136,6 @@ def compare(options) -> None:
         for frame, path in ((table, options.csv), (curves, options.csv.with_name(f"{options.csv.stem}-curves.csv"))):
             frame.to_csv(path, index=False, float_format="%.4g")
             print(f"wrote {path}")
-    if options.figure:
-        print(f"wrote {draw(curves, options.figure)}")
 
 
 def shapley(options) -> None:

@@ -8,7 +8,6 @@ from pathlib import Path
 import pandas
 
 import gimkit
-from gimkit import plots
 from gimkit.circuits.edges import METHODS
 from gimkit.circuits.scores import check_whole
 from gimkit.errors import GimkitError
@@ -101,19 +100,14 @@ def over_seeds(table: pandas.DataFrame) -> pandas.DataFrame:
     return by.mean(numeric_only=True).assign(solved=by["cpr"].count()).reset_index()
 
 
-def draw(curves: pandas.DataFrame, path: Path) -> Path:
-    """The figure of EAP-GP's comparison: faithfulness by number of edges for EAP, EAP-IG, EAP-GP and GIM, six tasks.
-
-    curves: from `compare`; of its tasks and methods those six and four are drawn, with absolute ranking.
-    path: as `gimkit.plots.save`, with or without ".png". Raises GimkitError when none of them is there.
-    """
-    figure, chosen, alt = drawing(curves)
-    path = path.with_suffix("") if path.suffix == ".png" else path
-    return plots.save(figure, path, chosen, alt)
-
-
 def drawing(curves: pandas.DataFrame):
-    """That figure, the rows of the curves that it shows, and its alternative text."""
+    """EAP-GP's comparison: faithfulness by number of edges for EAP, EAP-IG, EAP-GP and GIM on six tasks.
+
+    >>> figure, rows, text = drawing(curves)
+
+    curves: from `compare`; of its tasks and methods those six and four are drawn, with absolute ranking. Returns the
+    matplotlib figure, the rows that it shows, and its alternative text. Raises GimkitError when none of them is there.
+    """
     if curves.empty or not (curves.task.isin(DRAWN_TASKS) & curves.method.isin(list(DRAWN))).any():
         raise GimkitError(f"nothing to draw: the figure is of {', '.join(DRAWN)} on {', '.join(DRAWN_TASKS)}")
     chosen = curves[curves.task.isin(DRAWN_TASKS) & curves.method.isin(list(DRAWN)) & (curves.ranking == "absolute")]

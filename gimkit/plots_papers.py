@@ -5,7 +5,7 @@ import seaborn
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from gimkit.plots import BLUE, DARK, GREY, ORANGE, _plain
+from gimkit.plots import BLUE, DARK, GREEN, GREY, ORANGE, _plain
 
 MEASURES = {"comprehensiveness": "comprehensiveness (high is good)", "sufficiency": "sufficiency (low is good)"}
 MARKERS = "osD^vP*Xhp"
@@ -129,7 +129,7 @@ def layers(frame) -> Figure:
     figure, axes = panels(2, 11, 3.8)
     methods = list(frame["method"].unique())
     for (measure, label), ax in zip(MEASURES.items(), axes):
-        for name, colour, marker in zip(methods, (BLUE, ORANGE, DARK), MARKERS):
+        for name, colour, marker in zip(methods, (BLUE, GREEN, ORANGE, DARK), MARKERS):
             own = frame[(frame["measure"] == measure) & (frame["method"] == name)]
             ax.fill_between(own["layer"], own["low"], own["high"], color=colour, alpha=0.15, linewidth=0)
             ax.plot(own["layer"], own["value"], color=colour, marker=marker, markersize=6, label=_plain(name))

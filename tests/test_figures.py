@@ -99,6 +99,14 @@ def test_the_table_names_the_best_of_each_column():
         assert bold == [1.5] * 3  # the second method in both tasks and in their mean
 
 
+def test_shuffled_scores_are_the_same_scores_elsewhere():
+    scores = gimkit.attribute(gimkit.load("mini-llama"), "Mary drove to the farm with John. John lent a map to", "Mary")
+    found = tokens.dealt(scores, 0)
+    assert found.scores.sort().values.tolist() == scores.scores.sort().values.tolist()
+    assert not torch.equal(found.scores, scores.scores) and torch.equal(tokens.dealt(scores, 0).scores, found.scores)
+    assert not torch.equal(tokens.dealt(scores, 1).scores, found.scores)
+
+
 @pytest.mark.parametrize("method", ["gradient", "gim", "random", "ig-20", "T=5"])
 def test_measured_with_the_library(method):
     model = gimkit.load("mini-llama")
@@ -220,7 +228,7 @@ def test_eap_gp_figures_share_one_measurement(monkeypatch):
     monkeypatch.setattr(edges.compare, "compare", lambda *given, **more: asked.append(given) or compare(*given, **more))
     draw(["eap-gp-faithfulness", "eap-gp-runtime"], n=2, tasks=["capital"])
     assert len(asked) == 1
-    table, curves = compare("mini-llama", ["capital"], ["gradient", "gp"], n=2)
+    table, curves = compare("mini-llama", ["capital"], ["gradient", "gp"], n=2, seeds=2)
     found = pandas.read_csv("figures/eap-gp-faithfulness-mini-llama.csv")
     for method, name in (("gradient", "EAP"), ("gp", "EAP-GP")):
         want = curves[(curves.method == method) & (curves.ranking == "absolute")].faithfulness

@@ -14,13 +14,15 @@ from gimkit.figures.parts import FOLDER, SIX, TASKS, Request
 
 class Named(NamedTuple):
     """make: request -> (matplotlib figure, table, alternative text). paper: the item it corresponds to. differs: how it
-    is not the paper's. tasks: those drawn unless others are asked for; none where no model is needed.
+    is not the paper's. tasks: those drawn unless others are asked for; none where no model is needed. prompts: how
+    many of each task are used at most, however many are asked for.
     """
 
     make: Callable
     paper: str
     differs: str
     tasks: tuple[str, ...] = SIX
+    prompts: int = 2**30
 
 
 NO_YEARS = ("Greater-than is left out (`--tasks greater_than` draws it): it has many right years, the logit of none is "
@@ -36,10 +38,10 @@ FIGURES = {
     "ablation-effect": Named(
         repair.ablation_effect, GIM + "the scatter `ablation_effect` of its code; its number in the paper is unknown",
         "The paper has a pair of figures for each of five hub models and six data sets; here a panel per bundled task. "
-        "The first four prompts of each task are used, for each has hundreds of rows.", repair.REPAIRED),
+        "Few prompts of each task are used, for each has hundreds of rows.", repair.REPAIRED, repair.PROMPTS),
     "grad-vs-tsg": Named(
         repair.grad_vs_tsg, GIM + "the scatter `grad_vs_tsg` of its code; its number in the paper is unknown",
-        "As ablation-effect.", repair.REPAIRED),
+        "As ablation-effect.", repair.REPAIRED, repair.PROMPTS),
     "temperature-sweep": Named(
         tokens.temperature_sweep, GIM + "the temperature sweep (`hyperparameter.py`); its number in the paper is "
         "unknown",
@@ -55,12 +57,14 @@ FIGURES = {
         tokens.token_faithfulness, GIM + "the tables of comprehensiveness and sufficiency (`aopc_table.py`); their "
         "numbers are unknown",
         "Six bundled tasks instead of six data sets, one model. AttnLRP is the kit's rule set, not the LXT package; "
-        "IG has 20 steps instead of 50; LIME and KernelSHAP are left out, for they need captum; RelP, occlusion and "
-        "random scores, the control, are beside it. " + NO_YEARS),
+        "IG has 20 steps instead of 50; AtP* (the paper's, of its layer experiment), RelP and occlusion are beside it, "
+        "and two controls: random scores, and GIM's own dealt to other tokens. LIME and KernelSHAP need captum. "
+        + NO_YEARS),
     "layers": Named(
         layers.layers, GIM + "first version, the layer curves (`layers_aopc.py`); their number is unknown",
-        "One model, all tasks' prompts together. The method called AtP* there is left out, for its second attention "
-        "pattern is not known where a layer's positions take their mean; IG has 20 midpoints instead of 50 steps. "
+        "One model, all tasks' prompts together. What is called AtP* there gives the softmax the difference of two "
+        "patterns for a gradient; that the second is of the run with all positions of the layer at their mean is our "
+        "reading. IG has 20 midpoints instead of 50 steps. "
         + NO_YEARS),
     "eap-gp-saturation": Named(
         edges.saturation, GP + "the picture of saturation; whether it is a figure there, and its number, are unknown",
@@ -68,8 +72,8 @@ FIGURES = {
     "eap-gp-faithfulness": Named(
         edges.faithfulness, GP + "faithfulness against the number of edges on its six tasks; number and layout unknown",
         "One small model instead of three sizes of GPT-2; the kit's own prompts; GIM is beside it. Circuits are the "
-        "edges with the largest |score|; scores are from n prompts, circuits run on n others. "
-        "`python -m gimkit compare --figure` draws the same from several seeds.",
+        "edges with the largest |score|; scores are from n prompts, circuits run on n others, means of two draws of "
+        "2n prompts.",
         DRAWN_TASKS),
     "eap-gp-runtime": Named(
         edges.runtime, GP + "its comparison of run times; number and layout unknown",
@@ -78,7 +82,7 @@ FIGURES = {
 }
 
 
-def draw(names, name: str = "mini-llama", n: int = 6, seed: int = 0, tasks=()) -> list[Path]:
+def draw(names, name: str = "mini-llama", n: int = 12, seed: int = 0, tasks=()) -> list[Path]:
     """Draw figures, write their files and their captions; returns the paths of the png files.
 
     >>> draw(["toy"])
@@ -100,7 +104,7 @@ def draw(names, name: str = "mini-llama", n: int = 6, seed: int = 0, tasks=()) -
         stem = f"{wanted}-{request.label}" if named.tasks else wanted
         drawn.append(plots.save(figure, FOLDER / stem, frame, alt))
         made = "no model" if not named.tasks else (
-            f"{name}, {n} prompts of each of {', '.join(request.chosen(named.tasks))}, seed {seed}")
+            f"{name}, {min(n, named.prompts)} prompts of each of {', '.join(request.chosen(named.tasks))}, seed {seed}")
         write_caption(FOLDER / "CAPTIONS.md", stem, alt, named.paper, made, named.differs)
         print(f"wrote {drawn[-1]}", flush=True)
     return drawn

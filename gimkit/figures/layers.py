@@ -8,7 +8,7 @@ from gimkit.figures.parts import Request
 from gimkit.figures.tokens import MEASURES, POOLED, intervals, prompts_of
 from gimkit.layerwise import layer_faithfulness, layer_scores
 
-METHODS = {"gim": "GIM", "gradient": "gradient", "ig": "IG, 20 steps"}
+METHODS = {"gim": "GIM", "atp*": "AtP*", "gradient": "gradient", "ig": "IG, 20 steps"}
 
 
 def measure(model, task, method: str) -> pandas.DataFrame:

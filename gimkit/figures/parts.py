@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -33,7 +34,7 @@ class Request:
     """
 
     name: str
-    n: int = 6
+    n: int = 12
     seed: int = 0
     tasks: tuple[str, ...] = ()
     made: dict = field(default_factory=dict, repr=False, compare=False)
@@ -80,7 +81,8 @@ class Request:
         digest = hashlib.sha256(prompts.clean.numpy().tobytes() + repr((prompts.good, prompts.bad)).encode())
         about = {"model": self.name, "weights": self.weights, "seed": self.seed, "n": len(prompts),
                  "prompts": digest.hexdigest()[:16], "gimkit": gimkit.__version__}
-        path = FOLDER / "data" / self.label / kind / f"{prompts.name}-{method}.csv"
+        stem = re.sub(r"[^\w=+.-]", "_", f"{prompts.name}-{method}")
+        path = FOLDER / "data" / self.label / kind / f"{stem}.csv"
         return kept(path, about, measure)
 
 

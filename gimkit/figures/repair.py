@@ -8,6 +8,7 @@ from gimkit.figures.parts import Request
 from gimkit.selfrepair import SelfRepair
 
 TOYS = {"two that say the same": ((6, 6, 0, 0, 0), (10, 10, 0, 0, 0)), "one alone": ((6, 0, 0, 0, 0), (10, 0, 0, 0, 0))}
+PROMPTS = 4
 REPAIRED = ("ioi", "ioi_twice", "induction")
 
 
@@ -27,10 +28,10 @@ def toy(_: Request):
 
 
 def repairs(request: Request) -> list[SelfRepair]:
-    """Self-repair of each task, measured or read back; of the first four prompts, for each has hundreds of rows."""
+    """Self-repair of each task, measured or read back, on a few prompts, for each has hundreds of rows."""
     found = []
     for name in request.chosen(REPAIRED):
-        task = request.task(name)[:4]
+        task = request.task(name)[:PROMPTS]
         rows = request.part("self-repair", task, "scores", lambda t=task: gimkit.self_repair(request.model, t).rows)
         found.append(SelfRepair(name, 1.0, rows, 0, float("nan")))
     return found

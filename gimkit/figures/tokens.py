@@ -1,5 +1,7 @@
 """GIM's figures of token faithfulness: every method, the rule ladder, the temperatures."""
 
+from dataclasses import replace
+
 import pandas
 import torch
 from tqdm.auto import tqdm
@@ -9,10 +11,12 @@ from gimkit import plots_papers
 from gimkit.circuits.metrics import bootstrap
 from gimkit.figures.parts import Request
 from gimkit.rules import GIM, LADDER
+from gimkit.tokens import TokenScores
 
 TEMPERATURES = (1.0, 1.5, 2.0, 2.5, 3.0, 5.0, 10.0, 100.0)
 MEASURES = ("comprehensiveness", "sufficiency")
-TABLE = ("gradient", "ig-20", "deeplift", "transformer-lrp", "attnlrp", "relp", "gim", "occlusion", "random")
+TABLE = ("gradient", "ig-20", "deeplift", "transformer-lrp", "attnlrp", "atp*", "relp", "gim", "occlusion", "lime",
+         "kernelshap", "random", "gim, shuffled")
 POOLED = "all tasks"
 
 
@@ -51,14 +55,19 @@ def prompts_of(model, task) -> tuple[list[torch.Tensor], list[int]]:
 def measure(model, task, method: str, seed: int = 0) -> pandas.DataFrame:
     """One row per prompt and scale, as `TokenFaithfulness.frame`."""
     prompts, targets = prompts_of(model, task)
-    scores = [gimkit.attribute(model, *question, **options_of(method), **seeded(method, seed * len(task) + i))
-              for i, question in enumerate(zip(prompts, targets))]
+    name, _, shuffled = method.partition(", ")
+    seeds = range(seed * len(task), (seed + 1) * len(task))
+    scores = [gimkit.attribute(model, *question, **options_of(name), seed=own)
+              for own, *question in zip(seeds, prompts, targets)]
+    if shuffled:
+        scores = [dealt(one, own) for one, own in zip(scores, seeds)]
     return gimkit.token_faithfulness(model, prompts, scores, targets).frame().assign(method=method)
 
 
-def seeded(method: str, seed: int) -> dict:
-    """Fresh noise for each prompt."""
-    return {"seed": seed} if method == "random" else {}
+def dealt(scores: TokenScores, seed: int) -> TokenScores:
+    """The scores dealt to other tokens at random: a control that must find no more than chance."""
+    order = torch.randperm(len(scores.scores), generator=torch.Generator().manual_seed(seed))
+    return replace(scores, scores=scores.scores[order])
 
 
 def measured(request: Request, methods) -> pandas.DataFrame:
