@@ -1,5 +1,5 @@
 # make demo    install into .venv, then show GIM at work on a bundled model (no network after the installation)
-# make test    install into .venv, then lint, tests and notebooks, offline
+# make test    install into .venv, then lint, tests and notebooks, offline (tests/browser: apt-get install chromium)
 # make lab     install into .venv, then JupyterLab on notebooks/
 # make notebooks   run each notebooks/*.py and rewrite its executed .ipynb
 # make clean   remove .venv
@@ -14,11 +14,12 @@ OFFLINE := HF_HUB_OFFLINE=1
 demo: $(INSTALLED)
 	$(OFFLINE) $(BIN)/python -m gimkit demo
 
-# The notebooks run one after another: a kernel that a parallel worker starts sometimes never answers.
+# Notebooks run one after another, in the browser too: a kernel that a parallel worker starts sometimes never answers.
 test: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --nbmake --nbmake-timeout=300 notebooks
-	$(OFFLINE) $(BIN)/python -m pytest -q -n 2 tests
+	$(OFFLINE) $(BIN)/python -m pytest -q -n 2 tests --ignore=tests/browser
+	$(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/browser
 
 lab: $(INSTALLED)
 	$(BIN)/jupyter lab --notebook-dir=notebooks

@@ -6,6 +6,7 @@ from gimkit.coalitions import shapley
 from gimkit.comprehensiveness import token_faithfulness
 from gimkit.edits import apply, receipt, remove
 from gimkit.errors import GimkitError
+from gimkit.explorer import explore
 from gimkit.models import load
 from gimkit.remote import register
 from gimkit.rules import GIM, LADDER, RULES, Rules
@@ -13,8 +14,8 @@ from gimkit.selfrepair import head_repair, self_repair
 from gimkit.tokens import attribute
 
 __version__ = "0.1.0"
-__all__ = ["GIM", "LADDER", "RULES", "GimkitError", "Rules", "apply", "attribute", "circuits", "faithfulness",
-           "head_repair", "load", "rank_correlation", "receipt", "remove", "run", "score_edges", "score_neurons",
-           "score_nodes", "self_repair", "shapley", "tasks", "token_faithfulness"]
+__all__ = ["GIM", "LADDER", "RULES", "GimkitError", "Rules", "apply", "attribute", "circuits", "explore",
+           "faithfulness", "head_repair", "load", "rank_correlation", "receipt", "remove", "run", "score_edges",
+           "score_neurons", "score_nodes", "self_repair", "shapley", "tasks", "token_faithfulness"]
 
 register()

@@ -10,6 +10,7 @@ from matplotlib import pyplot
 
 from gimkit import plots, plots_repair
 from gimkit.errors import GimkitError
+from gimkit.explorer import curve_circuits
 
 
 def saturation_explorer() -> ipywidgets.VBox:
@@ -99,10 +100,7 @@ def circuit_size(edges, curve, roles=None) -> ipywidgets.VBox:
     edges: the `EdgeScores` that the curve's circuits were cut from. curve: their `Curve`. roles: as in `circuit_graph`.
     Raises GimkitError when the curve belongs to other scores.
     """
-    cut = edges.greedy if curve.greedy else edges.top
-    circuits = [cut(int(share * edges.graph.n_edges), curve.absolute) for share in curve.shares]
-    if tuple(len(circuit) for circuit in circuits) != curve.edges:
-        raise GimkitError("the curve was made from other scores; give the EdgeScores that faithfulness() was given")
+    circuits = curve_circuits(edges, curve)
     options = [(f"{len(circuit)} edges", i) for i, circuit in enumerate(circuits)]
 
     def draw(which):
