@@ -6,7 +6,8 @@ import nnsight
 SHIPPED = ("gimkit.errors", "gimkit.rules", "gimkit.inside", "gimkit.traced", "gimkit.traced_layers",
            "gimkit.circuits.traced", "gimkit.circuits.streams", "gimkit.circuits.between", "gimkit.circuits.within",
            "gimkit.circuits.gradients", "gimkit.circuits.runs", "gimkit.circuits.one_edge",
-           "gimkit.circuits.attention", "gimkit.selfrepair.traced_scores", "gimkit.selfrepair.traced_heads")
+           "gimkit.circuits.attention", "gimkit.forward.arithmetic", "gimkit.forward.pushing",
+           "gimkit.selfrepair.traced_scores", "gimkit.selfrepair.traced_heads")
 
 
 def register() -> None:

@@ -9,6 +9,7 @@ import torch
 from gimkit.anatomy import dissect
 from gimkit.edits import apply, check_unedited
 from gimkit.errors import GimkitError, require_finite
+from gimkit.forward import check_backend, forward_token_scores, in_either_mode
 from gimkit.perturbing import METHODS as PERTURBING
 from gimkit.perturbing import perturbed
 from gimkit.question import Question, ask
@@ -62,7 +63,7 @@ class TokenScores:
 
 
 def attribute(model, prompt, target=None, *, method: str | Rules = "gim", baseline=None, steps: int = 20, free=None,
-              seed: int = 0, remote: bool = False) -> TokenScores:
+              seed: int = 0, backend: str = "auto", remote: bool = False) -> TokenScores:
     """Score every token of a prompt by how much it speaks for a target token.
 
     >>> scores = gimkit.attribute(model, "Mary drove to the farm with John. John lent a map to", target="Mary")
@@ -91,6 +92,11 @@ def attribute(model, prompt, target=None, *, method: str | Rules = "gim", baseli
     steps: midpoints of "ig"; its scores sum to the change of the target's logit as steps grow.
     free: positions that the baseline may replace; the others stay in every variant and score 0. None: all.
     seed: of "lime", "kernelshap" and "random".
+    backend: "reverse" is a backward pass; "forward" pushes each token's change from the baseline to the logits as a row
+        of its own, without autograd: the same numbers by a forward pass of n + 2 rows for n tokens ("ig": n + 1 for
+        each step). It knows any rules and "ig", and the architectures whose edges are covered; it recomputes the
+        prompt's own norms, attention and MLPs from what it reads, and refuses where they differ. "auto" is "reverse",
+        and "forward", with a warning, where a server refuses gradients. Methods without gradients ignore it.
     remote: run on NDIF (as `model.trace(remote=...)`).
     Raises GimkitError for an empty prompt or one longer than the context, a target that is not one token, an unknown
     method, an edited model, NaN.
@@ -101,12 +107,14 @@ def attribute(model, prompt, target=None, *, method: str | Rules = "gim", baseli
         raise GimkitError(f"unknown method {method!r}; use a gimkit.Rules, or one of {', '.join(METHODS)}")
     if steps < 1:
         raise GimkitError(f"steps must be at least 1, not {steps}")
+    check_backend(backend)
     asked = ask(model, prompt, target, baseline, free)
     if method in PERTURBING:
         check_unedited(model)
         scores, answers = perturbed(model, asked, method, seed, remote)
     else:
-        scores, answers = _backward(model, asked, method, steps, remote)
+        scores, answers = in_either_mode(backend, lambda: _backward(model, asked, method, steps, remote),
+                                         lambda: forward_token_scores(model, asked, method, steps, remote), remote)
     require_finite(scores)
     return label_scores(model, asked, scores, answers, method if isinstance(method, str) else "own rules")
 

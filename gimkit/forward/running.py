@@ -1,0 +1,87 @@
+"""Forward mode on the client: rows in chunks, scores out of them."""
+
+import warnings
+
+import torch
+
+from gimkit.errors import GimkitError
+from gimkit.forward.plan import plan_of
+from gimkit.forward.pushing import token_tangents
+from gimkit.question import Question
+from gimkit.remote import where
+from gimkit.rules import RULES, Rules
+
+SCALES = {"bfloat16": 256.0, "float16": 256.0}  # small tangents beside large biases lose digits in half precision
+NUMBERS = 2**26  # that the rows of one forward may hold at once in its widest place
+LARGE = 2**29  # bytes to a server and back that are worth a word
+
+
+def forward_token_scores(model, asked: Question, method: str | Rules, steps: int, remote: bool):
+    """Scores [seq] of `gimkit.attribute` without a backward pass, and the answers' ids.
+
+    Each free token's change from the neutral embedding is pushed to the logits as a row of its own, so n tokens cost a
+    forward of n + 2 rows (n + 1 for each step of "ig", and one).
+    """
+    if method == "deeplift":
+        raise GimkitError("deeplift has no forward mode, for its slopes need both prompts at every activation; use "
+                          "any rules ('gim', 'gradient', 'relp', ...), 'ig' or 'occlusion'")
+    rules = RULES["gradient"] if method == "ig" else method if isinstance(method, Rules) else RULES[method]
+    plan, seq, (_, neutral, answers, free) = plan_of(model, rules), len(asked.ids), asked
+    positions, numbers, scale = free.nonzero()[:, 0].tolist(), rules._asdict(), scale_of(model)
+    left = [1 - (k + 0.5) / steps for k in range(steps)] if method == "ig" else [0.0]
+    most = rows_at_once(plan, seq)
+    copies = max(1, most // len(positions))
+    chunks = [(left[max(0, end - copies):end], positions[start:start + most])
+              for end in range(len(left), 0, -copies) for start in range(0, len(positions), most)]
+    say_transfer(model, plan, seq, sum(len(some) * (1 + len(chosen)) + 1 for some, chosen in chunks), remote)
+    scores = torch.zeros(seq, dtype=torch.float64)
+    for some, chosen in chunks:  # the point nearest to the prompt comes first: it has the top prediction
+        ids = asked.ids.repeat(len(some) * (1 + len(chosen)) + 1, 1)
+        ids[len(some)] = neutral
+        with torch.no_grad():
+            with model.trace(input_ids=ids, use_cache=False, logits_to_keep=1, **where(remote)):
+                found, answers = token_tangents(model, plan, numbers, scale, chosen, free, some, answers)
+                found, answers = found.cpu().save(), answers.save()
+        scores[chosen] += found.double() * len(some) / len(left)
+    return scores.to(found.dtype), answers
+
+
+def rows_at_once(plan: dict, seq: int) -> int:
+    """How many tangents a forward can take: attention maps, an MLP's inside and the logits of each fit into NUMBERS."""
+    block = plan["blocks"][0]
+    per_row = 4 * block["heads"] * seq * seq + 16 * seq * plan["width"] + 2 * plan["vocabulary"]
+    return max(1, min(256, NUMBERS // per_row))
+
+
+def say_transfer(model, plan: dict, seq: int, rows: int, remote: bool) -> None:
+    """Warn, before a large remote job, how much a sandbox would move."""
+    bits = torch.finfo(getattr(model._module.config, "dtype", None) or torch.float32).bits
+    numbers = rows * (seq * per_token(model, plan) + plan["vocabulary"])
+    if remote and 2 * numbers * bits // 8 > LARGE:
+        warnings.warn(f"forward mode: {rows} rows of {seq} tokens; about {2 * numbers * bits / 2**33:.1f} GiB will "
+                      "move between the model and its sandbox, on the server (not over the network)", stacklevel=4)
+
+
+def per_token(model, plan: dict) -> int:
+    """Numbers that are read for one token of one row."""
+    root, width = model._module, plan["width"]
+
+    def out(path):
+        module = root.get_submodule(path)
+        return getattr(module, "nf", None) or module.weight.shape[0]
+
+    total = 3 * width  # the embedding, and the last norm's input and output
+    for block in plan["blocks"]:
+        heads = block["heads"] * block["head_dim"]
+        around = ("before_attention", "after_attention", "before_mlp", "after_mlp")
+        total += 2 * width * sum(block[key] is not None for key in around)
+        total += sum(map(out, dict.fromkeys(block["projections"]))) + heads * (2 if block["rotary"] else 1)
+        inside = root.get_submodule(block["mlp"])
+        total += 3 * max(out(path) for path, module in inside.named_modules(prefix=block["mlp"])
+                         if getattr(module, "weight", None) is not None)
+    return total
+
+
+def scale_of(model) -> float:
+    """What tangents are multiplied by on their way: one but for half precision."""
+    return SCALES.get(str(getattr(model._module.config, "dtype", None)).rpartition(".")[2], 1.0)
