@@ -10,10 +10,10 @@ import traitlets
 
 from gimkit.anatomy import dissect
 from gimkit.circuits import Circuit, Curve, EdgeScores
-from gimkit.circuits.attention import attention_pattern
 from gimkit.circuits.wiring import check_graph, wiring
 from gimkit.edits import check_unedited
 from gimkit.errors import GimkitError, require_finite
+from gimkit.inside import attention_call, attention_pattern
 from gimkit.remote import where
 from gimkit.vocabulary import encode, spell
 
@@ -118,6 +118,6 @@ def attention_patterns(model, ids: torch.Tensor, remote: bool) -> dict[str, list
     """Each head's attention on one prompt, {head: [queries, positions]} to four decimals. ids: [seq]."""
     attentions = [block.attention for block in dissect(model).blocks]
     with model.trace(input_ids=ids[None], use_cache=False, **where(remote)):
-        found = [attention_pattern(model.get(path))[0].float().cpu() for path in attentions].save()
+        found = [attention_pattern(*attention_call(model.get(path)))[0].float().cpu() for path in attentions].save()
     return {f"a{layer}.h{head}": [[round(x, 4) for x in row] for row in pattern.tolist()]
             for layer, heads in enumerate(found) for head, pattern in enumerate(heads)}
