@@ -1,6 +1,6 @@
 """gimkit: interpretability of transformer language models on nnsight, with GIM's backward rules."""
 
-from gimkit import circuits, tasks
+from gimkit import circuits, l3d, tasks
 from gimkit.circuits import faithfulness, rank_correlation, run, score_edges, score_neurons, score_nodes
 from gimkit.coalitions import shapley
 from gimkit.comprehensiveness import token_faithfulness
@@ -15,7 +15,7 @@ from gimkit.tokens import attribute
 
 __version__ = "0.1.0"
 __all__ = ["GIM", "LADDER", "RULES", "GimkitError", "Rules", "apply", "attribute", "circuits", "explore",
-           "faithfulness", "head_repair", "load", "rank_correlation", "receipt", "remove", "run", "score_edges",
+           "faithfulness", "head_repair", "l3d", "load", "rank_correlation", "receipt", "remove", "run", "score_edges",
            "score_neurons", "score_nodes", "self_repair", "shapley", "tasks", "token_faithfulness"]
 
 register()

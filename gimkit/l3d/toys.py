@@ -1,0 +1,209 @@
+"""Toy models with known circuits: superposition, circuits in superposition, groups of features, squares."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import nn
+from torch.func import functional_call, stack_module_state, vmap
+from tqdm.auto import tqdm
+
+from gimkit.errors import GimkitError
+from gimkit.l3d import files
+
+ACTIVE = 0.05  # the share of samples in which a feature is active
+LARGEST = 3.0  # coefficients of A are uniform between 0 and this
+
+
+class Linear2(nn.Module):
+    """ReLU(x W_in W_out + b); with tied=True W_out is W_in transposed, one tensor W_in."""
+
+    def __init__(self, n_in: int, hidden: int, n_out: int, tied: bool = False):
+        super().__init__()
+        self.W_in = nn.Parameter(torch.randn(n_in, hidden))
+        if tied:
+            nn.init.xavier_normal_(self.W_in)
+        else:
+            self.W_out = nn.Parameter(torch.randn(hidden, n_out))
+        self.b = nn.Parameter(torch.zeros(n_out))
+
+    def forward(self, x):
+        return torch.relu(x @ self.W_in @ (self.W_out if hasattr(self, "W_out") else self.W_in.T) + self.b)
+
+
+class Squarer(nn.Module):
+    """Linear layers, each with a GELU behind it, the last one too."""
+
+    def __init__(self, width: int, layers: int):
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(width, width) for _ in range(layers))
+        for layer in self.layers:
+            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+            nn.init.uniform_(layer.bias, 0.01, 1)
+
+    def forward(self, x):
+        for layer in self.layers:
+            x = nn.functional.gelu(layer(x))
+        return x
+
+
+class Family(NamedTuple):
+    """features; group: how many are active together; build: a module to train; coefficients: whether y = x A, else a
+    function of x; signed: inputs in [-1, 1] instead of [0, 1]; copies: side by side; n, rank: of its decomposition.
+    """
+
+    features: int
+    build: Callable[[], nn.Module]
+    target: Callable | None = None
+    group: int = 1
+    signed: bool = False
+    copies: int = 1
+    n: int = 5
+    rank: int = 1
+
+
+FAMILIES = {
+    "tms": Family(5, lambda: Linear2(5, 2, 5, tied=True), lambda x: x),
+    "tms x3": Family(5, lambda: Linear2(5, 2, 5, tied=True), lambda x: x, copies=3, n=15),
+    "superposed": Family(10, lambda: Linear2(10, 5, 10), n=10),
+    "high rank": Family(25, lambda: Linear2(25, 10, 25), group=5, n=10, rank=3),
+    "squared": Family(5, lambda: Squarer(5, 5), torch.square, signed=True, n=5, rank=2),
+}
+
+
+@dataclass(frozen=True)
+class Toy:
+    """A trained toy: its module, to be decomposed, and what it was trained on.
+
+    >>> toy = train("tms", seeds=[0])[0]
+    >>> toy.inputs(1000).shape, toy.loss
+    (torch.Size([1000, 5]), 0.0003...)
+    """
+
+    name: str
+    seed: int
+    module: nn.Module
+    coefficients: torch.Tensor | None  # A [features, outputs] of y = x A
+    loss: float  # mean squared error on new samples
+
+    @property
+    def family(self) -> Family:
+        return FAMILIES[self.name]
+
+    @property
+    def circuits(self) -> int:
+        """How many circuits it should have: one for each feature, or each group of them."""
+        return self.family.features * self.family.copies // self.family.group
+
+    def save(self, path) -> None:
+        """Write NAME.safetensors and NAME.json."""
+        more = {} if self.coefficients is None else {"coefficients": self.coefficients}
+        files.write(path, {"kind": "gimkit l3d", "toy": self.name, "seed": self.seed, "loss": self.loss},
+                    {f"module.{key}": value for key, value in self.module.state_dict().items()} | more)
+
+    @classmethod
+    def load(cls, path) -> "Toy":
+        """Read what `save` wrote."""
+        if (stored := files.read(path)) is None:
+            raise GimkitError(f"no toy at {path}: NAME.safetensors and NAME.json are needed")
+        about, tensors = stored
+        state = {key.removeprefix("module."): value for key, value in tensors.items() if key.startswith("module.")}
+        return cls(about["toy"], about["seed"], module_of(about["toy"], state), tensors.get("coefficients"),
+                   about["loss"])
+
+    def inputs(self, n: int, seed: int = 0) -> torch.Tensor:
+        """New samples, [n, features]; other seeds than those of its training."""
+        generator = torch.Generator().manual_seed(7919 * (seed + 1) + 104729 * self.seed)
+        return samples(self.family, n, generator, self.family.copies)
+
+    def only(self, circuit: int, n: int, seed: int = 0) -> torch.Tensor:
+        """Samples in which nothing but one circuit's features are active, [n, features]."""
+        generator = torch.Generator().manual_seed(31 * (seed + 1) + circuit)
+        x = torch.zeros(n, self.family.features * self.family.copies)
+        mine = slice(circuit * self.family.group, (circuit + 1) * self.family.group)
+        x[:, mine] = values(self.family, (n, self.family.group), generator)
+        return x
+
+
+def values(family: Family, size, generator: torch.Generator) -> torch.Tensor:
+    """Uniform in [0, 1], or [-1, 1] where a family is signed."""
+    x = torch.rand(size, generator=generator)
+    return 2 * x - 1 if family.signed else x
+
+
+def samples(family: Family, n: int, generator: torch.Generator, copies: int = 1) -> torch.Tensor:
+    """n rows, each group of features active with probability 0.05; rows with nothing active are drawn anew."""
+    groups, rows, have = family.features * copies // family.group, [], 0
+    while have < n:
+        active = torch.rand(n, groups, generator=generator) < ACTIVE
+        x = values(family, (n, groups * family.group), generator) * active.repeat_interleave(family.group, 1)
+        rows.append(x[active.any(1)])
+        have += len(rows[-1])
+    return torch.cat(rows)[:n]
+
+
+def train(name: str, seeds, epochs: int = 1000, tries: int = 4, n: int = 10000, batch: int = 32, rate: float = 1e-3,
+          progress: bool = False) -> list[Toy]:
+    """Toys of one family, one per seed, trained at once on n samples of their own.
+
+    >>> [toy.loss for toy in train("tms", seeds=range(3), epochs=100)]
+
+    name: of FAMILIES. tries: starts per seed, of which the one with the lowest loss on new samples is kept; the paper
+    has one, and "tms" from one start often leaves a feature out, so that there is no circuit to be found. Otherwise the
+    defaults are the paper's ("Toy Model Training"), with the weight decay of its code, 1e-3. "tms x3" is "tms" three
+    times side by side, not trained anew. W_in and W_out of "tms" are tied in training, and two tensors afterwards.
+    Raises GimkitError for an unknown family.
+    """
+    if name not in FAMILIES:
+        raise GimkitError(f"unknown toy {name!r}; use {', '.join(FAMILIES)}")
+    family, seeds, modules, x, y, coefficients = FAMILIES[name], list(seeds), [], [], [], []
+    for seed in seeds:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            modules += [family.build() for _ in range(tries)]
+        generator = torch.Generator().manual_seed(seed)
+        coefficients.append(None if family.target else
+                            LARGEST * torch.rand(family.features, family.features, generator=generator))
+        x.append(samples(family, n, generator))
+        y.append(family.target(x[-1]) if family.target else x[-1] @ coefficients[-1])
+    x, y = torch.stack(x), torch.stack(y)
+    stacked = {key: value.detach().unflatten(0, (len(seeds), tries)).clone().requires_grad_(True)
+               for key, value in stack_module_state(modules)[0].items()}
+    one = vmap(lambda values, x: functional_call(modules[0], values, (x,)), (0, None))
+    optimiser = torch.optim.AdamW(stacked.values(), lr=rate, weight_decay=1e-3, fused=True)
+    draws, which = [torch.Generator().manual_seed(seed + 1) for seed in seeds], torch.arange(len(seeds))[:, None]
+    for _ in tqdm(range(epochs), desc=name, unit="epoch", disable=not progress):
+        order = torch.stack([torch.randperm(n, generator=draw) for draw in draws])
+        for rows in order.split(batch, dim=1):
+            optimiser.zero_grad()
+            off = vmap(one)(stacked, x[which, rows]) - y[which, rows].unsqueeze(1)
+            off.square().mean((2, 3)).sum().backward()
+            optimiser.step()
+    found = []
+    for i, seed in enumerate(seeds):
+        tried = [built(name, seed, {key: value.detach()[i, t].clone() for key, value in stacked.items()},
+                       coefficients[i]) for t in range(tries)]
+        found.append(min(tried, key=lambda toy: toy.loss))
+    return found
+
+
+def built(name: str, seed: int, state: dict[str, torch.Tensor], coefficients) -> Toy:
+    """A toy out of trained tensors: untied, and as many copies as its family has."""
+    family = FAMILIES[name]
+    if "W_in" in state:
+        state = {"W_in": state["W_in"], "W_out": state.get("W_out", state["W_in"].T), "b": state["b"]}
+        state = {key: torch.block_diag(*[value] * family.copies) if value.ndim > 1 else value.repeat(family.copies)
+                 for key, value in state.items()}
+    module = module_of(name, state)
+    x = samples(family, 10000, torch.Generator().manual_seed(104729 * seed + 1), family.copies)
+    wanted = family.target(x) if family.target else x @ coefficients
+    return Toy(name, seed, module, coefficients, float((module(x) - wanted).square().mean()))
+
+
+def module_of(name: str, state: dict[str, torch.Tensor]) -> nn.Module:
+    """A family's module with these tensors, which take no gradients."""
+    with torch.random.fork_rng(devices=[]):
+        module = Linear2(*state["W_in"].shape, len(state["b"])) if "W_in" in state else FAMILIES[name].build()
+    module.load_state_dict(state)
+    return module.requires_grad_(False)
