@@ -7,7 +7,7 @@ SHIPPED = ("gimkit.errors", "gimkit.rules", "gimkit.inside", "gimkit.traced", "g
            "gimkit.circuits.traced", "gimkit.circuits.streams", "gimkit.circuits.between", "gimkit.circuits.within",
            "gimkit.circuits.gradients", "gimkit.circuits.runs", "gimkit.circuits.one_edge",
            "gimkit.circuits.attention", "gimkit.forward.arithmetic", "gimkit.forward.pushing",
-           "gimkit.selfrepair.traced_scores", "gimkit.selfrepair.traced_heads")
+           "gimkit.forward.starting", "gimkit.selfrepair.traced_scores", "gimkit.selfrepair.traced_heads")
 
 
 def register() -> None:

@@ -19,6 +19,8 @@ from gimkit.traced import integrated_token_scores, pattern_token_scores, rescale
 from gimkit.vocabulary import spell
 
 METHODS = (*RULES, "ig", "deeplift", "atp*", *PERTURBING)
+NO_FORWARD = ("{} has no forward mode, for it compares two runs inside the backward pass; use 'ig', any rules ('gim', "
+              "'gradient', 'relp', ...), or 'occlusion', which needs no gradient")
 
 
 @dataclass(frozen=True)
@@ -113,8 +115,12 @@ def attribute(model, prompt, target=None, *, method: str | Rules = "gim", baseli
         check_unedited(model)
         scores, answers = perturbed(model, asked, method, seed, remote)
     else:
-        scores, answers = in_either_mode(backend, lambda: _backward(model, asked, method, steps, remote),
-                                         lambda: forward_token_scores(model, asked, method, steps, remote), remote)
+        forward = NO_FORWARD.format(method)
+        if isinstance(method, Rules) or method == "ig" or method in RULES:
+            def forward():
+                return forward_token_scores(model, asked, method, steps, remote)
+        scores, answers = in_either_mode(
+            backend, lambda: _backward(model, asked, method, steps, remote), forward, remote)
     require_finite(scores)
     return label_scores(model, asked, scores, answers, method if isinstance(method, str) else "own rules")
 

@@ -6,6 +6,7 @@ import socket
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["MPLBACKEND"] = "Agg"
 
+import pytest  # noqa: E402
 import torch  # noqa: E402  (Hugging Face reads its switch when it is imported)
 
 torch.set_num_threads(1)
@@ -20,3 +21,12 @@ def _connect_locally(self, address):
 
 
 socket.socket.connect = _connect_locally
+
+
+@pytest.fixture
+def wide_softmax(monkeypatch):
+    """The eager kernels' softmax in float64, where transformers asks for float32."""
+    softmax = torch.nn.functional.softmax
+    monkeypatch.setattr(torch.nn.functional, "softmax",
+                        lambda x, dim, dtype=None: softmax(x, dim, dtype=max(x.dtype, dtype or x.dtype,
+                                                                             key=lambda kind: kind.itemsize)))

@@ -1,9 +1,8 @@
-"""Forward mode against the backward pass and the oracle, its guards, and how it is chosen."""
-
-import types
+"""Token scores in forward mode against the backward pass and the oracle; the guards; how the mode is chosen."""
 
 import pytest
 import torch
+from in_float64 import precise
 from nnsight import NNsight
 from oracle import oracle_gradient
 from test_rules import PARTS, SUBSETS, for_oracle, relative
@@ -16,31 +15,6 @@ torch.set_num_threads(1)
 NAMES = ("gpt2", "llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3", "gpt_neox", "gpt_neox_serial", "phi3",
          "olmo2")
 NEUTRAL = 4
-
-
-def rms_forward(norm, x):
-    """An RMSNorm that stays in float64; transformers' own drop to float32."""
-    gain = 1 + norm.weight if "Gemma" in type(norm).__name__ else norm.weight
-    eps = getattr(norm, "variance_epsilon", None) or norm.eps
-    return gain * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + eps))
-
-
-def precise(name, attn=None):
-    """A tiny model that computes in float64 throughout."""
-    hf = build(name, torch.float64, attn)
-    for module in hf.modules():
-        if type(module).__name__.endswith("RMSNorm"):
-            module.forward = types.MethodType(rms_forward, module)
-    return hf
-
-
-@pytest.fixture
-def wide_softmax(monkeypatch):
-    """The eager kernels' softmax in float64, where transformers asks for float32."""
-    softmax = torch.nn.functional.softmax
-    monkeypatch.setattr(torch.nn.functional, "softmax",
-                        lambda x, dim, dtype=None: softmax(x, dim, dtype=max(x.dtype, dtype or x.dtype,
-                                                                             key=lambda kind: kind.itemsize)))
 
 
 def both(model, method, ids=None, **options):
@@ -178,8 +152,10 @@ def test_a_false_plan_is_refused(name, change, place, monkeypatch):
     ("opt", "gim", "does not know how these blocks are wired"),
     ("apertus", "gim", "forward mode does not know"),
     ("llama", "deeplift", "deeplift has no forward mode"),
+    ("llama", "atp[*]", "atp[*] has no forward mode"),
 ])
 def test_what_it_cannot_do_is_refused(name, method, message):
+    method = method.replace("[*]", "*")
     with pytest.raises(gimkit.GimkitError, match=message):
         gimkit.attribute(NNsight(build(name)), [7, 8, 9], 5, method=method, baseline=NEUTRAL, backend="forward")
 
@@ -198,7 +174,7 @@ REFUSAL = "One of the differentiated Tensors appears to not have been used in th
 def refusing(monkeypatch):
     """A server, played by this machine, whose sandbox joins no tensors by a graph."""
     def refuse(*_, **__):
-        raise RuntimeError(REFUSAL)
+        raise RuntimeError(REFUSAL)  # as torch words it
 
     monkeypatch.setattr(gimkit.tokens, "_backward", refuse)
     monkeypatch.setattr(running, "where", lambda remote: {})
@@ -210,6 +186,11 @@ def test_forward_mode_takes_over_where_gradients_are_refused(refusing):
         got = gimkit.attribute(model, [7, 8, 9], 5, baseline=NEUTRAL, remote=True)
     want = gimkit.attribute(model, [7, 8, 9], 5, baseline=NEUTRAL, backend="forward")
     assert torch.equal(got.scores, want.scores)
+
+
+def test_what_needs_gradients_then_says_so(refusing):
+    with pytest.raises(gimkit.GimkitError, match="refuses gradients to this key, and deeplift has no forward mode"):
+        gimkit.attribute(NNsight(build("gpt2")), [7, 8, 9], 5, method="deeplift", baseline=NEUTRAL, remote=True)
 
 
 def test_forward_mode_takes_over_nowhere_else(refusing, monkeypatch):

@@ -17,16 +17,22 @@ def check_backend(backend: str) -> None:
 def in_either_mode(backend: str, reverse, forward, remote):
     """The result of reverse() or of forward(); "auto" is reverse, and forward where a server refuses gradients.
 
+    forward: why there is none, where it is a text; that is then the GimkitError.
+
     >>> in_either_mode("forward", lambda: "by a backward pass", lambda: "by tangents", remote=False)
     'by tangents'
     """
     if backend == "forward":
+        if isinstance(forward, str):
+            raise GimkitError(forward)
         return forward()
     try:
         return reverse()
     except Exception as error:
         if backend == "reverse" or not remote or not gradients_refused(error):
             raise
+        if isinstance(forward, str):
+            raise GimkitError(f"the server refuses gradients to this key, and {forward}") from error
     warnings.warn("the server refuses gradients to this key, so the scores are computed in forward mode: the same "
                   "numbers, with more rows in place of a backward pass", stacklevel=3)
     return forward()

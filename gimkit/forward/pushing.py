@@ -1,6 +1,8 @@
 """A model's forward pass with tangents beside the clean rows, inside a trace. Shipped to servers by value.
 
-Every read crosses to the sandbox and back, so what is read is edited in place. Rows are as in `arithmetic`.
+In a sandbox every read crosses to the trace and back, so what is read is edited in place. Rows are as in `arithmetic`.
+`run` is a dict: "rules"; "g" and "first" of the rows; "scale", what tangents are multiplied by on their way; where some
+start inside the model, "starts" (see `gimkit.forward.rows`).
 """
 
 import torch
@@ -11,68 +13,80 @@ from gimkit.forward.arithmetic import (
     attention_tangent,
     check_same,
     clean_of,
+    metric_slope,
     norm_tangent,
     put,
     share_off,
     tangents_of,
 )
+from gimkit.forward.starting import edges_into_heads, edges_into_mlp, start_after_norm, start_heads, start_output
 from gimkit.rules import centre, inverse_scale
 
 
-def token_tangents(model, plan: dict, rules: dict, scale: float, positions: list, free: torch.Tensor, left: list,
-                   answers: list):
+def token_tangents(model, plan: dict, run: dict, positions: list, free: torch.Tensor, left: list, answers: list):
     """Scores [positions] of one chunk: what each token's whole change from the neutral one does to the logit.
 
     Rows: g copies of the prompt, the neutral tokens, then tangents. left: g shares of the way to the neutral embedding,
     which the free positions of each copy go; the scores are means over copies. Also the answers' ids.
     """
-    g = len(left)
-    first = g + 1
+    g, first = run["g"], run["first"]
     x = model.get(plan["embedding"]).output
     change = x[0] - x[g]
     shares = torch.tensor(left, dtype=x.dtype, device=x.device)
     x[:g] -= shares[:, None, None] * (change * free[:, None].to(x))
     start = torch.zeros_like(x[first:]).unflatten(0, (g, -1))
     for row, position in enumerate(positions):
-        start[:, row, position] = change[position] * scale
+        start[:, row, position] = change[position] * run["scale"]
     put(x, start, g, first)
-    logits, tangents = pushed(model, plan, rules, g, first, x)
+    logits, tangents = pushed(model, plan, run, x)
     if not answers:
         answers = [int(logits[-1].argmax())]
     found = tangents[..., answers[0]]
     if len(answers) > 1:
         found = found - tangents[..., answers[1]]
-    return found.mean(0) / scale, answers
+    return found.mean(0) / run["scale"], answers
 
 
-def pushed(model, plan: dict, rules: dict, g: int, first: int, embedded):
+def metric_tangents(model, plan: dict, run: dict, metric: str, good: torch.Tensor, bad: torch.Tensor) -> torch.Tensor:
+    """What the clean - corrupt change that each tangent starts from does to the metric, [g, n]."""
+    g, first = run["g"], run["first"]
+    x = model.get(plan["embedding"]).output
+    put(x, torch.zeros_like(x[first:]).unflatten(0, (g, -1)), g, first)
+    start_output(x, run, run["starts"]["input"])
+    logits, tangents = pushed(model, plan, run, x)
+    return (tangents * metric_slope(metric, logits, good, bad)[:, None]).sum(-1) / run["scale"]
+
+
+def pushed(model, plan: dict, run: dict, embedded: torch.Tensor):
     """The clean logits [g, vocab] of the last position and their tangents [g, n, vocab]."""
     norms = prepared(model, plan, embedded)
     with torch.autocast(embedded.device.type, enabled=False):
-        for block in plan["blocks"]:
-            norm_step(model, norms, block["before_attention"], rules, g, first)
-            attention_step(model, norms, block, rules, g, first)
-            norm_step(model, norms, block["after_attention"], rules, g, first)
-            norm_step(model, norms, block["before_mlp"], rules, g, first)
-            mlp_step(model, block, rules, g, first)
-            norm_step(model, norms, block["after_mlp"], rules, g, first)
-        norm_step(model, norms, plan["final_norm"], rules, g, first)
-        return last_logits(model, plan, g, first)
+        for layer, block in enumerate(plan["blocks"]):
+            norm_step(model, norms, block["before_attention"], run)
+            attention_step(model, norms, block, run, layer)
+            norm_step(model, norms, block["after_attention"], run, ("heads", layer))
+            norm_step(model, norms, block["before_mlp"], run)
+            mlp_step(model, block, run, layer)
+            if "starts" in run and block["after_mlp"] is None and layer in run["starts"]["mlps"]:
+                start_output(model.get(block["mlp"]).output, run, run["starts"]["mlps"][layer])
+            norm_step(model, norms, block["after_mlp"], run, ("mlps", layer))
+        norm_step(model, norms, plan["final_norm"], run)
+        return last_logits(model, plan, run)
 
 
-def prepared(model, plan: dict, like) -> dict:
-    """{norm's path: (gains it may have, bias)}, once every attention's source was touched: in a forward it is too late.
+def prepared(model, plan: dict, like: torch.Tensor) -> dict:
+    """{norm's path: (gains it may have, bias)}; every attention's source is touched, for in its forward it is too late.
 
     A sandbox has no weights (they are on the meta device): there a norm is called on rows that tell its gain and bias.
     """
     for block in plan["blocks"]:
         if block["rotary"]:
-            model.get(block["attention"]).source.node(block["rotary"])
+            rotary_of(model, block)
     found = {}
     for path, eps, centred, width in plan["norms"]:
         module = model.get(path)
         weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
-        if weight is not None and weight.device.type == "meta":
+        if width and (weight is None or weight.device.type == "meta"):
             probe = torch.ones(2, width, dtype=like.dtype, device=like.device)
             probe[0], probe[1, 1::2] = 0, -1
             answer = module(probe)
@@ -87,16 +101,23 @@ def prepared(model, plan: dict, like) -> dict:
     return found
 
 
-def norm_step(model, norms: dict, norm, rules: dict, g: int, first: int) -> None:
-    """Replace the tangents at a norm's output by the linearised norm's."""
+def norm_step(model, norms: dict, norm, run: dict, part=None) -> None:
+    """Replace the tangents at a norm's output by the linearised norm's.
+
+    part: ("heads" or "mlps", layer) whose outputs the norm follows, for tangents that start there.
+    """
     if norm is None:
         return
     path, eps, centred, _ = norm
+    g, first = run["g"], run["first"]
     module = model.get(path)
     x, y = module.input, module.output
-    clean = clean_of(x, g)
+    clean, t = clean_of(x, g), tangents_of(x, g, first)
     gain = fitting_gain(norms[path], clean, y[:g, None], path, eps, centred)
-    put(y, norm_tangent(clean, tangents_of(x, g, first), gain, eps, centred, rules["freeze_norm"]), g, first)
+    moved = norm_tangent(clean, t, gain, eps, centred, run["rules"]["freeze_norm"])
+    if part and "starts" in run:
+        start_after_norm(moved, x, t, gain, eps, centred, run, part)
+    put(y, moved, g, first)
 
 
 def fitting_gain(known: tuple, x, y, path: str, eps: float, centred: bool):
@@ -110,56 +131,72 @@ def fitting_gain(known: tuple, x, y, path: str, eps: float, centred: bool):
     check_same(unit * gains[0] + bias, y, path)
 
 
-def attention_step(model, norms: dict, block: dict, rules: dict, g: int, first: int) -> None:
+def attention_step(model, norms: dict, block: dict, run: dict, layer: int) -> None:
     """Replace the tangents at the heads' outputs by the linearised attention's."""
-    parts = queries_keys_values(model, norms, block, rules, g, first)
-    clean, moved = ([f(x) for x in parts] for f in (lambda x: clean_of(x, g), lambda x: tangents_of(x, g, first)))
-    out, t = attention_tangent(*clean, *moved, block["scaling"], block["softcap"], block["window"], rules)
+    g, first = run["g"], run["first"]
+    parts = queries_keys_values(model, norms, block, run)
+    clean, moved = [clean_of(x, g) for x in parts], [tangents_of(x, g, first) for x in parts]
+    fixed = block["scaling"], block["softcap"], block["window"], run["rules"]
+    out, t = attention_tangent(*clean, *moved, *fixed)
     z = model.get(block["output"]).input
     check_same(out.transpose(2, 3).flatten(-2), z[:g, None], block["attention"])
+    if "starts" in run:
+        edges_into_heads(t, clean, moved, fixed, run["starts"], layer)
+        start_heads(t, z.unflatten(-1, (block["heads"], -1)), run, layer, block["after_attention"] is not None)
     put(z, t.transpose(2, 3).flatten(-2), g, first)
 
 
-def queries_keys_values(model, norms: dict, block: dict, rules: dict, g: int, first: int) -> list:
+def queries_keys_values(model, norms: dict, block: dict, run: dict) -> list:
     """q, k and v as the kernel gets them, each [rows, heads, seq, width]; their norms linearised on the way."""
     shape = (block["layout"], block["heads"], block["key_heads"], block["head_dim"])
-    fused, v = len(set(block["projections"])) == 1, None
-    if fused:
-        x = model.get(block["projections"][0]).output
-        q, k, v = (heads_of(x, which, *shape).transpose(1, 2) for which in range(3))
+    q_path, _, v_path = block["projections"]
+    if q_path == v_path:
+        fused = model.get(q_path).output
+        q, k, v = (heads_of(fused, which, *shape).transpose(1, 2) for which in range(3))
     else:
-        if block["values_first"]:
-            v = heads_of(model.get(block["projections"][2]).output, 2, *shape).transpose(1, 2)
+        v = model.get(v_path).output if block["values_first"] else None
         for norm in block["head_norms"]:
-            norm_step(model, norms, norm, rules, g, first)
-        if v is None:
-            v = heads_of(model.get(block["projections"][2]).output, 2, *shape).transpose(1, 2)
+            norm_step(model, norms, norm, run)
+        v = model.get(v_path).output if v is None else v
+        v = heads_of(v, 2, *shape).transpose(1, 2)
     if block["rotary"]:
-        q, k = model.get(block["attention"]).source.node(block["rotary"]).output
+        q, k = rotary_of(model, block).output
     return [q, k, v]
 
 
-def mlp_step(model, block: dict, rules: dict, g: int, first: int) -> None:
+def rotary_of(model, block: dict):
+    """The call in an attention's forward that turns its queries and keys by position."""
+    return getattr(model.get(block["attention"]).source, block["rotary"])
+
+
+def mlp_step(model, block: dict, run: dict, layer: int) -> None:
     """Replace the tangents at what an MLP's last projection reads by the linearised activation's or product's."""
+    g, first, rules = run["g"], run["first"], run["rules"]
     if block["gate"] is None:
         module = model.get(block["activation"])
-        gate, z = module.input, module.output
+        branches, z = [module.input], module.output
     elif block["up"] is None:
-        gate, up = model.get(block["gate"]).output.chunk(2, -1)
+        branches = model.get(block["gate"]).output.chunk(2, -1)
     else:
-        gate, up = model.get(block["gate"]).output, model.get(block["up"]).output
-    value, slope = activation_and_slope(block["function"], clean_of(gate, g), rules["identity_activation"])
-    t = slope * tangents_of(gate, g, first)
+        branches = [model.get(block[name]).output for name in ("gate", "up")]
+    moved = [tangents_of(x, g, first) for x in branches]
+    if "starts" in run:
+        edges_into_mlp(moved, run["starts"], layer)
+    value, slope = activation_and_slope(block["function"], clean_of(branches[0], g), rules["identity_activation"])
+    t = slope * moved[0]
     if block["gate"] is not None:
-        z, clean = model.get(block["down"]).input, clean_of(up, g)
-        t = rules["gate"] * clean * t + rules["up"] * value * tangents_of(up, g, first)
-        value = value * clean
+        z, up = model.get(block["down"]).input, clean_of(branches[1], g)
+        t = rules["gate"] * up * t + rules["up"] * value * moved[1]
+        value = value * up
     check_same(value, z[:g, None], block["mlp"])
+    if "starts" in run:
+        t[:, :run["starts"]["carriers"]] = 0
     put(z, t, g, first)
 
 
-def last_logits(model, plan: dict, g: int, first: int):
+def last_logits(model, plan: dict, run: dict):
     """The clean logits [g, vocab] and their tangents; the model goes on with the clean rows alone."""
+    g, first = run["g"], run["first"]
     module = model.get(plan["unembedding"])
     raw = module.output[:, -1:]
     logits, t = clean_of(raw, g), tangents_of(raw, g, first)

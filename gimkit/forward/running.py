@@ -3,31 +3,29 @@
 import warnings
 
 import torch
+from tqdm.auto import tqdm
 
-from gimkit.errors import GimkitError
+from gimkit.edits import resolve
 from gimkit.forward.plan import plan_of
-from gimkit.forward.pushing import token_tangents
+from gimkit.forward.pushing import metric_tangents, token_tangents
 from gimkit.question import Question
 from gimkit.remote import where
-from gimkit.rules import RULES, Rules
+from gimkit.rules import PLAIN, Rules
 
 SCALES = {"bfloat16": 256.0, "float16": 256.0}  # small tangents beside large biases lose digits in half precision
 NUMBERS = 2**26  # that the rows of one forward may hold at once in its widest place
 LARGE = 2**29  # bytes to a server and back that are worth a word
 
 
-def forward_token_scores(model, asked: Question, method: str | Rules, steps: int, remote: bool):
+def forward_token_scores(model, asked: Question, method: str | Rules, steps: int, remote):
     """Scores [seq] of `gimkit.attribute` without a backward pass, and the answers' ids.
 
     Each free token's change from the neutral embedding is pushed to the logits as a row of its own, so n tokens cost a
     forward of n + 2 rows (n + 1 for each step of "ig", and one).
     """
-    if method == "deeplift":
-        raise GimkitError("deeplift has no forward mode, for its slopes need both prompts at every activation; use "
-                          "any rules ('gim', 'gradient', 'relp', ...), 'ig' or 'occlusion'")
-    rules = RULES["gradient"] if method == "ig" else method if isinstance(method, Rules) else RULES[method]
+    rules = PLAIN if method == "ig" else resolve(method)
     plan, seq, (_, neutral, answers, free) = plan_of(model, rules), len(asked.ids), asked
-    positions, numbers, scale = free.nonzero()[:, 0].tolist(), rules._asdict(), scale_of(model)
+    positions = free.nonzero()[:, 0].tolist()
     left = [1 - (k + 0.5) / steps for k in range(steps)] if method == "ig" else [0.0]
     most = rows_at_once(plan, seq)
     copies = max(1, most // len(positions))
@@ -36,14 +34,51 @@ def forward_token_scores(model, asked: Question, method: str | Rules, steps: int
     say_transfer(model, plan, seq, sum(len(some) * (1 + len(chosen)) + 1 for some, chosen in chunks), remote)
     scores = torch.zeros(seq, dtype=torch.float64)
     for some, chosen in chunks:  # the point nearest to the prompt comes first: it has the top prediction
+        run = {"rules": rules._asdict(), "g": len(some), "first": len(some) + 1, "scale": scale_of(model)}
         ids = asked.ids.repeat(len(some) * (1 + len(chosen)) + 1, 1)
         ids[len(some)] = neutral
         with torch.no_grad():
             with model.trace(input_ids=ids, use_cache=False, logits_to_keep=1, **where(remote)):
-                found, answers = token_tangents(model, plan, numbers, scale, chosen, free, some, answers)
+                found, answers = token_tangents(model, plan, run, chosen, free, some, answers)
                 found, answers = found.cpu().save(), answers.save()
         scores[chosen] += found.double() * len(some) / len(left)
     return scores.to(found.dtype), answers
+
+
+def forward_task_scores(model, task, answers, rules: Rules, chunks, wanted: int, batch_size: int, remote):
+    """Scores [n, wanted] of a task's pairs by tangents that start inside the model.
+
+    answers: metric, good and bad answers' ids [n, most]. chunks: a function of (the most rows at once, spare ones
+    among them) giving (starts, rows, columns): what `gimkit.forward.rows.starts_of` says, and which of its rows are
+    which columns of the result. Pairs of the same length go together, unpadded, as many as the rows allow.
+    """
+    plan = plan_of(model, rules)
+    lengths = (task.last + 1).tolist()
+    found, jobs = torch.zeros(len(task), wanted, dtype=torch.float64), []
+    for length in sorted(set(lengths)):
+        most, same = rows_at_once(plan, length), [i for i, other in enumerate(lengths) if other == length]
+        for starts, rows, columns in chunks(most, spare_rows(plan)):
+            together = max(1, min(batch_size, most // starts["rows"]))
+            jobs += [(length, same[i:i + together], starts, rows, columns) for i in range(0, len(same), together)]
+    for length in sorted(set(lengths)):
+        rows = sum(1 + len(pairs) * (2 + starts["rows"]) for other, pairs, starts, *_ in jobs if other == length)
+        say_transfer(model, plan, length, rows, remote)
+    metric, good, bad = answers
+    for length, pairs, starts, rows, columns in tqdm(jobs, desc=f"{task.name} forward", delay=2, leave=False):
+        g, clean, corrupt = len(pairs), task.clean[pairs, :length], task.corrupt[pairs, :length]
+        ids = torch.cat([clean, clean[:1], corrupt, clean.repeat_interleave(starts["rows"], 0)])
+        run = {"rules": rules._asdict(), "g": g, "first": 2 * g + 1, "scale": scale_of(model), "starts": starts}
+        right, wrong = good[pairs], bad[pairs]
+        with torch.no_grad():
+            with model.trace(input_ids=ids, use_cache=False, logits_to_keep=1, **where(remote)):
+                values = metric_tangents(model, plan, run, metric, right, wrong).cpu().save()
+        found[torch.tensor(pairs)[:, None], columns] = values[:, rows].double()
+    return found.to(values.dtype)
+
+
+def spare_rows(plan: dict) -> int:
+    """Rows for the corrupt parts of heads that a norm follows."""
+    return plan["blocks"][0]["heads"] if any(block["after_attention"] for block in plan["blocks"]) else 0
 
 
 def rows_at_once(plan: dict, seq: int) -> int:
