@@ -1,4 +1,13 @@
-"""gimkit: interpretability of transformer language models on nnsight, with GIM's backward rules."""
+"""gimkit: interpretability of transformer language models on nnsight, with GIM's backward rules.
+
+All examples in these docstrings are run as tests, with these names at hand:
+
+>>> model = gimkit.load("mini-llama")                            # 5 layers of 4 heads, width 128
+>>> task = gimkit.tasks.ioi(model, n=64)                         # 64 prompt pairs
+>>> edges = gimkit.score_edges(model, task)
+>>> nodes = gimkit.score_nodes(model, task)
+>>> circuit = edges.top(100)
+"""
 
 from gimkit import circuits, l3d, tasks
 from gimkit.circuits import faithfulness, rank_correlation, run, score_edges, score_neurons, score_nodes

@@ -18,8 +18,8 @@ SHOW_PHENOMENA = ("ioi, trained templates", "ioi_twice, trained templates", "odd
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; bad input gives one line on standard error and exit code 2.
 
-    >>> main(["demo", "--model", "mini-lama"])
-    gimkit: unknown model 'mini-lama'; ...
+    >>> main(["demo", "--model", "mini-lama"])               # the message goes to stderr
+    Loading mini-lama ...
     2
     """
     parser = argparse.ArgumentParser("python -m gimkit", description="GIM's gradients on nnsight models.")

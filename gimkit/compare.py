@@ -24,11 +24,11 @@ def compare(name: str, tasks=TASKS, methods=COMPARED, n: int = 32,
             seeds: int = 1, seed: int = 0) -> tuple[pandas.DataFrame, pandas.DataFrame]:
     """Score the edges of one model by every method on some prompts, cut circuits, run them on other prompts.
 
-    >>> table, curves = compare("mini-llama", ["ioi"], ["gim", "random"], seeds=3)
+    >>> table, curves = compare("mini-llama", ["ioi"], ["gim", "random"], n=4)
     >>> table.columns.tolist()                                                  # a row per task, seed and method
     ['model', 'task', 'seed', 'method', 'cpu_seconds', 'growth_mib', 'cpr', 'cpr_low', 'cpr_high', 'cmd', ...]
-    >>> len(curves)                                                             # ten sizes, signed and absolute ranking
-    120
+    >>> len(curves)                                     # two methods, ten sizes, signed and absolute ranking
+    40
 
     name: whatever `gimkit.load` takes. `seeds` draws of 2n different prompt pairs of each task, the first by `seed`;
     half of a draw gives the scores, the other half evaluates the circuits, as MIB has a train and a validation split.
@@ -74,8 +74,8 @@ def compare(name: str, tasks=TASKS, methods=COMPARED, n: int = 32,
 def growing(run, *arguments, **options):
     """What run(...) returns, and by how many MiB this process's resident memory grew at most meanwhile.
 
-    >>> growing(torch.ones, 2**20)[1]                            # four bytes each
-    4.0
+    >>> round(growing(torch.ones, 2**22)[1])                     # MiB; four bytes each
+    16
 
     Memory that earlier runs freed but kept is given back first. What else ran before still shows: on mini-llama one
     gradient method's growth came out within 15% of a fresh process, "exact" at up to 1.5 times (134 and 176 for 114).

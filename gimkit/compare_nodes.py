@@ -73,7 +73,7 @@ def repaired_heads(model, task) -> list[str]:
 def columns(scores, names) -> numpy.ndarray:
     """The scores per example of some nodes, [n, names].
 
-    >>> columns(gimkit.score_nodes(model, task), ["a0.h0", "m0"]).shape
+    >>> columns(nodes, ["a0.h0", "m0"]).shape                    # 64 examples
     (64, 2)
     """
     return scores.per_example[:, [scores.nodes.index(name) for name in names]].double().numpy()

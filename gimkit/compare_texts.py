@@ -13,8 +13,8 @@ COMPARED = ("gradient", "ig", "deeplift", "transformer-lrp", "attnlrp", "gim", "
 def compare_texts(model, texts: Texts, methods=COMPARED, remote: bool = False) -> pandas.DataFrame:
     """How faithful each method's token scores are, with bootstrap intervals over the texts.
 
-    >>> texts = gimkit.tasks.load_texts("boolq", model, n=100)
-    >>> list(compare_texts(model, texts).columns)                         # a row per method, scale and measure
+    >>> texts = Texts("own", (task.clean[0][task.mask[0]],), (task.good[0][0],), (task[0].clean,))
+    >>> compare_texts(model, texts, ["gim"]).columns.tolist()             # a row per method, scale and measure
     ['data_set', 'method', 'scale', 'measure', 'value', 'low', 'high', 'n', 'undefined']
 
     texts: of `gimkit.tasks.load_texts`. methods: of `gimkit.attribute`, random noise among them as a control.

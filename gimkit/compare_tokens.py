@@ -62,8 +62,8 @@ SETS = {
 def prompts(model, name: str, n: int, seed: int) -> list[tuple[str, tuple[str, str], list[int]]]:
     """n prompts of a set: (text, (answer, wrong), free positions).
 
-    >>> prompts(model, "ioi", 1, seed=0)
-    [('...', ('Mary', 'John'), [1, 2, ..., 12])]
+    >>> prompts(model, "redundant, twice", 1, seed=0)[0][1:]
+    (('Rebecca', 'Thomas'), [3, 5, 17, 19])
 
     Raises GimkitError for an unknown set, and where the model's tokenizer leaves fewer than n usable prompts.
     """
@@ -133,7 +133,8 @@ def agreement(scores: numpy.ndarray, truth: numpy.ndarray) -> dict[str, float]:
 def summarise(table: pandas.DataFrame, against: str = "gim") -> pandas.DataFrame:
     """Means over prompts with 95% bootstrap intervals: a row per set and method, best Pearson first.
 
-    >>> summarise(measure("mini-llama", n=4, seeds=[0])).columns.tolist()[:7]
+    >>> table = measure("mini-llama", ["redundant, twice"], ["gim", "random"], n=2, seeds=[0])
+    >>> summarise(table).columns.tolist()[:7]
     ['model', 'set', 'method', 'prompts', 'pearson', 'pearson_low', 'pearson_high']
 
     table: of `measure`. prompts: how many have a correlation. seed_lowest, seed_highest: mean Pearson of a seed. ahead:
@@ -191,7 +192,8 @@ def pooled(name: str, table: pandas.DataFrame, less: pandas.DataFrame | None = N
 def interactions(table: pandas.DataFrame) -> pandas.DataFrame:
     """Per prompt set: whether single effects sum to more (needed jointly) or less (redundant) than the joint one.
 
-    >>> interactions(measure("mini-llama", ["redundant, twice"], ["random"], n=8, seeds=[0])).ratio[0] < 1
+    >>> table = measure("mini-llama", ["redundant, twice"], ["random"], n=8, seeds=[0])
+    >>> bool(interactions(table).ratio[0] < 1)
     True
 
     table: of `measure`. joint: logit difference lost when all free tokens become neutral. singles: the sum of what is

@@ -90,8 +90,9 @@ def token_faithfulness(model, prompts, scores, targets=None, *, baseline=None,
                        remote: bool = False) -> TokenFaithfulness:
     """Replace the best-scored tokens, and the worst-scored ones, and see what the answer loses.
 
+    >>> prompts, targets = [pair.clean for pair in task.pairs[:8]], [pair.answer for pair in task.pairs[:8]]
     >>> scores = [gimkit.attribute(model, prompt, target) for prompt, target in zip(prompts, targets)]
-    >>> result = gimkit.token_faithfulness(model, prompts, scores, targets)       # 8 prompts
+    >>> result = gimkit.token_faithfulness(model, prompts, scores, targets)
     >>> result.comprehensiveness().shape, result.sufficiency("probability").shape
     (torch.Size([8]), torch.Size([8]))
 

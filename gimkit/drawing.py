@@ -17,7 +17,7 @@ PORTS = {"q": -0.16, "k": 0.0, "v": 0.16, "": 0.0}  # where an edge enters its t
 def circuit_graph(circuit, roles=None, ax=None):
     """The edges of a circuit, layer above layer; blue edges help the answer, orange ones hurt it.
 
-    >>> circuit_graph(gimkit.score_edges(model, task).top(60, absolute=True))
+    >>> ax = circuit_graph(gimkit.score_edges(model, task).top(60, absolute=True))
 
     A head's edges enter its box at q, k or v and leave at its top; an MLP stands half a layer above the heads that it
     may read. The stronger an edge's |score|, the thicker and the less faint, so that a few of 200 stand out. Edges are

@@ -24,7 +24,7 @@ def layer_scores(model, prompt, target=None, *, method: str = "gim", steps: int 
                  remote: bool = False) -> torch.Tensor:
     """Score every layer's residual stream at every position by how much it speaks for a target token, [layers, seq].
 
-    >>> layer_scores(model, "Mary drove to the farm with John. John lent a map to", "Mary").shape      # mini-llama
+    >>> layer_scores(model, "Mary drove to the farm with John. John lent a map to", "Mary").shape
     torch.Size([5, 14])
 
     A node is the input x of a block at one position; its score is (x - mean over positions of x) . gradient of the
@@ -66,8 +66,10 @@ def layer_scores(model, prompt, target=None, *, method: str = "gim", steps: int 
 def layer_faithfulness(model, prompts, scores, targets=None, *, remote: bool = False) -> list[TokenFaithfulness]:
     """Comprehensiveness and sufficiency of the positions that scores rank, a result per layer.
 
-    >>> scores = [layer_scores(model, *question) for question in zip(prompts, targets)]
-    >>> [layer.comprehensiveness().mean() for layer in layer_faithfulness(model, prompts, scores, targets)]
+    >>> prompt, target = "Mary drove to the farm with John. John lent a map to", "Mary"
+    >>> layers = layer_faithfulness(model, [prompt], [layer_scores(model, prompt, target)], [target])
+    >>> len(layers), layers[0].comprehensiveness().shape
+    (5, torch.Size([1]))
 
     As `gimkit.token_faithfulness`, but at each layer a position's stream is replaced by the mean over positions,
     instead of its token. scores: n tensors [layers, seq]. prompts, targets, remote: as there.

@@ -13,9 +13,10 @@ def masked_values(model, asked: Question, keep: torch.Tensor, remote: bool = Fal
                   most: int = 2**13) -> tuple[torch.Tensor, list[int]]:
     """The explained logit and the answer's probability, [rows, 2] in float64, of each variant; and the answers' ids.
 
+    >>> asked = gimkit.question.ask(model, "Mary drove to the farm with John. John lent a map to", "Mary")
     >>> values, answers = masked_values(model, asked, torch.ones(1, len(asked.ids), dtype=torch.bool))
-    >>> values.shape
-    torch.Size([1, 2])
+    >>> values.shape, answers
+    (torch.Size([1, 2]), [195])
 
     keep: [rows, seq], True where the prompt's own token stays. The first row must be the whole prompt when the answer
     is to be the model's own prediction. With a pair (right, wrong) the logit is a difference and the probability that

@@ -15,6 +15,7 @@ LIME_SAMPLES, SAMPLES_PER_TOKEN = 100, 3  # of LIME, and of KernelSHAP, as in GI
 def perturbed(model, asked: Question, method: str, seed: int, remote: bool) -> tuple[torch.Tensor, list[int]]:
     """Scores [seq] by one of METHODS, 0 where a token is not free; and the answers' ids.
 
+    >>> asked = gimkit.question.ask(model, "Mary drove to the farm with John. John lent a map to", "Mary")
     >>> perturbed(model, asked, "occlusion", 0, False)[0].shape              # a prompt of 14 tokens
     torch.Size([14])
     """

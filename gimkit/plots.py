@@ -22,7 +22,7 @@ DARK = "#333333"
 def token_bars(scores, ax=None):
     """A bar per token, blue for the target and orange against it.
 
-    >>> token_bars(gimkit.attribute(model, "Mary and John went home . John gave a ring to", target="Mary"))
+    >>> ax = token_bars(gimkit.attribute(model, "Mary drove to the farm with John. John lent a map to", "Mary"))
 
     scores: `TokenScores`, [seq] in logits; a token that comes twice has two bars. ax: matplotlib axes, made when None.
     Returns the axes.
@@ -44,7 +44,7 @@ def token_bars(scores, ax=None):
 def node_grid(scores, ax=None):
     """Heads and MLPs as a grid, a row per layer, the MLP in the last column; blue helps the answer, orange hurts.
 
-    >>> node_grid(gimkit.score_nodes(model, task, method="gim"))
+    >>> ax = node_grid(gimkit.score_nodes(model, task, method="gim"))
 
     scores: `NodeScores`; the cells are means over examples, with numbers when the grid is at most 12 x 12.
     The embedding ("input") has no layer and is left out, as are queries, keys and values. ax: matplotlib axes, made
@@ -71,7 +71,7 @@ def node_grid(scores, ax=None):
 def method_scatter(scores, exact, ax=None):
     """A method's node scores against exact patching; on the dashed diagonal both agree.
 
-    >>> method_scatter(score_nodes(model, task, method="gim"), score_nodes(model, task, method="exact"))
+    >>> ax = method_scatter(nodes, gimkit.score_nodes(model, task, method="exact"))
 
     scores, exact: `NodeScores` of the same nodes and examples. The nodes that exact patching finds most important are
     named, as far as names find room. The title holds Spearman's rank correlation with its bootstrap interval
@@ -101,7 +101,8 @@ def method_scatter(scores, exact, ax=None):
 def faithfulness_curves(curves, ax=None):
     """How much of the model's behaviour circuits of growing size keep, a line per curve; 1 is the whole model.
 
-    >>> faithfulness_curves([gimkit.faithfulness(model, task, edges, absolute=ranked) for ranked in (False, True)])
+    >>> curves = [gimkit.faithfulness(model, task[:16], edges, absolute=ranked) for ranked in (False, True)]
+    >>> ax = faithfulness_curves(curves)
 
     curves: list of `Curve`; dashed where circuits were cut by |score|, a colour per method. The x axis is the requested
     share of all edges. ax: matplotlib axes, made when None. Returns the axes.
@@ -121,7 +122,7 @@ def faithfulness_curves(curves, ax=None):
 def rule_changes(frame, ax=None):
     """A bar per set of rules: how far it moves the gradient away from the plain one.
 
-    >>> rule_changes(pandas.DataFrame({"rules": ["norm", "norm + gate"], "change": [0.31, 0.42]}))
+    >>> ax = rule_changes(pandas.DataFrame({"rules": ["norm", "norm + gate"], "change": [0.31, 0.42]}))
 
     frame: columns rules (names) and change (|g_rules - g_plain| / |g_plain|), drawn from top to bottom in its order.
     ax: matplotlib axes, made when None. Returns the axes.
@@ -141,7 +142,9 @@ def saturation_effects(scores=(6, 6, 0, 0, 0), values=(10, 10, 0, 0, 0), tempera
     """How far the output of one softmax row falls as its first two scores are lowered, in truth and by gradient.
 
     >>> effects = saturation_effects()
-    >>> effects.query("share == 1 and lowered == 'both'")[["by", "effect"]]     # columns by, lowered, share, effect
+    >>> at_ablation = effects.query("share == 1 and lowered == 'both'")
+    >>> at_ablation.set_index("by")["effect"].round(2).to_dict()
+    {'truth': 1.16, 'sum of single': 0.07, 'gradient': 0.13, 'gradient, T = 2': 2.33}
 
     The output is sum_k softmax(scores)_k values_k, in logits. A score is ablated by putting it at its row's mean;
     share is how far it has gone there (0 intact, 1 ablated, up to 1.5). lowered: "first", "second" or "both".
@@ -226,8 +229,8 @@ def saturation(effects, axes=None):
 def save(fig, path, frame, alt: str) -> Path:
     """Write a figure as png, svg and pdf, its numbers as csv and its alternative text as txt; reruns give equal bytes.
 
-    >>> save(ax.figure, "figures/ioi-tokens", scores.frame(), "Bar chart: the second Mary speaks for Mary most.")
-    PosixPath('figures/ioi-tokens.png')
+    >>> save(node_grid(nodes).figure, "figures/ioi-nodes", nodes.frame(), "Grid: a4.h2 speaks for the answer most.")
+    PosixPath('figures/ioi-nodes.png')
 
     fig: matplotlib figure. path: of the files, without ending; folders are made. frame: the plotted numbers.
     alt: what a reader who cannot see the figure should know. Returns the png's path.

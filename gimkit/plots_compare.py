@@ -12,8 +12,8 @@ from gimkit.plots import DARK, _plain
 def faithfulness_by_edges(curves: pandas.DataFrame, axes=None) -> list:
     """Faithfulness against the number of edges, a panel per task and a line per method.
 
-    >>> faithfulness_by_edges(pandas.DataFrame({"task": "ioi", "method": "GIM", "requested": [1, 10, 100],
-    ...                                         "faithfulness": [0.1, 0.8, 1.0]}))
+    >>> axes = faithfulness_by_edges(pandas.DataFrame({"task": "ioi", "method": "GIM", "requested": [1, 10, 100],
+    ...                                                "faithfulness": [0.1, 0.8, 1.0]}))
 
     curves: columns task, method, requested (edges asked for, before dead ends are pruned) and faithfulness. Where a
     method has several rows of one size (seeds), the line is their mean and the band goes from the lowest to the

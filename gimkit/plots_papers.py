@@ -24,7 +24,7 @@ def panels(n: int, width: float, height: float, **options):
 def toy(frame) -> Figure:
     """Bars for made-up attention rows: the output's fall when scores are ablated, and what gradients foretell.
 
-    >>> toy(frame)                                              # columns row, by, lowered, effect
+    frame: columns row, by, lowered, effect.
     """
     rows = frame["row"].unique()
     tempered = frame["by"].iloc[-1]
@@ -48,7 +48,7 @@ def toy(frame) -> Figure:
 def temperature_sweep(frame, pooled: str) -> Figure:
     """Both measures over the softmax temperature: a thin line per task, a thick one for all, with intervals.
 
-    >>> temperature_sweep(frame, "all tasks")              # columns temperature, task, measure, value, low, high
+    frame: columns temperature, task, measure, value, low, high.
     """
     figure, axes = panels(2, 11, 4.2)
     names = [name for name in frame["task"].unique() if name != pooled]
@@ -72,7 +72,7 @@ def temperature_sweep(frame, pooled: str) -> Figure:
 def ladder(frame, pooled: str) -> Figure:
     """Both measures of rule subsets minus the gradient's: small dots are tasks, the large one all, with its interval.
 
-    >>> ladder(frame, "all tasks")                         # columns method, task, measure, value, low, high
+    frame: columns method, task, measure, value, low, high.
     """
     methods = list(frame["method"].unique())
     names = [name for name in frame["task"].unique() if name != pooled]
@@ -98,7 +98,7 @@ def ladder(frame, pooled: str) -> Figure:
 def faithfulness_table(frame, pooled: str) -> Figure:
     """Both measures as tables, methods by tasks; the darker the better, the best of a column is bold.
 
-    >>> faithfulness_table(frame, "all tasks")             # columns method, task, measure, value
+    frame: columns method, task, measure, value.
     """
     methods, tasks = list(frame["method"].unique()), list(frame["task"].unique())
     figure, axes = panels(2, 3.2 + 1.3 * len(tasks), 1.8 + 0.36 * len(methods))
@@ -124,7 +124,7 @@ def faithfulness_table(frame, pooled: str) -> Figure:
 def layers(frame) -> Figure:
     """Both measures over layers, a line per method, with its interval as a band.
 
-    >>> layers(frame)                                      # columns layer, method, measure, value, low, high
+    frame: columns layer, method, measure, value, low, high.
     """
     figure, axes = panels(2, 11, 3.8)
     methods = list(frame["method"].unique())
@@ -142,7 +142,7 @@ def layers(frame) -> Figure:
 def saturation_path(frame) -> Figure:
     """The metric, and the size of its gradient, along the straight path from corrupt to clean embeddings.
 
-    >>> saturation_path(frame)                             # columns example, share, metric, gradient
+    frame: columns example, share, metric, gradient.
 
     The first prompt's lines are thick, the others thin.
     """
@@ -162,7 +162,7 @@ def saturation_path(frame) -> Figure:
 def runtimes(frame) -> Figure:
     """A bar per method: its mean time to score the edges, a dot per task.
 
-    >>> runtimes(frame)                                    # columns method, task, ratio
+    frame: columns method, task, ratio.
     """
     means = frame.groupby("method", sort=False)["ratio"].mean().sort_values()
     figure, (ax,) = panels(1, 6.5, 1.0 + 0.36 * len(means))

@@ -8,7 +8,7 @@ from gimkit.plots import BLUE, DARK, GREY, ORANGE, _axes, _name_points, _plain
 def ablation_effect(repair, ax=None, head: str | None = None):
     """A dot per attention row: the joint effect of two scores against the sum of their single effects.
 
-    >>> ablation_effect(gimkit.self_repair(model, gimkit.tasks.ioi_twice(model, n=32)))
+    >>> ax = ablation_effect(gimkit.self_repair(model, task[:8]))
 
     repair: `SelfRepair`. Above the dashed diagonal the two scores stand in for each other; rows whose interaction is
     above its 95% quantile have the second colour. head: a name such as "a4.h2": only its rows have colours, the others
@@ -23,7 +23,7 @@ def ablation_effect(repair, ax=None, head: str | None = None):
 def grad_vs_tsg(repair, ax=None):
     """A dot per attention row: the gradient sum of its two scores at softmax temperature 2 against the plain one.
 
-    >>> grad_vs_tsg(gimkit.self_repair(model, gimkit.tasks.ioi_twice(model, n=32)))
+    >>> ax = grad_vs_tsg(gimkit.self_repair(model, task[:8]))
 
     repair: `SelfRepair`; colours as in `ablation_effect`. ax: matplotlib axes, made when None. Returns the axes.
     Source: the figure "grad_vs_tsg" of arXiv 2505.17630.
@@ -59,7 +59,7 @@ def _two_colours(frame, x, y, repair, ax, xlabel: str, ylabel: str, head: str | 
 def direct_against_total(repair, ax=None):
     """The total against the direct effect of ablating each head, as measured and with the final norm frozen.
 
-    >>> direct_against_total(gimkit.head_repair(model, gimkit.tasks.ioi(model, n=32)))
+    >>> ax = direct_against_total(gimkit.head_repair(model, task[:8]))
 
     repair: `HeadRepair`; means over examples in logits, bars are 95% bootstrap intervals over examples of
     direct - total. On the dashed diagonal nobody answers; for positive effects, below it the rest of the model makes up
@@ -90,7 +90,7 @@ def direct_against_total(repair, ax=None):
 def head_answers(repair, head: str, ax=None, most: int = 8):
     """A bar per part: by how much it makes up for one ablated head.
 
-    >>> head_answers(gimkit.head_repair(model, gimkit.tasks.ioi(model, n=32)), "a4.h2")
+    >>> ax = head_answers(gimkit.head_repair(model, task[:8]), "a4.h2")
 
     repair: `HeadRepair`. head: the ablated head's name. The `most` largest answers in logits, largest first, the others
     together; all bars sum to direct - total. ax: matplotlib axes, made when None. Returns the axes.

@@ -22,8 +22,8 @@ class Question(NamedTuple):
 def ask(model, prompt, target=None, baseline=None, free=None) -> Question:
     """Check and encode what `gimkit.attribute` and its kin are given.
 
-    >>> ask(model, "Mary drove to the farm with John. John lent a map to", ("Mary", "John")).answers  # mini-llama
-    [195, 150]
+    >>> ask(model, "Mary drove to the farm with John. John lent a map to", ("Mary", "John")).answers
+    [195, 178]
 
     free: positions that may become neutral; None: all.
     Raises GimkitError for an empty prompt, one longer than the model's context, a target that is not one token or a

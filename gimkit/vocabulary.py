@@ -21,7 +21,7 @@ def text_ids(tokenizer, text: str) -> list[int]:
 def answer_id(tokenizer, prompt: str, answer: str, glue: str = " ") -> int:
     """The one token that an answer is behind its prompt.
 
-    >>> answer_id(model.tokenizer, "Mary drove to the farm with John. John lent a map to", "Mary")  # mini-llama
+    >>> answer_id(model.tokenizer, "Mary drove to the farm with John. John lent a map to", "Mary")
     195
 
     glue: what stands between prompt and answer, instead of the prompt's own last spaces; "": just what the prompt ends
@@ -66,7 +66,7 @@ def encode(tokenizer, prompt) -> torch.Tensor:
 def one_token(tokenizer, word) -> int:
     """The id of a word that is a single token, tried with a leading space first; ids pass through.
 
-    >>> one_token(model.tokenizer, "Mary")                       # mini-llama
+    >>> one_token(model.tokenizer, "Mary")
     195
 
     Raises GimkitError, listing the pieces, when the word splits into several tokens.

@@ -16,7 +16,7 @@ from gimkit.explorer import curve_circuits
 def saturation_explorer() -> ipywidgets.VBox:
     """Sliders for two attention scores and the temperature; redraws `gimkit.plots.saturation` on the toy row.
 
-    >>> saturation_explorer()                                    # scores [6, 6, 0, 0, 0], values [10, 10, 0, 0, 0]
+    >>> explorer = saturation_explorer()                         # scores [6, 6, 0, 0, 0], values [10, 10, 0, 0, 0]
     """
     def slider(value, low, high, step, name):
         return ipywidgets.FloatSlider(value=value, min=low, max=high, step=step, description=name,
@@ -35,7 +35,9 @@ def saturation_explorer() -> ipywidgets.VBox:
 def rule_explorer(changes: dict, tokens: dict) -> ipywidgets.VBox:
     """A checkbox per rule; shows how far the chosen rules move the gradient, and what they make of the tokens.
 
-    >>> rule_explorer({frozenset(): 0.0, frozenset({"norm"}): 0.31}, {frozenset(): plain, frozenset({"norm"}): frozen})
+    >>> tokens = {frozenset(rules): gimkit.attribute(model, "Mary and John went home", "and", method=method)
+    ...           for rules, method in (((), "gradient"), (("norm",), "freeze"))}
+    >>> explorer = rule_explorer({frozenset(): 0.0, frozenset({"norm"}): 0.31}, tokens)
 
     changes: relative change of the gradient by set of rule names. tokens: `TokenScores` by the same sets.
     Both hold every subset of the rules, 16 for four.
@@ -69,7 +71,7 @@ def rule_explorer(changes: dict, tokens: dict) -> ipywidgets.VBox:
 def token_tabs(results: list) -> ipywidgets.Tab:
     """A tab per attribution method; a token's score appears under the pointer.
 
-    >>> token_tabs([gimkit.attribute(model, prompt, target="Mary", method=m) for m in ("gim", "gradient", "ig")])
+    >>> tabs = token_tabs([gimkit.attribute(model, "Mary and John went", method=m) for m in ("gim", "gradient")])
 
     results: list of `TokenScores`.
     """
@@ -80,7 +82,7 @@ def token_tabs(results: list) -> ipywidgets.Tab:
 def node_explorer(results: list) -> ipywidgets.VBox:
     """A choice of method; shows its grid of heads and MLPs.
 
-    >>> node_explorer([gimkit.score_nodes(model, task, method=m) for m in ("exact", "gim", "gradient")])
+    >>> explorer = node_explorer([gimkit.score_nodes(model, task, method=m) for m in ("exact", "gim", "gradient")])
 
     results: list of `NodeScores`.
     """
@@ -95,7 +97,7 @@ def node_explorer(results: list) -> ipywidgets.VBox:
 def circuit_size(edges, curve, roles=None) -> ipywidgets.VBox:
     """A slider over the sizes of a curve's circuits; shows the circuit and its point on the curve.
 
-    >>> circuit_size(edges, gimkit.faithfulness(model, task, edges, absolute=True))
+    >>> slider = circuit_size(edges, gimkit.faithfulness(model, task[:16], edges, absolute=True))
 
     edges: the `EdgeScores` that the curve's circuits were cut from. curve: their `Curve`. roles: as in `circuit_graph`.
     Raises GimkitError when the curve belongs to other scores.
@@ -120,7 +122,7 @@ def circuit_size(edges, curve, roles=None) -> ipywidgets.VBox:
 def repair_explorer(scores, heads) -> ipywidgets.VBox:
     """A choice of layer and head; shows its attention rows among all, and who answers when the head is ablated.
 
-    >>> repair_explorer(gimkit.self_repair(model, task), gimkit.head_repair(model, task))
+    >>> explorer = repair_explorer(gimkit.self_repair(model, task[:8]), gimkit.head_repair(model, task[:8]))
 
     scores: `SelfRepair`. heads: `HeadRepair` of the same model.
     """

@@ -14,7 +14,7 @@ from gimkit.errors import GimkitError
 class Circuit:
     """A set of edges of a model.
 
-    >>> circuit = edges.top(200)
+    >>> circuit = gimkit.score_edges(model, task).top(200)
     >>> len(circuit), circuit.edges[0]
     (200, 'input->a0.h0<q>')
 
@@ -33,7 +33,7 @@ class Circuit:
     def of(cls, graph: Graph, edges) -> "Circuit":
         """The circuit of edges given by their names.
 
-        >>> len(Circuit.of(graph, ["input->a0.h0<v>", "a0.h0->logits"]))
+        >>> len(Circuit.of(edges.graph, ["input->a0.h0<v>", "a0.h0->logits"]))
         2
 
         Raises GimkitError for an edge that the model does not have.
@@ -49,7 +49,7 @@ class Circuit:
     def between(cls, graph: Graph, nodes) -> "Circuit":
         """The circuit of all edges between nodes given by their names, and from them to the logits.
 
-        >>> Circuit.between(graph, ["input", "m0"]).edges
+        >>> Circuit.between(edges.graph, ["input", "m0"]).edges
         ('input->m0', 'input->logits', 'm0->logits')
 
         Raises GimkitError for a node that the model does not have. Source: EAP-IG's node-level circuits, which also
@@ -65,7 +65,9 @@ class Circuit:
     def load(cls, path, *, model=None) -> "Circuit":
         """Read the circuit of a file of MIB's format, .json or .pt: the edges that it marks as in the graph.
 
-        >>> circuit = Circuit.load("ioi.json", model=model)
+        >>> path = edges.top(100).save("ioi.json")
+        >>> Circuit.load(path, model=model) == edges.top(100)
+        True
 
         model: refuse a file of another shape. Raises GimkitError as `gimkit.circuits.files.read`.
         """

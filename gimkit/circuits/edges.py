@@ -28,6 +28,11 @@ METHODS = (*RULES, "ig-inputs", "gim-ig", "ig-activations", "clean-corrupted", "
 class EdgeScores:
     """One score per edge; positive means that corrupting the edge hurts.
 
+    >>> edges.sources[:3], edges.targets[:2]
+    (('input', 'a0.h0', 'a0.h1'), ('a0.h0<q>', 'a0.h1<q>'))
+    >>> edges.frame().columns.tolist()                           # a row per edge, 761
+    ['task', 'method', 'metric', 'source', 'target', 'score']
+
     scores: [sources, targets] in units of the metric, means over examples, 0 where there is no edge.
     """
 
@@ -59,7 +64,7 @@ class EdgeScores:
         """The circuit of the n edges of highest score, or absolute score, without dead ends.
 
         >>> str(edges.top(200))
-        '200 of 761 edges, 26 of 26 nodes'                           # mini-llama, 64 prompts of IOI
+        '200 of 761 edges, 26 of 26 nodes'
 
         Raises GimkitError when the model has fewer edges.
         """
@@ -76,7 +81,9 @@ class EdgeScores:
     def load(cls, path, *, model=None) -> "EdgeScores":
         """Read the edge scores of a file of MIB's format, .json or .pt.
 
-        >>> edges = EdgeScores.load("ioi.json", model=model)
+        >>> path = edges.save("ioi.json")
+        >>> EdgeScores.load(path, model=model).method
+        'gim'
 
         model: refuse a file of another shape. Raises GimkitError for a file of node scores and as
         `gimkit.circuits.files.read`.

@@ -25,7 +25,8 @@ class Node(NamedTuple):
 def nodes(anatomy: Anatomy) -> tuple[Node, ...]:
     """Every source of a model in the reference's order: the embedding, then each layer's heads and MLP.
 
-    >>> [node.name for node in nodes(dissect(gimkit.load("mini-gpt2")))][:6]
+    >>> from gimkit.anatomy import dissect
+    >>> [node.name for node in nodes(dissect(model))][:6]
     ['input', 'a0.h0', 'a0.h1', 'a0.h2', 'a0.h3', 'm0']
 
     Source: order and names as in hannamw/EAP-IG.

@@ -18,6 +18,10 @@ from gimkit.rules import Rules
 class NeuronScores:
     """One score per MLP neuron; positive means that corrupting the neuron hurts.
 
+    >>> neurons = gimkit.score_neurons(model, task)
+    >>> neurons.top(2, absolute=True).columns.tolist()
+    ['task', 'method', 'metric', 'node', 'layer', 'neuron', 'score']
+
     scores: [layers, neurons of an MLP] in units of the metric, means over examples.
     """
 
@@ -51,7 +55,7 @@ def score_neurons(model, task, method: str | Rules = "gim", *, metric: str = "lo
     """Score every neuron of every MLP of a model on a task, from one forward and one backward pass.
 
     >>> neurons = gimkit.score_neurons(model, gimkit.tasks.ioi(model, n=64), method="gim")
-    >>> neurons.scores.shape                                     # mini-llama: 5 layers of 352 neurons
+    >>> neurons.scores.shape                                     # 5 layers of 352 neurons
     torch.Size([5, 352])
 
     A neuron is one number at the input of an MLP's output projection: act(up) or, in gated MLPs, act(gate) * up. Its
@@ -88,7 +92,7 @@ def score_neurons(model, task, method: str | Rules = "gim", *, metric: str = "lo
 def output_projections(model, anatomy: Anatomy) -> list[str]:
     """The path of each MLP's output projection, whose input holds the MLP's neurons.
 
-    >>> output_projections(model, dissect(model))[0]             # mini-llama
+    >>> output_projections(model, dissect(model))[0]
     'model.layers.0.mlp.down_proj'
 
     Raises GimkitError for mixtures of experts, and for MLPs of different widths.

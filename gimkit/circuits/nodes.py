@@ -18,6 +18,11 @@ KINDS = {"": "head", "q": "query", "k": "key", "v": "value"}
 class NodeScores:
     """One score per node; positive means that corrupting the node hurts.
 
+    >>> nodes.nodes[:3], nodes.scores.shape
+    (('input', 'a0.h0', 'a0.h1'), torch.Size([26]))
+    >>> nodes.frame().columns.tolist()
+    ['task', 'method', 'metric', 'node', 'kind', 'layer', 'head', 'score']
+
     nodes: names, "input", "a0.h0", ..., "m0", ...; of "atp*" also "a0.h0<q>", "a0.h0<k>", "a0.h0<v>", ... .
     per_example: [n, nodes], in units of the metric. graph: the model's shape, None where its edges are not covered.
     """
@@ -53,7 +58,7 @@ class NodeScores:
         """The circuit of all edges between the embedding and the n best heads and MLPs, without dead ends.
 
         >>> str(nodes.top(12))
-        '199 of 761 edges, 13 of 26 nodes'                           # mini-llama, 64 prompts of IOI
+        '199 of 761 edges, 13 of 26 nodes'
 
         absolute: rank by |score|. Raises GimkitError when the model has fewer, or edges that are not covered, and for
         "atp*", whose queries, keys and values are no nodes of a circuit.
@@ -72,7 +77,9 @@ class NodeScores:
     def load(cls, path, *, model=None) -> "NodeScores":
         """Read the node scores of a file of MIB's format, .json or .pt; per_example has one row, their means.
 
-        >>> nodes = NodeScores.load("ioi.json", model=model)
+        >>> path = nodes.save("ioi.json")
+        >>> NodeScores.load(path, model=model).per_example.shape
+        torch.Size([1, 26])
 
         model: refuse a file of another shape. Raises GimkitError for a file without node scores and as
         `gimkit.circuits.files.read`.

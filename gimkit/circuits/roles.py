@@ -23,7 +23,9 @@ LOOKS = ("right", "wrong", "previous", "duplicate", "induction")
 def head_roles(model, task, *, batch_size: int = 32, remote: bool = False) -> pandas.DataFrame:
     """Measure what each head attends to, writes and changes on a task, and name its role where a known one fits.
 
-    >>> head_roles(model, gimkit.tasks.ioi(model, n=32)).query("role != ''")[["node", "wrong", "direct", "role"]]
+    >>> roles = gimkit.circuits.head_roles(model, task[:16]).set_index("node")
+    >>> roles.loc["a4.h2", "role"]
+    'previous-token-like'
 
     A row per head, on clean prompts. Mean attention, NaN where no prompt offers the occasion:
     right, wrong: from the answer's position to the tokens of the right and of the wrong answer in the prompt.

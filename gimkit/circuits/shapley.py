@@ -22,9 +22,9 @@ def shapley_nodes(model, task, *, orders: int = 8, seed: int = 0, batch_size: in
                   remote: bool = False) -> NodeScores:
     """The Shapley value of every head and MLP, estimated from random orders.
 
-    >>> worth = gimkit.circuits.shapley_nodes(model, gimkit.tasks.ioi(model, n=32), orders=8)
+    >>> worth = gimkit.circuits.shapley_nodes(model, task[:4], orders=2)
     >>> worth.per_example.shape, worth.method                    # 5 layers of 4 heads and an MLP, and the embedding
-    (torch.Size([32, 26]), 'shapley')
+    (torch.Size([4, 26]), 'shapley')
 
     The worth of a set of nodes: the logit metric on the clean prompt when the heads and MLPs outside it write, at all
     positions, what the corrupt prompt makes of them; those inside answer to what they read. Each example draws `orders`
@@ -82,7 +82,7 @@ def gains_in_order(worth: Callable, rank: torch.Tensor) -> torch.Tensor:
 def node_intervals(scores: NodeScores, **options) -> pandas.DataFrame:
     """Mean scores with bootstrap intervals over examples: columns node, score, low, high.
 
-    >>> node_intervals(worth).columns.tolist()
+    >>> gimkit.circuits.node_intervals(gimkit.score_nodes(model, task)).columns.tolist()
     ['node', 'score', 'low', 'high']
 
     options: level, resamples, seed of the bootstrap.

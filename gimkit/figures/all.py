@@ -86,6 +86,7 @@ def draw(names, name: str = "mini-llama", n: int = 12, seed: int = 0, tasks=()) 
     """Draw figures, write their files and their captions; returns the paths of the png files.
 
     >>> draw(["toy"])
+    wrote figures/toy.png
     [PosixPath('figures/toy.png')]
 
     names: of FIGURES; none for all. name: the model, whatever `gimkit.load` takes. n, seed: prompts of each task.

@@ -12,7 +12,7 @@ description (txt). Intervals are 95% bootstrap intervals over prompts.
 def write_caption(path: Path, stem: str, alt: str, paper: str, made: str, differs: str) -> None:
     """Put one figure's section into the caption file, in alphabetical order; the other sections stay.
 
-    >>> write_caption(Path("figures/CAPTIONS.md"), "toy", "Bars ...", "GIM, Figure 1", "no model", "Own numbers.")
+    >>> write_caption(Path("CAPTIONS.md"), "toy", "Bars ...", "GIM, Figure 1", "no model", "Own numbers.")
     """
     sections = {}
     if path.is_file():

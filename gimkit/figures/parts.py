@@ -73,7 +73,9 @@ class Request:
     def part(self, kind: str, prompts: Task, method: str, measure: Callable[[], pandas.DataFrame]) -> pandas.DataFrame:
         """What measure() returns, read from figures/data/MODEL/KIND/TASK-METHOD.csv where that holds the same already.
 
-        >>> request.part("demo", request.task("ioi"), "none", lambda: pandas.DataFrame({"x": [1.5]}))
+        >>> request = Request("mini-llama", n=4)
+        >>> request.part("demo", request.task("ioi"), "none", lambda: pandas.DataFrame({"x": [1.5]})).loc[0, "x"].item()
+        1.5
 
         The file's first line holds the settings: model and weights, prompts, seed, version of the kit; when they
         differ the part is measured anew.

@@ -14,11 +14,12 @@ def load(name: str, **kwargs):
     """An nnsight `TransformersModel` for text generation, in float32 unless told otherwise.
 
     >>> model = gimkit.load("mini-gpt2")                       # bundled, needs no network
-    >>> model = gimkit.load("openai-community/gpt2")           # from the Hugging Face hub
-    >>> model = gimkit.load("path/to/a/folder")                # what save_pretrained wrote
+    >>> type(model).__name__, model._module.num_parameters()
+    ('TransformersModel', 1071616)
 
-    `kwargs` go to nnsight's TransformersModel, for example dtype=torch.bfloat16 or device_map="auto". The weights
-    take no gradients (`model._module.requires_grad_(True)` brings them back).
+    name: "mini-gpt2" or "mini-llama"; a folder that `save_pretrained` wrote; or an id on the Hugging Face hub, such as
+    "openai-community/gpt2". kwargs: go to nnsight's TransformersModel, for example dtype=torch.bfloat16 or
+    device_map="auto". The weights take no gradients (`model._module.requires_grad_(True)` brings them back).
     Raises GimkitError for a name that is neither bundled, a folder with a model, nor to be had from the hub.
     """
     from nnsight import TransformersModel  # here, because it takes seconds

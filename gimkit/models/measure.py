@@ -45,8 +45,9 @@ def examined(model, n: int = 1000, seed: int = 1000) -> dict[str, Task]:
 def accuracy(model, n: int = 1000, seed: int = 1000) -> pd.DataFrame:
     """Accuracy and mean logit difference of each task, on pairs of names that the training held out.
 
-    >>> gimkit.models.accuracy(gimkit.load("mini-gpt2"))      # 14 rows
-       task accuracy logit_difference prompts
+    >>> table = gimkit.models.accuracy(model, n=8)            # a row per task
+    >>> table.shape
+    (14, 4)
 
     `accuracy`: share of prompts whose metric is positive. `model`: an nnsight model with its tokenizer.
     """

@@ -36,8 +36,8 @@ if TYPE_CHECKING:
 def node_effects(model: nn.Module, task: Task) -> pd.DataFrame:
     """Exact patching: what the metric loses when one head or MLP takes its value from the corrupt run.
 
-    >>> node_effects(hf_model, task)          # 4 layers of 4 heads -> 20 rows
-       part layer head effect normalised
+    >>> node_effects(model._module, task[:8]).shape      # a row for each of 20 heads and 5 MLPs
+    (25, 5)
 
     All positions are patched at once. A head is its slice of the output projection's input, an MLP its
     output. `effect` is mean(metric(clean) - metric(patched)), in logits, positive where corrupting hurts;
@@ -55,7 +55,8 @@ def node_effects(model: nn.Module, task: Task) -> pd.DataFrame:
 def layers_taking_part(nodes: pd.DataFrame, threshold: float = 0.1) -> int:
     """Number of layers with a head or MLP of |normalised effect| at least `threshold` (0.1: 10% of the gap).
 
-    >>> layers_taking_part(node_effects(hf_model, task))      # an int
+    >>> layers_taking_part(node_effects(model._module, task[:8]))
+    4
     """
     return int(nodes.loc[nodes.normalised.abs() >= threshold, "layer"].nunique())
 
@@ -110,8 +111,8 @@ def path_effects(
 ) -> pd.DataFrame:
     """Path patching: which earlier parts a head's query, key or value (or an MLP's input) really depends on.
 
-    >>> path_effects(hf_model, task)          # one row an edge, strongest first
-       edge sender receiver kind layer from_head to_head effect normalised
+    >>> path_effects(model._module, task[:8], receivers=[(1, 0)])["edge"].tolist()[:2]      # strongest first
+    ['a0.h0->a1.h0<q>', 'a0.h1->a1.h0<q>']
 
     For the edge sender -> receiver<kind>, the sender's contribution to the residual stream is replaced by the
     corrupt run's in that one input alone; all other inputs of the receiver stay clean, its norm is computed
@@ -152,7 +153,10 @@ def path_effects(
 def depth(edges: pd.DataFrame, threshold: float = 0.05) -> int:
     """Number of edges in the longest chain of edges with |normalised effect| at least `threshold` (or 0).
 
-    >>> depth(path_effects(hf_model, task))   # 3 for input->m0, m0->a2.h1<v>, a2.h1->a3.h0<q>
+    >>> chain = [("input", "m0", False), ("m0", "a2.h1", True), ("a2.h1", "a3.h0", True)]
+    >>> edges = pd.DataFrame(chain, columns=["sender", "receiver", "to_head"])
+    >>> depth(edges.assign(layer=[0, 2, 3], normalised=0.5))
+    3
 
     The last step, from a part to the logits, is not counted. Edges of a chain are each strong enough by
     themselves; the chain as a whole was not patched.
@@ -168,7 +172,9 @@ def depth(edges: pd.DataFrame, threshold: float = 0.05) -> int:
 def late_dependence(edges: pd.DataFrame, kind: str, n_layers: int) -> float:
     """Largest |normalised effect| of a path from a head into the q, k or v (`kind`) of a late head.
 
-    >>> late_dependence(path_effects(hf_model, task, through_mlps=True), "q", n_layers=4)      # late: in layers 2 and 3
+    >>> edge = {"from_head": True, "to_head": True, "kind": "q", "layer": 3, "normalised": -0.5}
+    >>> late_dependence(pd.DataFrame([edge]), "q", n_layers=4)                           # late: in layers 2 and 3
+    0.5
 
     Late heads are those of the later half of the layers. 0.0 if there is no such edge.
     """

@@ -32,9 +32,9 @@ if TYPE_CHECKING:
 def joint_ablation(scores: Tensor, values: Tensor, threshold: float = 1.0) -> pd.DataFrame:
     """Ablate the two attention scores that contribute most, one at a time and together.
 
-    >>> joint_ablation(torch.tensor([[6., 6, 0, 0, 0]]), torch.tensor([[10., 10, 0, 0, 0]]))
-       row  i  j     d1     d2  joint  interaction
-         0  0  1  0.035  0.035  1.161        0.940
+    >>> joint_ablation(torch.tensor([[6., 6, 0, 0, 0]]), torch.tensor([[10., 9, 0, 0, 0]]))
+       row  i  j        d1        d2     joint  interaction
+    0    0  0  1  0.503078 -0.436923  1.102699     0.940006
 
     scores [R, S]: attention scores, -inf where masked; values [R, S]: what each position is worth, c_k, so
     that a row's output is o = sum_k softmax(scores)_k c_k. Kept are rows with two contributions above
@@ -63,8 +63,8 @@ def joint_ablation(scores: Tensor, values: Tensor, threshold: float = 1.0) -> pd
 def attention_self_repair(model: nn.Module, task: Task, threshold: float = 1.0) -> pd.DataFrame:
     """Joint against single ablation of attention scores, for each head and query of the clean prompts.
 
-    >>> attention_self_repair(hf_model, task)
-       example layer head query i j d1 d2 joint interaction
+    >>> attention_self_repair(model._module, task[:2]).columns.tolist()
+    ['example', 'layer', 'head', 'query', 'i', 'j', 'd1', 'd2', 'joint', 'interaction']
 
     A position's worth is c_k = z_q . v_k, with z_q the head's own output at the query, so o = ||z_q||^2; see
     `joint_ablation`. One row for each (example, layer, head, query) with two contributions above `threshold`;
@@ -88,7 +88,7 @@ def attention_self_repair(model: nn.Module, task: Task, threshold: float = 1.0) 
 def repair_summary(repair: pd.DataFrame) -> dict[str, float]:
     """Five numbers about a frame of `attention_self_repair`.
 
-    >>> repair_summary(attention_self_repair(hf_model, task))
+    >>> repair_summary(attention_self_repair(model._module, task[:2]))
     {'rows': ..., 'above': ..., 'above_1.1': ..., 'median_ie': ..., 'q95_ie': ...}
 
     `above`: share of rows where the joint effect exceeds the sum of the two single ones; `above_1.1`: exceeds
@@ -130,8 +130,9 @@ def _shares(s: Setting) -> tuple[Tensor, Tensor]:
 def direct_attribution(model: nn.Module, task: Task, share: float = 0.1, attends: float = 0.5) -> pd.DataFrame:
     """Direct logit attribution of every head at the last token, and which answer token it attends to.
 
-    >>> direct_attribution(hf_model, task)    # one row a head
-       part layer head dla share good_logit bad_logit attention_good attention_bad top_good top_bad role
+    >>> direct_attribution(model._module, task[:8]).columns.tolist()      # a row per head
+    ['part', 'layer', 'head', 'dla', 'share', 'good_logit', 'bad_logit', 'attention_good', 'attention_bad', 'top_good',
+     'top_bad', 'role']
 
     `dla`: mean of z W_O . (unembed[good] - unembed[bad]) through the final norm with its scale frozen, in
     logits; for sets of answers, the metric's own weights on them. `share`: dla / mean metric of the clean
@@ -186,8 +187,9 @@ def _mean_from_the_end(z: Tensor, last: Tensor) -> Tensor:
 def compensation(model: nn.Module, task: Task, ablation: str = "mean") -> pd.DataFrame:
     """Ablate each head at all positions: its direct effect, the total effect, and who makes up for the loss.
 
-    >>> compensation(hf_model, task)          # one row for each (ablated head, later part)
-       ablated layer later later_is_head direct direct_share total compensated gain gain_share
+    >>> compensation(model._module, task[:8]).columns.tolist()            # a row per ablated head and later part
+    ['ablated', 'layer', 'later', 'later_is_head', 'direct', 'direct_share', 'total', 'compensated', 'gain',
+     'gain_share']
 
     `direct`: what the ablated head's own direct logit attribution loses (final norm frozen at the clean run's
     scale), in logits; `direct_share` of the mean clean metric; `total`: what the metric really loses;
@@ -235,7 +237,7 @@ def compensation(model: nn.Module, task: Task, ablation: str = "mean") -> pd.Dat
 def compensation_summary(frame: pd.DataFrame, share: float = 0.1) -> dict[str, float]:
     """Compensation among the heads whose direct effect is at least `share` of the clean metric.
 
-    >>> compensation_summary(compensation(hf_model, task))
+    >>> compensation_summary(compensation(model._module, task[:8]))
     {'ablated_heads': ..., 'compensated': ..., 'backed_up_heads': ..., 'backup_share': ...}
 
     `ablated_heads`: number of such heads; `compensated`: the largest 1 - total / direct among them;
@@ -258,8 +260,8 @@ def compensation_summary(frame: pd.DataFrame, share: float = 0.1) -> dict[str, f
 def phenomena(hf_model: nn.Module, tasks: dict[str, Task]) -> dict[str, float]:
     """Every measurement of this module on every task, as one flat row of numbers.
 
-    >>> pd.DataFrame([phenomena(hf_model, {"ioi": ioi, "odd": odd})]).to_csv("seeds.csv")
-    ioi.accuracy ioi.metric ioi.corrupt_metric ioi.layers ioi.depth ioi.late_q ... odd.backup_share
+    >>> list(phenomena(model._module, {"ioi": task[:4]}))[:3]
+    ['ioi.accuracy', 'ioi.metric', 'ioi.corrupt_metric']
 
     For each task: `accuracy` (share of clean prompts with a positive metric), mean `metric` and
     `corrupt_metric`; `layers` (`layers_taking_part`); `depth`; `late_q`, `late_k`, `late_v` (`late_dependence`

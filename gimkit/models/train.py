@@ -147,8 +147,7 @@ def run_stage(model, batches: Batches, recipe: dict, watch=None) -> None:
 def train(name: str, seed: int, out: str | Path, report=print, stages=STAGES, watch=None) -> Path:
     """Trains `name` from `seed` and writes weights (fp16 safetensors), config and tokenizer to the folder `out`.
 
-    >>> train("mini-gpt2", seed=2, out="runs/mini-gpt2")       # some 1,500 CPU-seconds
-
+    On a command line: `python -m gimkit train mini-gpt2 --seed 2 --out runs/mini-gpt2`, some 1,500 CPU seconds.
     The same seed gives the same bytes on the same machine. `report` gets a line every 250 steps;
     `watch(model, tokenizer, stage, step)` may add to it.
     """

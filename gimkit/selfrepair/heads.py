@@ -22,6 +22,10 @@ EFFECTS = ("direct", "direct_live", "total", "total_frozen")
 class HeadRepair:
     """What ablating each head costs directly and in all, and which parts answer; in logits.
 
+    >>> repair = gimkit.head_repair(model, task[:8])
+    >>> repair.effects.shape, repair.answers.shape               # 20 heads; those, 5 MLPs and the final norm may answer
+    (torch.Size([8, 20, 4]), torch.Size([8, 20, 27]))
+
     heads: names of the ablated heads. effects: [n, heads, 4], in the order of EFFECTS (see `head_repair`).
     parts: names of the parts that may answer. answers: [n, heads, parts], positive where a part makes up for the loss.
     """

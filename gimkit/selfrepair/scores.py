@@ -24,6 +24,10 @@ NUMBERS = ("contribution_i", "contribution_j", "d1", "d2", "d12", "gradient", "t
 class SelfRepair:
     """The attention rows of some prompts in which two positions contribute more than a threshold.
 
+    >>> repair = gimkit.self_repair(model, task[:8])
+    >>> repair.frame().columns.tolist()[:6]
+    ['example', 'layer', 'head', 'query', 'i', 'j']
+
     name: of the task, or "prompts". threshold: in units of a head's squared output. rows: one line for each kept row
     (see `self_repair`). skipped: number of rows with fewer than two such contributions. largest_second: the largest
     second contribution of any row.

@@ -108,7 +108,7 @@ def greater_than(model, n=64, seed=0) -> Task:
     """A year that comes after another: any later year of the century is right.
 
     >>> gimkit.tasks.greater_than(model, n=1)[0].clean
-    'They began the war in 1732 and ended it in 17'
+    'The drought that began in 1151 ended in 11'
 
     Good: all two-digit tokens above 32; bad: all up to 32. Corrupt: the year 1701. The tokenizer must write
     years as two tokens of two digits, as GPT-2's mostly does.
@@ -120,7 +120,9 @@ def agreement(model, n=64, seed=0) -> Task:
     """Subject-verb agreement with another noun between.
 
     >>> gimkit.tasks.agreement(model, n=1)[0]
-    Pair(clean='The doors near the car', corrupt='The door near the car', answer='are', wrong='is')
+    Pair(clean='Everyone saw that the workers with the girls',
+         corrupt='Everyone saw that the worker with the girls',
+         answer='were', wrong='was')
     """
     return build("agreement", model, agreement_pair, n, seed)
 
@@ -129,7 +131,9 @@ def pronoun(model, n=64, seed=0) -> Task:
     """The pronoun that goes with a first name; corrupt: a name of the other gender.
 
     >>> gimkit.tasks.pronoun(model, n=1)[0]
-    Pair(clean='When Mary came home,', corrupt='When John came home,', answer='she', wrong='he')
+    Pair(clean='Adam was happy that',
+         corrupt='Patricia was happy that',
+         answer='he', wrong='she')
     """
     return build("pronoun", model, pronoun_pair, n, seed)
 
@@ -138,7 +142,9 @@ def capital(model, n=64, seed=0) -> Task:
     """The capital of a country; corrupt: another country, whose capital is the wrong answer.
 
     >>> gimkit.tasks.capital(model, n=1)[0]
-    Pair(clean='The capital of France is', corrupt='The capital of Japan is', answer='Paris', wrong='Tokyo')
+    Pair(clean='People in Iraq know that the capital is',
+         corrupt='People in Thailand know that the capital is',
+         answer='Baghdad', wrong='Bangkok')
     """
     return build("capital", model, capital_pair, n, seed)
 
@@ -147,7 +153,9 @@ def hypernymy(model, n=64, seed=0) -> Task:
     """What something is a kind of; corrupt: something of another kind.
 
     >>> gimkit.tasks.hypernymy(model, n=1)[0]
-    Pair(clean='The robin is a kind of', corrupt='The hammer is a kind of', answer='bird', wrong='tool')
+    Pair(clean='The golf is a kind of',
+         corrupt='The train is a kind of',
+         answer='sport', wrong='vehicle')
     """
     return build("hypernymy", model, hypernymy_pair, n, seed)
 
@@ -156,7 +164,9 @@ def induction(model, n=64, seed=0, times=2) -> Task:
     """A sequence of random words, given `times` times (2 or 3) and cut within the last round.
 
     >>> gimkit.tasks.induction(model, n=1)[0]
-    Pair(clean='cat road air cat', corrupt='cat moon air cat', answer='road', wrong='moon')
+    Pair(clean='line boat girl player picture light home part line boat girl player picture',
+         corrupt='line boat girl player picture law home part line boat girl player picture',
+         answer='light', wrong='law')
 
     Answer: the next word of the sequence. Corrupt: that word is another in every round (the wrong answer).
     """

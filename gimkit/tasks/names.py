@@ -136,7 +136,9 @@ def ioi(model, n=64, seed=0, corrupt="s2", order="both", templates="all", names=
     """Indirect object identification: the one who receives, not the one who acts.
 
     >>> gimkit.tasks.ioi(model, n=1)[0]
-    Pair(clean='Mary drove to the farm with John. John lent a map to', corrupt='…', answer='Mary', …)
+    Pair(clean='As soon as Adam and Stephen opened the beach, Adam was glad to lend the flower to',
+         corrupt='As soon as Adam and Stephen opened the beach, Stephen was glad to lend the flower to',
+         answer='Stephen', wrong='Adam')
 
     Answer: the person named once (IO); wrong: the one named twice (S). Clean and corrupt differ in one token,
     the subject of the last clause (S2).
@@ -158,7 +160,7 @@ def ioi_twice(model, n=64, seed=0, corrupt="s2", templates="all", names="all", t
     """IOI with a sentence between that names both people once more, so that the evidence is there twice.
 
     >>> gimkit.tasks.ioi_twice(model, n=1)[0].clean
-    'Mary drove to the farm with John. A dog ran past John and Mary. John lent a map to'
+    'Two people, Adam and Stephen, were waiting by the beach. A dog ran past Adam and Stephen. Adam hid the bag from'
 
     Answer, wrong answer, corrupt, templates and names: as in `ioi`. times: how often both are named before the last
     clause, 2 or 3; the bundled models were trained with 2.
@@ -175,7 +177,7 @@ def odd_one_out(model, n=64, seed=0, people=3, templates="all", names="all") -> 
     """Everybody is named twice but one person, who is asked for; where a name stands tells nothing.
 
     >>> gimkit.tasks.odd_one_out(model, n=1, people=2)[0].clean
-    'Mary sang. John ran. Mary slept. The one who was named only once was'
+    'Adam jumped. Adam wrote. Stephen played. Only one person was named once, and it was'
 
     Answer: the person named once; wrong: another one. Corrupt: one of the wrong one's two places goes to the
     answer, so that they change roles. people: 2 to 4.

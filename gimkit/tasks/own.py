@@ -11,8 +11,12 @@ from gimkit.vocabulary import answer_id
 def pairs(clean, corrupt, answers, mask=None, model=None, name: str = "own") -> Task:
     """A Task from your own prompt pairs.
 
-    >>> gimkit.tasks.pairs(clean=["The doors"], corrupt=["The door"], answers=[("are", "is")], model=model)
-    >>> gimkit.tasks.pairs(clean=ids, corrupt=other_ids, answers=torch.tensor([[12, 40]]), mask=mask)
+    >>> own = gimkit.tasks.pairs(clean=["The doors"], corrupt=["The door"], answers=[("are", "is")], model=model)
+    >>> own.clean.shape, own[0]
+    (torch.Size([1, 3]), Pair(clean='The doors', corrupt='The door', answer='are', wrong='is'))
+    >>> ids, others = torch.tensor([[3, 4, 5, 6]]), torch.tensor([[3, 4, 7, 6]])
+    >>> gimkit.tasks.pairs(clean=ids, corrupt=others, answers=torch.tensor([[12, 40]])).good
+    ((12,),)
 
     Args:
         clean, corrupt: n strings each (then `model` or its tokenizer is needed), or token ids [n, S].

@@ -7,7 +7,12 @@ import torch
 
 
 class Pair(NamedTuple):
-    """One prompt pair as text; `answer` is right after `clean`, `wrong` is its rival."""
+    """One prompt pair as text; `answer` is right after `clean`, `wrong` is its rival.
+
+    >>> pair = task[0]
+    >>> pair.answer, pair.wrong
+    ('Stephen', 'Adam')
+    """
 
     clean: str
     corrupt: str
@@ -21,7 +26,7 @@ class Task:
 
     >>> task = gimkit.tasks.ioi(model, n=64, seed=0)
     >>> task.clean.shape, task.mask.shape, task.last.shape
-    (torch.Size([64, 21]), torch.Size([64, 21]), torch.Size([64]))
+    (torch.Size([64, 24]), torch.Size([64, 24]), torch.Size([64]))
 
     The metric of row i is logsumexp(logits[last, good[i]]) - logsumexp(logits[last, bad[i]]).
     """

@@ -21,6 +21,9 @@ LONGEST = 1024
 class Texts:
     """Prompts for `gimkit.attribute` and `gimkit.token_faithfulness`.
 
+    >>> len(Texts("own", (task.clean[0],), (task.good[0][0],), (task[0].clean,)))
+    1
+
     prompts: token ids [seq] each. targets: the id of the token Yes or No. texts: the prompts to read.
     dropped: what was left out on the way, and why.
     """
@@ -39,11 +42,13 @@ def load_texts(name: str, model, n: int = 100, seed: int = 0, data=None, *, true
                remote: bool = False) -> Texts:
     """Examples of BoolQ, FEVER, Movies, SciFact, HateXplain or Twitter, as prompts that end where the answer comes.
 
-    >>> texts = gimkit.tasks.load_texts("boolq", model, n=8)                   # needs `datasets` and the network
-    >>> scores = [gimkit.attribute(model, *both) for both in zip(texts.prompts, texts.targets)]
-    >>> result = gimkit.token_faithfulness(model, texts.prompts, scores, texts.targets)
-    >>> len(texts), result.comprehensiveness().shape
-    (8, torch.Size([8]))
+    >>> gimkit.tasks.load_texts("boolq", model, n=8)           # a bundled model knows some 500 words only
+    Traceback (most recent call last):
+    gimkit.errors.GimkitError: ...
+
+    With an instruction model, `datasets` and the network: `texts = load_texts("boolq", model, n=8)`, then
+    `scores = [gimkit.attribute(model, *both) for both in zip(texts.prompts, texts.targets)]` and
+    `gimkit.token_faithfulness(model, texts.prompts, scores, texts.targets)`.
 
     name: "boolq", "fever", "movies", "scifact", "hatexplain" or "twitter".
     model: an nnsight model with a tokenizer. With a chat template the prompt is one user message, and the answer

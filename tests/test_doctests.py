@@ -1,0 +1,55 @@
+"""The examples in docstrings run and print what they say, and every public name has one."""
+
+import doctest
+import importlib
+import inspect
+import pkgutil
+
+import pytest
+from matplotlib import pyplot
+
+import gimkit
+
+EXPORTING = ("gimkit", "gimkit.circuits", "gimkit.circuits.known", "gimkit.models", "gimkit.plots", "gimkit.selfrepair",
+             "gimkit.tasks", "gimkit.widgets")
+MODULES = {name: importlib.import_module(name) for name in
+           ("gimkit", *(found.name for found in pkgutil.walk_packages(gimkit.__path__, "gimkit.")))
+           if not name.endswith("__main__")}
+EXAMPLES = {test.name: test for name, module in MODULES.items() for test in doctest.DocTestFinder().find(module, name)
+            if test.examples and test.name != "gimkit"}
+
+
+@pytest.fixture(scope="module")
+def shared():
+    """The names that the package's docstring promises to all examples."""
+    names = {name: importlib.import_module(name) for name in ("gimkit", "pandas", "torch")}
+    for example in doctest.DocTestParser().get_examples(gimkit.__doc__):
+        exec(example.source, names)
+    return names
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_the_example_prints_what_it_says(name, shared, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)  # where its files go
+    for seen in ("gimkit.widgets.display", "ipywidgets.widgets.interaction.clear_output"):
+        monkeypatch.setattr(seen, lambda *given, **options: None)  # without a kernel they print escape codes
+    example, said = EXAMPLES[name], []
+    example.globs = shared | example.globs
+    doctest.DocTestRunner(optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE).run(example, out=said.append)
+    pyplot.close("all")
+    assert not said, "".join(said)
+
+
+def public_names():
+    """What the exporting modules export: by `__all__`, or what they define without a leading underscore."""
+    for module in map(MODULES.get, EXPORTING):
+        for name in getattr(module, "__all__", [name for name in vars(module) if not name.startswith("_")]):
+            thing = getattr(module, name)
+            if (inspect.isfunction(thing) or inspect.isclass(thing)) and (
+                    hasattr(module, "__all__") or thing.__module__ == module.__name__):
+                yield f"{thing.__module__}.{name}"
+
+
+@pytest.mark.parametrize("name", dict.fromkeys(public_names()))
+def test_every_public_name_has_an_example(name):
+    assert name in EXAMPLES, f"{name} needs an example in its docstring"
