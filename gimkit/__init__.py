@@ -7,6 +7,7 @@ All examples in these docstrings are run as tests, with these names at hand:
 >>> edges = gimkit.score_edges(model, task)
 >>> nodes = gimkit.score_nodes(model, task)
 >>> circuit = edges.top(100)
+>>> curve = gimkit.faithfulness(model, task[:16], edges, absolute=True)
 """
 
 from gimkit import circuits, l3d, tasks

@@ -103,6 +103,7 @@ def over_seeds(table: pandas.DataFrame) -> pandas.DataFrame:
 def drawing(curves: pandas.DataFrame):
     """EAP-GP's comparison: faithfulness by number of edges for EAP, EAP-IG, EAP-GP and GIM on six tasks.
 
+    >>> curves = compare("mini-llama", ["ioi"], ["gim", "gradient"], n=4)[1]
     >>> figure, rows, text = drawing(curves)
 
     curves: from `compare`; of its tasks and methods those six and four are drawn, with absolute ranking. Returns the

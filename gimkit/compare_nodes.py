@@ -63,8 +63,8 @@ def compare_nodes(name: str, tasks=tuple(TASKS), methods=METHODS, n: int = 16, s
 def repaired_heads(model, task) -> list[str]:
     """The heads of whose attention rows more than 5%, the share of all, lie above the 95% quantile of interaction.
 
-    >>> repaired_heads(model, gimkit.tasks.ioi(model, n=16))                              # mini-llama
-    ['a0.h0', ...]
+    >>> repaired_heads(model, gimkit.tasks.ioi(model, n=16))
+    ['a1.h2', 'a1.h3', 'a2.h3', ...]
     """
     share = gimkit.self_repair(model, task).frame().groupby(["layer", "head"]).flagged.mean()
     return [f"a{layer}.h{head}" for (layer, head), flagged in share.items() if flagged > 0.05]

@@ -168,8 +168,9 @@ def summarise(table: pandas.DataFrame, against: str = "gim") -> pandas.DataFrame
 def pooled(name: str, table: pandas.DataFrame, less: pandas.DataFrame | None = None) -> dict[str, float]:
     """Pearson of scores and truth over all tokens of the table, less another method's, and its interval over prompts.
 
-    >>> pooled("x", pandas.DataFrame({"seed": 0, "prompt": [0, 0, 1], "score": [1.0, 2.0, 4.0], "truth": [2, 4, 8]}))
-    {'x': 1.0, 'x_low': 1.0, 'x_high': 1.0}
+    >>> table = pandas.DataFrame({"seed": 0, "prompt": [0, 0, 1, 1], "score": [1.0, 2.0, 4.0, 3.0], "truth": [2, 3, 5, 4]})
+    >>> pooled("x", table)["x"]
+    1.0
     """
     def moments(tokens):
         products = pandas.DataFrame({"n": 1.0, "x": tokens.score, "y": tokens.truth, "xx": tokens.score**2,

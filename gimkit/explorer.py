@@ -68,8 +68,7 @@ class Explorer(anywidget.AnyWidget):
 def explore(model, prompt, edges: EdgeScores, curve: Curve, roles=None, *, remote: bool = False) -> Explorer:
     """A circuit to click through, at each size of a curve, with every edge's score and each head's attention.
 
-    >>> curve = gimkit.faithfulness(model, task, edges, absolute=True)
-    >>> gimkit.explore(model, task[0].clean, edges, curve)               # a widget; .save("ioi.html") for a file
+    >>> explorer = gimkit.explore(model, task[0].clean, edges, curve)    # a widget; .save("ioi.html") for a file
 
     A click on a node lists its incoming and outgoing edges; pointing at a head or moving to it with the arrow keys
     shows its role and its attention. Edges are sums over positions: a node's place in its layer is its number.

@@ -101,8 +101,7 @@ def method_scatter(scores, exact, ax=None):
 def faithfulness_curves(curves, ax=None):
     """How much of the model's behaviour circuits of growing size keep, a line per curve; 1 is the whole model.
 
-    >>> curves = [gimkit.faithfulness(model, task[:16], edges, absolute=ranked) for ranked in (False, True)]
-    >>> ax = faithfulness_curves(curves)
+    >>> ax = faithfulness_curves([curve, gimkit.faithfulness(model, task[:16], edges, absolute=False)])
 
     curves: list of `Curve`; dashed where circuits were cut by |score|, a colour per method. The x axis is the requested
     share of all edges. ax: matplotlib axes, made when None. Returns the axes.

@@ -97,7 +97,7 @@ def node_explorer(results: list) -> ipywidgets.VBox:
 def circuit_size(edges, curve, roles=None) -> ipywidgets.VBox:
     """A slider over the sizes of a curve's circuits; shows the circuit and its point on the curve.
 
-    >>> slider = circuit_size(edges, gimkit.faithfulness(model, task[:16], edges, absolute=True))
+    >>> slider = circuit_size(edges, curve)
 
     edges: the `EdgeScores` that the curve's circuits were cut from. curve: their `Curve`. roles: as in `circuit_graph`.
     Raises GimkitError when the curve belongs to other scores.

@@ -78,7 +78,6 @@ def rank_correlation(scores, truth, *, level: float = 0.95, resamples: int = 999
 class Curve:
     """Faithfulness of circuits of growing size, cut from one set of scores.
 
-    >>> curve = gimkit.faithfulness(model, task[:16], edges, absolute=True)
     >>> curve.shares[:3], curve.edges[:3]
     ((0.001, 0.002, 0.005), (0, 0, 0))
     >>> print(curve.cpr())                                       # area under faithfulness, with its interval
