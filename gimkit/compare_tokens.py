@@ -168,7 +168,8 @@ def summarise(table: pandas.DataFrame, against: str = "gim") -> pandas.DataFrame
 def pooled(name: str, table: pandas.DataFrame, less: pandas.DataFrame | None = None) -> dict[str, float]:
     """Pearson of scores and truth over all tokens of the table, less another method's, and its interval over prompts.
 
-    >>> table = pandas.DataFrame({"seed": 0, "prompt": [0, 0, 1, 1], "score": [1.0, 2.0, 4.0, 3.0], "truth": [2, 3, 5, 4]})
+    >>> table = pandas.DataFrame({"seed": 0, "prompt": [0, 0, 1, 1], "score": [1.0, 2.0, 4.0, 3.0],
+    ...                           "truth": [2, 3, 5, 4]})
     >>> pooled("x", table)["x"]
     1.0
     """
