@@ -27,13 +27,20 @@ def apply(model, rules: Rules | str = GIM):
     first = len(model._edits)
     edited = model._shallow_copy()
     for act, path, arguments in (place for group in places.values() for place in group):
-        edited = _place(edited, act, path, arguments)
-    edited._gimkit = {
-        "rules": rules._asdict(),
-        "places": {rule: [path for _, path, _ in group] for rule, group in places.items()},
-        "span": (first, len(edited._edits)),
-    }
+        _place(edited, act, path, arguments)
+    edited._gimkit = Record(
+        rules=rules._asdict(),
+        places={rule: [path for _, path, _ in group] for rule, group in places.items()},
+        span=(first, len(edited._edits)),
+    )
     return edited
+
+
+class Record(dict):
+    """What `apply` did to a model. It stays at home: a server gets an empty one."""
+
+    def __reduce__(self):
+        return dict, ()
 
 
 def check_unedited(model) -> None:
@@ -46,10 +53,9 @@ def check_unedited(model) -> None:
                           "give the original, or gimkit.remove(model)")
 
 
-def _place(model, act, path: str, arguments: tuple):
-    with model.edit() as (_, edited):
+def _place(edited, act, path: str, arguments: tuple) -> None:
+    with edited.edit(inplace=True):  # of the copy: a copy for each edit would travel to a server with each
         act(edited.get(path), *arguments)
-    return edited
 
 
 def resolve(rules: Rules | str) -> Rules:

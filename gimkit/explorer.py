@@ -10,11 +10,11 @@ import traitlets
 
 from gimkit.anatomy import dissect
 from gimkit.circuits import Circuit, Curve, EdgeScores
+from gimkit.circuits.attention import head_patterns
 from gimkit.circuits.wiring import check_graph, wiring
 from gimkit.edits import check_unedited
 from gimkit.errors import GimkitError, require_finite
-from gimkit.inside import attention_call, attention_pattern
-from gimkit.remote import where
+from gimkit.remote import in_trace
 from gimkit.vocabulary import encode, spell
 
 SCRIPT, STYLE = (Path(__file__).with_name(f"explorer.{kind}").read_text(encoding="utf-8") for kind in ("js", "css"))
@@ -116,7 +116,6 @@ def curve_circuits(edges: EdgeScores, curve: Curve) -> list[Circuit]:
 def attention_patterns(model, ids: torch.Tensor, remote: bool) -> dict[str, list]:
     """Each head's attention on one prompt, {head: [queries, positions]} to four decimals. ids: [seq]."""
     attentions = [block.attention for block in dissect(model).blocks]
-    with model.trace(input_ids=ids[None], use_cache=False, **where(remote)):
-        found = [attention_pattern(*attention_call(model.get(path)))[0].float().cpu() for path in attentions].save()
+    found = in_trace(model, ids[None], head_patterns, attentions, remote=remote)
     return {f"a{layer}.h{head}": [[round(x, 4) for x in row] for row in pattern.tolist()]
             for layer, heads in enumerate(found) for head, pattern in enumerate(heads)}

@@ -8,8 +8,9 @@ from gimkit.comprehensiveness import MOST_REMOVED, TokenFaithfulness, removals
 from gimkit.edits import apply, check_unedited
 from gimkit.errors import GimkitError, require_finite
 from gimkit.question import ask, inner_positions
-from gimkit.remote import where
+from gimkit.remote import in_trace
 from gimkit.rules import RULES
+from gimkit.traced import last_values
 from gimkit.traced_layers import (
     integrated_stream_scores,
     pattern_stream_scores,
@@ -47,18 +48,14 @@ def layer_scores(model, prompt, target=None, *, method: str = "gim", steps: int 
     if method in ("ig", "atp*"):
         found, rows = [], asked.ids[None].repeat(steps if method == "ig" else 2, 1)
         for layer, path in enumerate(blocks):
-            with model.trace(input_ids=rows, use_cache=False, **where(remote)):
-                if method == "ig":
-                    scores, answers = integrated_stream_scores(model, path, answers)
-                else:
-                    scores, answers = pattern_stream_scores(model, path, attentions[layer:], answers)
-                scores, answers = scores.save(), answers.save()
+            body, further = (integrated_stream_scores, ()) if method == "ig" else (
+                pattern_stream_scores, (attentions[layer:],))
+            scores, answers = in_trace(model, rows, body, path, *further, answers, remote=remote)
             found.append(scores)
         scores = torch.stack(found)
     else:
         edited = apply(model, method)
-        with edited.trace(input_ids=asked.ids[None], use_cache=False, **where(remote)):
-            scores = stream_scores(edited, blocks, answers)[0].save()
+        scores, _ = in_trace(edited, asked.ids[None], stream_scores, blocks, answers, remote=remote)
     require_finite(scores)
     return scores
 
@@ -112,11 +109,8 @@ def _replaced(model, blocks: list, asked, keep: torch.Tensor, remote: bool) -> t
     found, answers = [], asked.answers
     with torch.no_grad():
         if not answers:
-            with model.trace(input_ids=asked.ids[None], use_cache=False, **where(remote)):
-                top = model.output.logits[0, -1].argmax().save()
-            answers = [int(top)]
+            answers = in_trace(model, asked.ids[None], last_values, answers, remote=remote)[1]
         for rows in keep.split(max(1, MOST_TOKENS // keep.shape[-1])):
-            with model.trace(input_ids=asked.ids[None].repeat(len(rows), 1), use_cache=False, **where(remote)):
-                values = replaced_values(model, blocks, rows, answers).save()
-            found.append(values)
+            ids = asked.ids[None].repeat(len(rows), 1)
+            found.append(in_trace(model, ids, replaced_values, blocks, rows, answers, remote=remote))
     return torch.cat(found)

@@ -5,7 +5,7 @@ import inspect
 import torch
 
 from gimkit.question import Question
-from gimkit.remote import where
+from gimkit.remote import in_trace
 from gimkit.traced import last_values
 
 
@@ -28,8 +28,6 @@ def masked_values(model, asked: Question, keep: torch.Tensor, remote: bool = Fal
     short = {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}  # a large vocabulary need not be held whole
     with torch.no_grad():
         for rows in ids.split(max(1, most // ids.shape[1])):
-            with model.trace(input_ids=rows, use_cache=False, **short, **where(remote)):
-                values, answers = last_values(model, answers)
-                values, answers = values.cpu().save(), answers.save()
+            values, answers = in_trace(model, rows, last_values, answers, remote=remote, **short)
             found.append(values)
     return torch.cat(found), answers

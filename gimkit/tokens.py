@@ -13,7 +13,7 @@ from gimkit.forward import check_backend, forward_token_scores, in_either_mode
 from gimkit.perturbing import METHODS as PERTURBING
 from gimkit.perturbing import perturbed
 from gimkit.question import Question, ask
-from gimkit.remote import where
+from gimkit.remote import in_trace
 from gimkit.rules import RULES, Rules
 from gimkit.traced import integrated_token_scores, pattern_token_scores, rescaled_token_scores, token_scores
 from gimkit.vocabulary import spell
@@ -147,14 +147,13 @@ def _backward(model, asked: Question, method: str | Rules, steps: int, remote: b
             raise GimkitError(f"{parts.architecture}: {missing} has no activation module of its own, "
                               "so deeplift cannot act there")
     activations, attentions = ([getattr(block, part) for block in parts.blocks] for part in ("activation", "attention"))
-    with edited.trace(input_ids=rows, use_cache=False, **where(remote)):
-        if method == "ig":
-            scores, answers = integrated_token_scores(edited, parts.embedding, neutral, answers, free)
-        elif method == "deeplift":
-            scores, answers = rescaled_token_scores(edited, parts.embedding, activations, answers)
-        elif method == "atp*":
-            scores, answers = pattern_token_scores(edited, parts.embedding, attentions, answers)
-        else:
-            scores, answers = token_scores(edited, parts.embedding, neutral, answers)
-        scores, answers = scores.cpu().save(), answers.save()
+    if method == "ig":
+        body, arguments = integrated_token_scores, (neutral, answers, free)
+    elif method == "deeplift":
+        body, arguments = rescaled_token_scores, (activations, answers)
+    elif method == "atp*":
+        body, arguments = pattern_token_scores, (attentions, answers)
+    else:
+        body, arguments = token_scores, (neutral, answers)
+    scores, answers = in_trace(edited, rows, body, parts.embedding, *arguments, remote=remote)
     return scores.masked_fill(~free, 0), answers

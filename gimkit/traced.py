@@ -5,6 +5,13 @@ import torch
 from gimkit.inside import put_pattern_difference
 
 
+def on_cpu(found):
+    """A tensor, or a tuple or list with tensors, on the CPU."""
+    if isinstance(found, torch.Tensor):
+        return found.cpu()
+    return [on_cpu(part) for part in found] if isinstance(found, tuple | list) else found
+
+
 def explained_logit(logits: torch.Tensor, answers: list):
     """The last position's logit of one answer, or of the first minus the second, [rows]; and the answers' ids.
 

@@ -19,7 +19,7 @@ def stream_scores(model, blocks: list, answers: list):
     value, answers = explained_logit(model.output.logits, answers)
     gradients = torch.autograd.grad(value.sum(), streams)
     scores = [((x - x.mean(1, keepdim=True)).detach() * g).sum(-1)[0] for x, g in zip(streams, gradients)]
-    return torch.stack([score.cpu() for score in scores]), answers
+    return torch.stack(scores), answers
 
 
 def integrated_stream_scores(model, path: str, answers: list):
@@ -35,7 +35,7 @@ def integrated_stream_scores(model, path: str, answers: list):
     block.input = leaf
     value, answers = explained_logit(model.output.logits, answers)
     gradient = torch.autograd.grad(value.sum(), leaf)[0].mean(0)
-    return ((x - mean)[0] * gradient).sum(-1).cpu(), answers
+    return ((x - mean)[0] * gradient).sum(-1), answers
 
 
 def pattern_stream_scores(model, path: str, attentions: list, answers: list):
@@ -53,7 +53,7 @@ def pattern_stream_scores(model, path: str, attentions: list, answers: list):
         put_pattern_difference(model.get(attention))
     value, answers = explained_logit(model.output.logits, answers)
     gradient = torch.autograd.grad(value[0], leaf)[0]
-    return ((leaf[:1] - mean).detach() * gradient[:1]).sum(-1)[0].cpu(), answers
+    return ((leaf[:1] - mean).detach() * gradient[:1]).sum(-1)[0], answers
 
 
 def replaced_values(model, blocks: list, keep: torch.Tensor, answers: list):
@@ -65,7 +65,7 @@ def replaced_values(model, blocks: list, keep: torch.Tensor, answers: list):
         block = model.get(path)
         x = block.input
         block.input = torch.where(keep[:, layer, :, None].to(x.device), x, x.mean(1, keepdim=True))
-    return last_values(model, answers)[0].cpu()
+    return last_values(model, answers)[0]
 
 
 def along_path(model, embedding: str, corrupt: torch.Tensor, answers: list):

@@ -27,7 +27,7 @@ def head_numbers(model, w, attentions: list, looks: torch.Tensor, last, good, ba
         parts = torch.einsum("rhd,hdw->rhw", z.unflatten(-1, (w.heads, -1)).to(weight.dtype), weight)
         written.append(parts if after is None else parts * after.factor)
     final = read_norm(model, w.final_norm)
-    norm = model.get(w.final_norm[0])
+    norm = model.get(w.final_norm.path)
     leaf = norm.output.detach().requires_grad_(True)
     norm.output = leaf
     logits = model.output.logits[rows, last]
@@ -38,3 +38,8 @@ def head_numbers(model, w, attentions: list, looks: torch.Tensor, last, good, ba
         directions.append(final.pull_back(gradient, slice(None), frozen=True)[rows, last])
     written = torch.stack([part.to(directions[0]) for part in written], 1)
     return torch.stack(looked), torch.stack([torch.einsum("rlhw,rw->rlh", written, d) for d in directions], -1)
+
+
+def head_patterns(model, attentions: list) -> list:
+    """The attention of each layer's heads on the first row, [heads, queries, positions] for each path."""
+    return [attention_pattern(*attention_call(model.get(path)))[0].float() for path in attentions]

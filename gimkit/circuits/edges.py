@@ -8,9 +8,8 @@ import torch
 from tqdm.auto import tqdm
 
 from gimkit.circuits import files
-from gimkit.circuits.between import path_points
 from gimkit.circuits.circuit import Circuit
-from gimkit.circuits.gradients import edge_scores
+from gimkit.circuits.gradients import edge_scores, scores_along_path
 from gimkit.circuits.graph import Graph, greedy_edges, prune, top_edges
 from gimkit.circuits.one_edge import exact_edge_scores
 from gimkit.circuits.points import points
@@ -18,7 +17,7 @@ from gimkit.circuits.scores import answers_of, check_metric, check_slope, check_
 from gimkit.circuits.wiring import Wiring, graph_of, wiring
 from gimkit.edits import apply, check_unedited
 from gimkit.errors import GimkitError, require_finite
-from gimkit.remote import where
+from gimkit.remote import in_session, in_trace
 from gimkit.rules import GIM, PLAIN, RULES, Rules
 
 METHODS = (*RULES, "ig-inputs", "gim-ig", "ig-activations", "clean-corrupted", "gp", "exact", "random")
@@ -178,14 +177,13 @@ def _gradients(model, w: Wiring, task, method, metric, steps: int, batch_size: i
         batch = task[start:start + batch_size]
         b, answers = len(batch), (metric, *answers_of(batch))
         for chunk in points(method, steps, b, len(w.layers), end=1):
-            path = None
+            ids = torch.cat([batch.clean, batch.corrupt, batch.clean.repeat(chunk["extra"], 1)])
+            arguments = (w, rules.freeze_norm, b, *answers, chunk["rows"])
             if method == "gp":
-                path = _path(edited, w, batch, steps, remote)
-            extra = chunk["extra"]
-            ids = torch.cat([batch.clean, batch.corrupt, batch.clean.repeat(extra, 1)])
-            with edited.trace(input_ids=ids, use_cache=False, **where(remote)):
-                found = edge_scores(edited, w, rules.freeze_norm, b, *answers, chunk["rows"], chunk["shares"], path,
-                                    chunk["between"]).cpu().save()
+                found = in_session(edited, scores_along_path, ids, batch.mask, *arguments, remote=remote)
+            else:
+                found = in_trace(edited, ids, edge_scores, *arguments, chunk["shares"], None, chunk["between"],
+                                 remote=remote)
             total = total + chunk["weight"] * found
     return total / len(task)
 
@@ -193,17 +191,6 @@ def _gradients(model, w: Wiring, task, method, metric, steps: int, batch_size: i
 def _pairs_at_once(w: Wiring, tokens: int, rows: int, most: int = 2**26) -> int:
     """How many pairs, of so many rows each, a backward pass can take: each block keeps some 32 widths per token."""
     return min(64, max(1, most // (rows * tokens * len(w.layers) * 32 * w.width)))
-
-
-def _path(model, w: Wiring, batch, steps: int, remote: bool) -> torch.Tensor:
-    """The embeddings of EAP-GP's path after each of its steps, [steps * b, seq, width]."""
-    point, found = None, []
-    for _ in range(steps):
-        ids = torch.cat([batch.clean, batch.corrupt])
-        with model.trace(input_ids=ids, use_cache=False, **where(remote)):
-            point = path_points(model, w.embedding, batch.mask, point).save()
-        found.append(point)
-    return torch.cat(found)
 
 
 def _exact(model, w: Wiring, graph: Graph, task, metric: str, batch_size: int | None,
@@ -222,8 +209,8 @@ def _exact(model, w: Wiring, graph: Graph, task, metric: str, batch_size: int | 
                 chosen = edges[first:first + together]
                 ids = torch.cat([batch.clean, batch.corrupt, batch.clean.repeat(len(chosen), 1)])
                 with torch.no_grad():
-                    with model.trace(input_ids=ids, use_cache=False, **where(remote)):
-                        found = exact_edge_scores(model, w, chosen, metric, *answers_of(batch)).cpu().save()
+                    found = in_trace(model, ids, exact_edge_scores, w, chosen, metric, *answers_of(batch),
+                                     remote=remote)
                 scores[tuple(zip(*chosen))] += found.float() / len(task)
                 progress.update(len(chosen) * len(batch))
     return scores

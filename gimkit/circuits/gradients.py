@@ -5,7 +5,7 @@ Rows of a batch are b clean prompts, then their b corrupt ones, then further poi
 
 import torch
 
-from gimkit.circuits.between import plus_points, put_between, put_output
+from gimkit.circuits.between import path_points, plus_points, put_between, put_output
 from gimkit.circuits.streams import (
     heads_of,
     heads_written,
@@ -47,12 +47,12 @@ def node_scores(model, embedding: str, blocks: list, n_heads: int, b: int, metri
         else:
             reading = read_norm(model, after_attention)
             differences.append(heads_written(projection, scaled_gap(z, reading, b), reading, n_heads))
-            part = put_output(model.get(after_attention[0]), shares_here, b, rows)
+            part = put_output(model.get(after_attention.path), shares_here, b, rows)
         parts.append(part)
         by_head.append(after_attention is None)
         m, reading = tensor_of(model.get(mlp).output), read_norm(model, after_mlp)
         differences.append(written(by_row(m, rows), reading, b)[None])
-        writer = mlp if after_mlp is None else after_mlp[0]
+        writer = mlp if after_mlp is None else after_mlp.path
         parts.append(put_output(model.get(writer), between.get((layer, "mlp"), {}), b, rows))
         by_head.append(False)
     logits = model.output.logits
@@ -95,7 +95,7 @@ def edge_scores(model, w, frozen: bool, b: int, metric: str, last, good, bad, gr
         z = model.get(layer.output).input
         after = read_norm(model, layer.norm_after_attention)
         if (number, "attention") in between:
-            writer = layer.output if after is None else layer.norm_after_attention[0]
+            writer = layer.output if after is None else layer.norm_after_attention.path
             put_output(model.get(writer), between[number, "attention"], b, len(stream))
         before_mlp = read_norm(model, layer.norm_before_mlp)
         mlp = model.get(layer.mlp)
@@ -104,12 +104,12 @@ def edge_scores(model, w, frozen: bool, b: int, metric: str, last, good, bad, gr
         m = tensor_of(mlp.output)
         after_mlp = read_norm(model, layer.norm_after_mlp)
         if (number, "mlp") in between:
-            writer = layer.mlp if after_mlp is None else layer.norm_after_mlp[0]
+            writer = layer.mlp if after_mlp is None else layer.norm_after_mlp.path
             put_output(model.get(writer), between[number, "mlp"], b, len(stream))
         taken.append((before, scaled_gap(z, after, b), after, before_mlp, written(m, after_mlp, b)))
         wanted += [*outputs.values(), alias]
         shared.append((outputs, z))
-    wanted.append(model.get(w.final_norm[0]).input)
+    wanted.append(model.get(w.final_norm.path).input)
     if group > 1:
         wanted += [z for _, z in shared]
     logits = at_answers(model, w.unembedding, last)
@@ -158,6 +158,23 @@ def contracted(model, w, embedded, taken: list, found: list, at_logits, gradient
         sources[known + n_heads] = gap_mlp[:, positions]
         known += n_heads + 1
     contract(scores, column, sources, pulled(at_logits, None, places, frozen))
+    return scores
+
+
+def scores_along_path(model, ids, mask, w, frozen: bool, b: int, metric: str, last, good, bad,
+                      gradient_rows: list) -> torch.Tensor:
+    """`edge_scores` at the points of EAP-GP's path, in traces of its own: a forward pass per step, then the scores.
+
+    ids: [rows, seq] of the clean prompts, the corrupt ones, and a copy of the clean ones for each step.
+    """
+    point, path = None, []
+    for _ in gradient_rows:
+        with model.trace(input_ids=ids[:2 * b], use_cache=False):
+            point = path_points(model, w.embedding, mask, point).save()
+        path.append(point)
+    path = torch.cat(path)
+    with model.trace(input_ids=ids, use_cache=False):
+        scores = edge_scores(model, w, frozen, b, metric, last, good, bad, gradient_rows, [], path, {}).save()
     return scores
 
 

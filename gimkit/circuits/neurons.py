@@ -10,7 +10,7 @@ from gimkit.circuits.scores import batches, check_metric, check_slope, check_tas
 from gimkit.circuits.within import neuron_scores
 from gimkit.edits import apply, check_unedited
 from gimkit.errors import GimkitError, require_finite
-from gimkit.remote import where
+from gimkit.remote import in_trace
 from gimkit.rules import Rules
 
 
@@ -81,9 +81,8 @@ def score_neurons(model, task, method: str | Rules = "gim", *, metric: str = "lo
     check_unedited(model)
     projections, edited, total = output_projections(model, parts), apply(model, rules), 0
     for batch, answers in batches(task, metric, batch_size, label):
-        with edited.trace(input_ids=rows_of(batch), use_cache=False, **where(remote)):
-            found = neuron_scores(edited, parts.embedding, projections, *answers).cpu().save()
-        total = total + found
+        total = total + in_trace(edited, rows_of(batch), neuron_scores, parts.embedding, projections, *answers,
+                                 remote=remote)
     scores = total / len(task)
     require_finite(scores)
     return NeuronScores(task.name, label, scores, metric)

@@ -30,7 +30,7 @@ def exact_edge_scores(model, w, edges: list, metric: str, last, good, bad) -> to
                     rows, sources = into[column]
                     x = without(stream, rows, gaps[sources])
                     if layer.norm_before_attention is not None:
-                        x = model.get(layer.norm_before_attention[0])(x)
+                        x = model.get(layer.norm_before_attention.path)(x)
                     reads.append((which, head, rows, x))
                 column += 1
         for path in list(dict.fromkeys(layer.projections)):
@@ -53,7 +53,7 @@ def exact_edge_scores(model, w, edges: list, metric: str, last, good, bad) -> to
         mlp = model.get(layer.mlp)
         if column in into:
             rows, sources = into[column]
-            entry = mlp if layer.norm_before_mlp is None else model.get(layer.norm_before_mlp[0])
+            entry = mlp if layer.norm_before_mlp is None else model.get(layer.norm_before_mlp.path)
             x = without(entry.input, rows, gaps[sources])
             if layer.norm_before_mlp is not None:
                 x = entry(x)
@@ -63,7 +63,7 @@ def exact_edge_scores(model, w, edges: list, metric: str, last, good, bad) -> to
         after = read_norm(model, layer.norm_after_mlp)
         gaps = torch.cat([gaps, *([heads] if w.parallel else []), written(m, after, b)[None]])
     if column in into:
-        final = model.get(w.final_norm[0])
+        final = model.get(w.final_norm.path)
         rows, sources = into[column]
         final.input = replaced(final.input, rows, without(final.input, rows, gaps[sources]))
     logits = model.output.logits

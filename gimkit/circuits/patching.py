@@ -9,7 +9,7 @@ from gimkit.circuits.scores import DIVERGENCES, answers_of, check_metric, check_
 from gimkit.circuits.wiring import Wiring, check_graph, graph_of, wiring
 from gimkit.edits import check_unedited
 from gimkit.errors import GimkitError, require_finite
-from gimkit.remote import where
+from gimkit.remote import in_trace
 
 
 def run(model, task, circuits: Circuit | list[Circuit], *, metric: str = "logit", remote: bool = False) -> torch.Tensor:
@@ -60,8 +60,8 @@ def run_masks(model, w: Wiring, task, keep: torch.Tensor, metric: str, remote: b
                 masks = torch.cat([chosen, graph_of(w).real[None]]) if metric in DIVERGENCES else chosen
                 ids = torch.cat([batch.corrupt, batch.clean.repeat(len(masks) * copies, 1)])
                 with torch.no_grad():
-                    with model.trace(input_ids=ids, use_cache=False, **where(remote)):
-                        values = run_circuits(model, w, len(batch), masks, metric, *answers_of(batch)).cpu().save()
+                    values = in_trace(model, ids, run_circuits, w, len(batch), masks, metric, *answers_of(batch),
+                                      remote=remote)
                 found.append(values[:len(chosen)])
                 progress.update(found[-1].numel())
             columns.append(torch.cat(found))

@@ -12,7 +12,7 @@ from gimkit.circuits.scores import answers_of, check_task, check_whole, score_no
 from gimkit.circuits.wiring import graph_of, wiring
 from gimkit.edits import check_unedited
 from gimkit.errors import require_finite
-from gimkit.remote import where
+from gimkit.remote import in_trace
 
 ATTENDS = 0.5  # mean attention from which a head "attends" to something
 WRITES = 0.1  # direct effect, as a share of the mean clean metric, from which it "writes"
@@ -58,8 +58,7 @@ def head_roles(model, task, *, batch_size: int = 32, remote: bool = False) -> pa
     for start in tqdm(range(0, len(task), batch_size), desc=f"{task.name} heads", delay=2, leave=False):
         batch = task[start:start + batch_size]
         looks, answers = occasions(batch), answers_of(batch)
-        with model.trace(input_ids=batch.clean, use_cache=False, **where(remote)):
-            found = [x.cpu() for x in head_numbers(model, w, attentions, looks, *answers)].save()
+        found = in_trace(model, batch.clean, head_numbers, w, attentions, looks, *answers, remote=remote)
         looked, count = looked + found[0], count + looks.any(-1).sum((0, 2))
         written.append(found[1])
     writes = torch.cat(written).mean(0)

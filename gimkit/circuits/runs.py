@@ -33,7 +33,7 @@ def run_circuits(model, w, b: int, keep: torch.Tensor, metric: str, last, good, 
         after = read_norm(model, layer.norm_after_attention)
         put_heads(gaps[:, known:known + w.heads], model.get(layer.output), z, after)
         mlp = model.get(layer.mlp)
-        entry = mlp if layer.norm_before_mlp is None else model.get(layer.norm_before_mlp[0])
+        entry = mlp if layer.norm_before_mlp is None else model.get(layer.norm_before_mlp.path)
         heard = known if w.parallel else known + w.heads
         reads = streams(entry.input[:b], gaps[:, :heard], keep[:, :heard, column])
         column += 1
@@ -44,7 +44,7 @@ def run_circuits(model, w, b: int, keep: torch.Tensor, metric: str, last, good, 
         after = read_norm(model, layer.norm_after_mlp)
         gaps[:, known + w.heads] = gap(m if after is None else m * after.inverse * after.factor, b, circuits)
         known += w.heads + 1
-    final = model.get(w.final_norm[0])
+    final = model.get(w.final_norm.path)
     reads = streams(final.input[:b], gaps, keep[:, :, column])
     final.input = torch.cat([final.input[:b], reads.repeat(group, 1, 1).to(final.input.dtype)])
     logits = at_answers(model, w.unembedding, last)[b:(1 + circuits) * b]
@@ -73,7 +73,7 @@ def put_reads(model, w, layer, corrupt: torch.Tensor, gaps: torch.Tensor, keep: 
     """Give each head the q, k and v of the stream that it reads; the model's own it computes for corrupt rows alone."""
     (circuits, b), group = gaps.shape[:3:2], w.heads // w.key_heads
     weight, bias = read_weights(model, layer, w)
-    norm = None if layer.norm_before_attention is None else model.get(layer.norm_before_attention[0])
+    norm = None if layer.norm_before_attention is None else model.get(layer.norm_before_attention.path)
     own = weight.new_empty(len(weight), circuits, *corrupt.shape[:2], w.head_dim)  # each target's q, k or v
     for i in range(circuits):  # one by one: all targets' streams are the largest thing here
         reads = stream_read(corrupt, gaps[i], keep[i])

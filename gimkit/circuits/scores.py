@@ -14,7 +14,7 @@ from gimkit.edits import apply, check_unedited
 from gimkit.errors import GimkitError, require_finite
 from gimkit.forward import check_backend, forward_task_scores, in_either_mode
 from gimkit.forward.rows import starts_of
-from gimkit.remote import where
+from gimkit.remote import in_trace
 from gimkit.rules import PLAIN, RULES, Rules
 
 METHODS = (*RULES, "ig-inputs", "ig-activations", "atp*", "exact", "random")
@@ -133,9 +133,8 @@ def _gradients(model, parts, task, method, metric, steps: int, batch_size: int, 
         total = 0
         for chunk in points(method, steps, len(batch), len(blocks), end=0):
             ids = torch.cat([rows_of(batch), batch.clean.repeat(chunk["extra"], 1)])
-            with edited.trace(input_ids=ids, use_cache=False, **where(remote)):
-                found = node_scores(edited, parts.embedding, blocks, parts.n_heads, len(batch), *answers,
-                                    chunk["rows"], chunk["shares"], chunk["between"]).cpu().save()
+            found = in_trace(edited, ids, node_scores, parts.embedding, blocks, parts.n_heads, len(batch), *answers,
+                             chunk["rows"], chunk["shares"], chunk["between"], remote=remote)
             total = total + chunk["weight"] * found
         per_example.append(total)
     return torch.cat(per_example)
@@ -152,10 +151,8 @@ def _exact(model, parts, names, task, metric, batch_size: int, remote: bool, mos
             chosen = [tuple(node) for node in names[start:start + step]]
             ids = torch.cat([rows_of(batch), batch.clean.repeat(len(chosen), 1)])
             with torch.no_grad():
-                with model.trace(input_ids=ids, use_cache=False, **where(remote)):
-                    effects = exact_node_scores(model, parts.embedding, paths, parts.n_heads, chosen,
-                                                *answers).cpu().save()
-            found.append(effects)
+                found.append(in_trace(model, ids, exact_node_scores, parts.embedding, paths, parts.n_heads, chosen,
+                                      *answers, remote=remote))
         per_example.append(torch.cat(found, 1))
     return torch.cat(per_example)
 

@@ -15,7 +15,7 @@ from gimkit.circuits.traced import coalition_values
 from gimkit.circuits.wiring import graph_if_covered
 from gimkit.edits import check_unedited
 from gimkit.errors import require_finite
-from gimkit.remote import where
+from gimkit.remote import in_trace
 
 
 def shapley_nodes(model, task, *, orders: int = 8, seed: int = 0, batch_size: int = 16,
@@ -99,7 +99,7 @@ def _worth(model, parts, paths, batch, present: torch.Tensor, remote: bool, most
     for some in present.split(max(1, most_rows // len(batch) - 1)):
         ids = torch.cat([batch.corrupt, batch.clean.repeat(len(some), 1)])
         with torch.no_grad():
-            with model.trace(input_ids=ids, use_cache=False, **where(remote)):
-                values = coalition_values(model, paths, parts.n_heads, some, *answers_of(batch)).cpu().save()
+            values = in_trace(model, ids, coalition_values, paths, parts.n_heads, some, *answers_of(batch),
+                              remote=remote)
         found.append(values[0 if not found else 1:])
     return torch.cat(found)

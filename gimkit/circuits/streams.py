@@ -46,11 +46,10 @@ class Reading:
     """A norm as it ran on some rows: its input, inverse denominator and factor."""
 
     def __init__(self, module, norm, x, y):
-        path, eps, self.centred = norm
-        self.x = x.detach()
-        self.inverse = inverse_scale(centre(self.x, self.centred), eps)
+        self.x, self.centred = x.detach(), norm.centred
+        self.inverse = inverse_scale(centre(self.x, self.centred), norm.eps)
         factor = norm_factor(self.x, y.detach(), getattr(module, "weight", None), getattr(module, "bias", None),
-                             path, eps, self.centred)
+                             norm.path, norm.eps, self.centred)
         self.factor = torch.ones((), device=x.device) if factor is None else factor
 
     def unit(self, place) -> torch.Tensor:
@@ -97,7 +96,7 @@ def read_norm(model, norm):
     """A Reading of a norm, None where there is none."""
     if norm is None:
         return None
-    module = model.get(norm[0])
+    module = model.get(norm.path)
     return Reading(module, norm, module.input, module.output)
 
 

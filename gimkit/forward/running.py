@@ -9,7 +9,7 @@ from gimkit.edits import resolve
 from gimkit.forward.plan import plan_of
 from gimkit.forward.pushing import metric_tangents, token_tangents
 from gimkit.question import Question
-from gimkit.remote import where
+from gimkit.remote import in_trace
 from gimkit.rules import PLAIN, Rules
 
 SCALES = {"bfloat16": 256.0, "float16": 256.0}  # small tangents beside large biases lose digits in half precision
@@ -38,9 +38,8 @@ def forward_token_scores(model, asked: Question, method: str | Rules, steps: int
         ids = asked.ids.repeat(len(some) * (1 + len(chosen)) + 1, 1)
         ids[len(some)] = neutral
         with torch.no_grad():
-            with model.trace(input_ids=ids, use_cache=False, logits_to_keep=1, **where(remote)):
-                found, answers = token_tangents(model, plan, run, chosen, free, some, answers)
-                found, answers = found.cpu().save(), answers.save()
+            found, answers = in_trace(model, ids, token_tangents, plan, run, chosen, free, some, answers,
+                                      remote=remote, logits_to_keep=1)
         scores[chosen] += found.double() * len(some) / len(left)
     return scores.to(found.dtype), answers
 
@@ -70,8 +69,8 @@ def forward_task_scores(model, task, answers, rules: Rules, chunks, wanted: int,
         run = {"rules": rules._asdict(), "g": g, "first": 2 * g + 1, "scale": scale_of(model), "starts": starts}
         right, wrong = good[pairs], bad[pairs]
         with torch.no_grad():
-            with model.trace(input_ids=ids, use_cache=False, logits_to_keep=1, **where(remote)):
-                values = metric_tangents(model, plan, run, metric, right, wrong).cpu().save()
+            values = in_trace(model, ids, metric_tangents, plan, run, metric, right, wrong, remote=remote,
+                              logits_to_keep=1)
         found[torch.tensor(pairs)[:, None], columns] = values[:, rows].double()
     return found.to(values.dtype)
 

@@ -10,16 +10,20 @@ from gimkit.errors import GimkitError
 BUNDLED = ("mini-gpt2", "mini-llama")
 
 
-def load(name: str, **kwargs):
+def load(name: str, *, remote: bool = False, **kwargs):
     """An nnsight `TransformersModel` for text generation, in float32 unless told otherwise.
 
     >>> model = gimkit.load("mini-gpt2")                       # bundled, needs no network
     >>> type(model).__name__, model._module.num_parameters()
     ('TransformersModel', 1071616)
+    >>> client = gimkit.load("mini-gpt2", remote=True)         # config and tokenizer only, for running on a server
+    >>> client.dispatched
+    False
 
     name: "mini-gpt2" or "mini-llama"; a folder that `save_pretrained` wrote; or an id on the Hugging Face hub, such as
-    "openai-community/gpt2". kwargs: go to nnsight's TransformersModel, for example dtype=torch.bfloat16 or
-    device_map="auto". The weights take no gradients (`model._module.requires_grad_(True)` brings them back).
+    "openai-community/gpt2". remote: leave the weights out, for a model that only ever runs on a server. kwargs: go to
+    nnsight's TransformersModel, for example dtype=torch.bfloat16 or device_map="auto". The weights take no gradients
+    (`model._module.requires_grad_(True)` brings them back).
     Raises GimkitError for a name that is neither bundled, a folder with a model, nor to be had from the hub.
     """
     from nnsight import TransformersModel  # here, because it takes seconds
@@ -35,7 +39,7 @@ def load(name: str, **kwargs):
         raise GimkitError(f"unknown model {name!r}; bundled models: {', '.join(BUNDLED)}")
     else:
         source = name
-    options = {"task": "text-generation", "dtype": torch.float32, "dispatch": True} | kwargs
+    options = {"task": "text-generation", "dtype": torch.float32, "dispatch": not remote} | kwargs
     noisy = logging.is_progress_bar_enabled()
     try:
         if name in BUNDLED:  # loaded in an instant

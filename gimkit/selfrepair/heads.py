@@ -12,7 +12,7 @@ from gimkit.circuits.scores import answers_of, check_task, check_whole, rows_of
 from gimkit.circuits.wiring import wiring
 from gimkit.edits import check_unedited
 from gimkit.errors import require_finite
-from gimkit.remote import where
+from gimkit.remote import in_trace
 from gimkit.selfrepair.traced_heads import head_effects
 
 EFFECTS = ("direct", "direct_live", "total", "total_frozen")
@@ -114,10 +114,8 @@ def head_repair(model, task, *, batch_size: int = 32, remote: bool = False) -> H
     root = model._module
     unembedding = next(path for path, module in root.named_modules() if module is root.get_output_embeddings())
     softcap = getattr(root.config.get_text_config(), "final_logit_softcapping", None)
-    heads, final = w.heads, tuple(w.final_norm)  # plain tuples: a trace sends what its body names
-    layers = [(layer.output, plain(layer.norm_after_attention), layer.mlp, plain(layer.norm_after_mlp))
-              for layer in w.layers]
-    places = [(layer, head) for layer in range(len(layers)) for head in range(heads)]
+    layers = [(layer.output, layer.norm_after_attention, layer.mlp, layer.norm_after_mlp) for layer in w.layers]
+    places = [(layer, head) for layer in range(len(layers)) for head in range(w.heads)]
     found = []
     for start in tqdm(range(0, len(task), batch_size), desc=f"heads on {task.name}", delay=2, leave=False):
         batch = task[start:start + batch_size]
@@ -126,20 +124,13 @@ def head_repair(model, task, *, batch_size: int = 32, remote: bool = False) -> H
         for chosen in (places[i:i + step] for i in range(0, len(places), step)):
             with torch.no_grad():
                 rows = torch.cat([ids, batch.clean.repeat(len(chosen), 1)])
-                with model.trace(input_ids=rows, use_cache=False, **where(remote)):
-                    effects, gains = head_effects(model, layers, final, unembedding, softcap, heads, chosen, answers)
-                    effects, gains = effects.cpu().save(), gains.cpu().save()
-            chunks.append((effects, gains))
+                chunks.append(in_trace(model, rows, head_effects, layers, w.final_norm, unembedding, softcap, w.heads,
+                                       chosen, answers, remote=remote))
         found.append([torch.cat(group).transpose(0, 1) for group in zip(*chunks)])
     effects, gains = (torch.cat(group).float() for group in zip(*found))
     require_finite(effects, "the heads' effects")
     return HeadRepair(task.name, tuple(f"a{layer}.h{head}" for layer, head in places), effects,
                       *_answers(effects, gains, places, layers[0][1] is not None))
-
-
-def plain(norm) -> tuple | None:
-    """A norm as a plain tuple."""
-    return None if norm is None else tuple(norm)
 
 
 def _answers(effects: torch.Tensor, gains: torch.Tensor, places: list, norm_after: bool):

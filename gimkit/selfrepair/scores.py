@@ -11,7 +11,7 @@ from gimkit.anatomy import dissect
 from gimkit.circuits.scores import check_task, check_whole
 from gimkit.edits import check_unedited
 from gimkit.errors import GimkitError, require_finite
-from gimkit.remote import where
+from gimkit.remote import in_trace
 from gimkit.selfrepair.traced_scores import score_rows
 from gimkit.tasks import Task
 from gimkit.vocabulary import encode
@@ -103,9 +103,8 @@ def self_repair(model, prompts, *, threshold: float = 1.0, batch_size: int = 32,
     for start in tqdm(range(0, len(ids), batch_size), desc=f"self-repair on {name}", delay=2, leave=False):
         real = lengths[start:start + batch_size]
         with torch.no_grad():
-            with model.trace(input_ids=ids[start:start + batch_size, :max(real)], use_cache=False, **where(remote)):
-                found, second = score_rows(model, attentions, real, threshold)
-                found, second = found.save(), second.save()
+            found, second = in_trace(model, ids[start:start + batch_size, :max(real)], score_rows, attentions, real,
+                                     threshold, remote=remote)
         require_finite(found, "the ablated attention rows")
         found[:, 0] += start
         tables.append(found)

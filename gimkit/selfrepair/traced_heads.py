@@ -32,7 +32,7 @@ def head_effects(model, layers: list, final, unembedding: str, softcap, heads: i
         m = precise(by_row(tensor_of(model.get(mlp).output), n * b)[here])
         written.append((z, weight, after, scaled(m, reading_of(model, after_mlp, here), slice(None))))
     lost = torch.stack([lost[row] for row in range(n - 2)])
-    norm, unembed = model.get(final[0]), Unembedding(model.get(unembedding), softcap, good, bad)
+    norm, unembed = model.get(final.path), Unembedding(model.get(unembedding), softcap, good, bad)
     stream, normalised = norm.input[here], norm.output[here]
     after = Reading(norm, final, stream[:, None], normalised[:, None])
 
@@ -77,7 +77,7 @@ def reading_of(model, norm, here):
     """A norm as it ran at the rows' last positions, [rows, 1, width]; None where there is none."""
     if norm is None:
         return None
-    module = model.get(norm[0])
+    module = model.get(norm.path)
     return Reading(module, norm, module.input[here][:, None], module.output[here][:, None])
 
 

@@ -1,0 +1,82 @@
+"""Every entry point on a server gives what it gives here; the client has no weights, the server no gimkit."""
+
+import pytest
+import torch
+from cloudpickle import cloudpickle
+from nnsight.intervention.backends.remote import RemoteError
+
+import gimkit
+from gimkit.layerwise import layer_faithfulness, layer_scores
+
+pytestmark = pytest.mark.xdist_group("ndif")  # one worker, so one server
+
+
+def question(task):
+    return task[0].clean, task[0].answer
+
+
+def table(frame):
+    return torch.tensor(frame.select_dtypes("number").to_numpy())
+
+
+def circuits(model, task):
+    graph = gimkit.score_edges(model, task, "random").graph
+    scores = torch.randn(graph.real.shape, generator=torch.Generator().manual_seed(0))
+    return gimkit.circuits.EdgeScores("task", "random", graph, scores * graph.real)
+
+
+
+ENTRY_POINTS = {
+    "attribute": lambda m, t, r: gimkit.attribute(m, *question(t), remote=r).scores,
+    "attribute, the model's own answer": lambda m, t, r: gimkit.attribute(m, t[0].clean, remote=r).scores,
+    "attribute ig": lambda m, t, r: gimkit.attribute(m, *question(t), method="ig", remote=r).scores,
+    "attribute deeplift": lambda m, t, r: gimkit.attribute(m, *question(t), method="deeplift", remote=r).scores,
+    "attribute occlusion": lambda m, t, r: gimkit.attribute(m, *question(t), method="occlusion", remote=r).scores,
+    "shapley": lambda m, t, r: gimkit.shapley(m, *question(t), free=[2, 5, 9], remote=r).scores,
+    "token_faithfulness": lambda m, t, r: token_faithfulness(m, t, r),
+    "score_nodes": lambda m, t, r: gimkit.score_nodes(m, t, remote=r).per_example,
+    "score_nodes ig-inputs": lambda m, t, r: gimkit.score_nodes(m, t, "ig-inputs", steps=2, remote=r).per_example,
+    "score_nodes atp*": lambda m, t, r: gimkit.score_nodes(m, t, "atp*", remote=r).per_example,
+    "score_nodes exact": lambda m, t, r: gimkit.score_nodes(m, t, "exact", remote=r).per_example,
+    "score_neurons": lambda m, t, r: gimkit.score_neurons(m, t, remote=r).scores,
+    "score_edges": lambda m, t, r: gimkit.score_edges(m, t, remote=r).scores,
+    "score_edges gp": lambda m, t, r: gimkit.score_edges(m, t, "gp", steps=2, remote=r).scores,
+    "score_edges exact": lambda m, t, r: gimkit.score_edges(m, t[:1], "exact", remote=r).scores,
+    "run": lambda m, t, r: gimkit.run(m, t, circuits(m, t).top(200), metric="kl", remote=r),
+    "faithfulness": lambda m, t, r: gimkit.faithfulness(m, t, circuits(m, t), absolute=False, sizes=(0.1, 0.5),
+                                                        remote=r).per_example,
+    "head_roles": lambda m, t, r: table(gimkit.circuits.head_roles(m, t, remote=r).fillna(0)),
+    "shapley_nodes": lambda m, t, r: gimkit.circuits.shapley_nodes(m, t[:1], orders=1, remote=r).scores,
+    "self_repair": lambda m, t, r: table(gimkit.self_repair(m, t, threshold=0.1, remote=r).frame()),
+    "head_repair": lambda m, t, r: gimkit.head_repair(m, t, remote=r).effects,
+    "layer_scores": lambda m, t, r: layer_scores(m, *question(t), remote=r),
+    "layer_faithfulness": lambda m, t, r: layer_faithfulness(
+        m, [t[0].clean], [layer_scores(m, t[0].clean, method="gradient", remote=r)], remote=r)[1].without_rest,
+}
+
+
+def token_faithfulness(model, task, remote):
+    ids = task.clean[0]
+    return gimkit.token_faithfulness(model, [ids], [torch.arange(len(ids)) / 10], remote=remote).without_rest
+
+
+@pytest.mark.parametrize("name", ENTRY_POINTS)
+def test_the_server_gives_what_this_process_gives(server, models, name):
+    task = gimkit.tasks.ioi(models.here, n=3)
+    here, there = (ENTRY_POINTS[name](model, task, remote) for model, remote in
+                   ((models.here, False), (models.there, server)))
+    finite = here.isfinite()
+    assert here.shape == there.shape and finite.any() and torch.equal(finite, there.isfinite())
+    assert (here - there)[finite].abs().max() <= 1e-6 * here[finite].abs().max()
+    assert not models.there.dispatched and all(p.is_meta for p in models.there._module.parameters())
+
+
+def test_tasks_are_made_without_weights(llama):
+    assert torch.equal(gimkit.tasks.ioi(llama.there, n=4).clean, gimkit.tasks.ioi(llama.here, n=4).clean)
+
+
+@pytest.mark.parametrize("forgotten", ["gimkit.inside", "gimkit.traced"])
+def test_a_module_that_is_not_registered_is_missed(server, llama, monkeypatch, forgotten):
+    monkeypatch.setattr(cloudpickle, "_PICKLE_BY_VALUE_MODULES", set(gimkit.remote.SHIPPED) - {forgotten})
+    with pytest.raises((RemoteError, gimkit.GimkitError), match="No module named 'gimkit'"):
+        gimkit.attribute(llama.there, [1, 5, 9], 7, baseline=0, remote=server)
