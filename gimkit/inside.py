@@ -55,8 +55,8 @@ def attention_call(attention):
     """The kernel that an attention module picks, and its call: .inputs are ((module, q, k, v, mask, ...), options)."""
     source = attention.source
     names = [name for name in source.names if name.startswith("attention_interface_")]
-    call = source.node(names[-1])
-    return source.node(names[0]).output, call
+    call = getattr(source, names[-1])
+    return getattr(source, names[0]).output, call
 
 
 def soften_attention(attention, path: str, temperature: float, q_scale: float, k_scale: float, v_scale: float,

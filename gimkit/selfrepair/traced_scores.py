@@ -14,7 +14,7 @@ def score_rows(model, attentions: list, lengths: list, threshold: float):
     for layer, path in enumerate(attentions):
         attention = model.get(path)
         source = attention.source
-        call = source.node([name for name in source.names if name.startswith("attention_interface_")][-1])
+        call = getattr(source, [name for name in source.names if name.startswith("attention_interface_")][-1])
         (module, q, k, v, mask, *rest), options = call.inputs
         out = call.output[0]
         for example, length in enumerate(lengths):

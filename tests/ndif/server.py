@@ -13,6 +13,7 @@ import anyio._backends._asyncio  # noqa: F401  # isort: skip
 
 import asyncio
 import contextlib
+import functools
 import importlib.util
 import io
 import json
@@ -220,6 +221,7 @@ if __name__ == "__main__":
         sys.exit("gimkit can be imported here, so this server would not notice what a trace fails to bring along")
     port = int(sys.argv[1])
     folders.update(entry.split("=", 1) for entry in sys.argv[2:])
+    host.spawn = functools.partial(host.spawn, timeout=120)  # on a busy machine half a minute may not do
     host.RUNNER_ENV = (*host.RUNNER_ENV, "HF_HUB_OFFLINE")  # so that sandboxes do not wait for the hub either
     torch.set_num_threads(1)
     uvicorn.run(app, host="127.0.0.1", port=port, log_level="warning")
