@@ -10,6 +10,7 @@ from tiny import build, token_ids
 
 import gimkit
 from gimkit.forward import running
+from gimkit.remote import traces
 
 torch.set_num_threads(1)
 NAMES = ("gpt2", "llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3", "gpt_neox", "gpt_neox_serial", "phi3",
@@ -177,7 +178,7 @@ def refusing(monkeypatch):
         raise RuntimeError(REFUSAL)  # as torch words it
 
     monkeypatch.setattr(gimkit.tokens, "_backward", refuse)
-    monkeypatch.setattr(running, "where", lambda remote: {})
+    monkeypatch.setattr(traces, "where", lambda model, remote: {})
 
 
 def test_forward_mode_takes_over_where_gradients_are_refused(refusing):

@@ -13,6 +13,7 @@ from tiny import build
 import gimkit
 from gimkit.circuits import scores
 from gimkit.forward import running
+from gimkit.remote import traces
 
 torch.set_num_threads(1)
 
@@ -87,7 +88,7 @@ def test_forward_mode_takes_over_where_gradients_are_refused(monkeypatch):
         raise RuntimeError(REFUSAL)
 
     monkeypatch.setattr(scores, "_gradients", refuse)
-    monkeypatch.setattr(running, "where", lambda remote: {})
+    monkeypatch.setattr(traces, "where", lambda model, remote: {})
     model, task = NNsight(build("gpt2")), random_task()
     with pytest.warns(UserWarning, match="the server refuses gradients"):
         got = gimkit.score_nodes(model, task, remote=True)
