@@ -10,6 +10,7 @@ from test_notebooks import PATHS, exercises
 import gimkit
 from gimkit import checks
 from gimkit.anatomy import dissect
+from gimkit.circuits.metrics import bootstrap
 from gimkit.rules import scale_grad
 
 EXERCISES = [(path.stem[:2], exercise) for path in PATHS for exercise in exercises(path)]
@@ -177,7 +178,24 @@ def deal_within_rows(scores, real, generator):
     return dealt
 
 
+def share_of_pairs(inside, itself=False):
+    """A wrong answer to 07.1: another thing asked of the pairs of seeds, or pairs of a seed with itself."""
+    def answer(measure, seeds):
+        values = [measure(seed) for seed in seeds]
+        found = [bootstrap(lambda i, v=each: v[i].mean(), len(each)) for each in values]
+        spread = [each.std() for each in values]
+        pairs = [inside(a, b, wide) for a, wide in zip(found, spread) for b in found if itself or a is not b]
+        return sum(pairs) / len(pairs)
+
+    return answer
+
+
 WRONG = [
+    ("replicated", share_of_pairs(lambda a, b, wide: a.low <= b.value <= a.high, itself=True), "own mean always"),
+    ("replicated", share_of_pairs(lambda a, b, wide: abs(a.value - b.value) <= 1.96 * wide), "of single prompts"),
+    ("replicated", share_of_pairs(lambda a, b, wide: a.low <= 0 <= a.high), "whether 0 lies inside"),
+    ("replicated", share_of_pairs(lambda a, b, wide: a.low <= b.high and b.low <= a.high), "Two intervals overlap"),
+    ("replicated", lambda *_: 95.0, "between 0 and 1"),
     ("ablation_effects", falls(to=0.0), "Zero is no neutral score"),
     ("ablation_effects", falls(to=-torch.inf), "removed the positions"),
     ("ablation_effects", falls(sign=-1), "signs are reversed"),

@@ -30,13 +30,14 @@ class Request:
     4
 
     name: whatever `gimkit.load` takes; loaded when first used. n, seed: of each task's prompts. tasks: names; empty
-    for each figure's own choice.
+    for each figure's own choice. folder: where measured parts are kept.
     """
 
     name: str
     n: int = 12
     seed: int = 0
     tasks: tuple[str, ...] = ()
+    folder: Path = FOLDER / "data"
     made: dict = field(default_factory=dict, repr=False, compare=False)
 
     @cached_property
@@ -84,7 +85,7 @@ class Request:
         about = {"model": self.name, "weights": self.weights, "seed": self.seed, "n": len(prompts),
                  "prompts": digest.hexdigest()[:16], "gimkit": gimkit.__version__}
         stem = re.sub(r"[^\w=+.-]", "_", f"{prompts.name}-{method}")
-        path = FOLDER / "data" / self.label / kind / f"{stem}.csv"
+        path = self.folder / self.label / kind / f"{stem}.csv"
         return kept(path, about, measure)
 
 
