@@ -13,6 +13,7 @@ REMOTE = False
 import numpy
 import pandas
 import torch
+from IPython.display import display
 from scipy.stats import spearmanr
 
 import gimkit
@@ -20,6 +21,7 @@ from gimkit import checks, plots
 from gimkit.anatomy import dissect
 from gimkit.circuits import NodeScores
 from gimkit.circuits.metrics import bootstrap
+from gimkit.compare_tokens import measure, summarise
 from gimkit.tokens import TokenScores
 from gimkit.vocabulary import neutral_token, spell
 
@@ -92,7 +94,7 @@ from gimkit.widgets import token_tabs
 token_tabs(words)  # a tab per method, the score under the pointer; needs a running kernel
 
 # %% [markdown]
-# The plain gradient hardly sees the right name. The rival's first mention: GIM calls it evidence against; taking it away says otherwise, for then nobody is named twice.
+# The plain gradient hardly sees the right name. GIM calls the rival's first mention evidence against; taking it away says otherwise, for then nobody is named twice.
 #
 # One prompt is an anecdote. On 16 prompts and both models: the rank correlation of each prompt's scores with leave-one-out, its mean, and a bootstrap interval over prompts. **Predict** the order of the columns.
 
@@ -111,11 +113,16 @@ def agreement(model, task, methods, prompts=16):
 
 llama_task = gimkit.tasks.ioi(llama, n=48, seed=0, names="held-out")
 METHODS = ("gradient", "freeze", "gim", "ig")
-pandas.DataFrame({MODEL: agreement(model, task, METHODS), "mini-llama": agreement(llama, llama_task, METHODS)}).T[
-    list(METHODS)].map(str)
+display(pandas.DataFrame({MODEL: agreement(model, task, METHODS), "mini-llama": agreement(llama, llama_task, METHODS)}).T[
+    list(METHODS)].map(str))
+tokens = summarise(measure("mini-llama", ("ioi", "redundant, twice"), (*METHODS[::2], "leave-one-out", "ig-20"), n=6, seeds=[0]))
+tokens.assign(pearson=[f"{r.pearson:.2f} [{r.pearson_low:.2f}, {r.pearson_high:.2f}]" for r in tokens.itertuples()]).pivot(
+    index="set", columns="method", values="pearson")
 
 # %% [markdown]
-# `freeze` is GIM's norm rule alone. Nothing comes near. The plain gradient tells nothing of this order; with one pass GIM does better on mini-gpt2, its norm rule alone on mini-llama, about as well there as `ig` with 20. In part this is the question's fault: with a blank for the last word nobody asks for a name any more, which no straight line foresees. And where two words say the same, leave-one-out calls both unimportant (notebook 01).
+# `freeze` is GIM's norm rule alone. Nothing comes near, the plain gradient least. In part this is the question's fault: with a blank for the last word nobody asks for a name any more, which no straight line foresees. And where two words say the same, leave-one-out calls both unimportant (notebook 01).
+#
+# The second table asks a truth that knows interactions, **Shapley values** over all subsets of up to twelve tokens (`gimkit.shapley`; Pearson, mini-llama, six prompts a set). On plain IOI all but the gradient do well. Where both people are named twice, leave-one-out knows nothing, and one GIM pass leads 20 passes of `ig`. All results: `benchmarks/README.md`.
 #
 # ## Which heads?
 # **Exact patching** asks for one head: what if it alone had read the corrupt prompt? Its output, at all positions, is replaced by the one from the corrupt run. What the logit difference loses is the head's effect. `share` below goes only part of the way; we shall need it.
@@ -273,9 +280,9 @@ for method, scores in estimates.items():
 
 # %% [markdown]
 # ## More cases
-# The order is nearly right everywhere. The size is not: the plain gradient sees about a quarter, GIM half, frozen norms three quarters of it.
+# The order is nearly right. The size is not: the gradient sees a quarter, GIM half, frozen norms three quarters.
 #
-# One task of one model again proves little. Both models, five tasks that they solve (their cards in `gimkit/models` say how well). Two measures over heads and MLPs: the rank correlation with exact patching, and the **error**, the sum of |estimate - exact| over the sum of |exact|: 0 is right, and 1 no better than calling everything 0. `relp` freezes norms and linearises activations.
+# One task of one model proves little. Both models, five tasks that they solve. Two measures over heads and MLPs: the rank correlation with exact patching, and the **error**, the sum of |estimate - exact| over the sum of |exact|: 0 is right, and 1 no better than calling everything 0. `relp` freezes norms and linearises activations.
 #
 # Both methods met the same prompts, so intervals that overlap do not settle who wins; the interval of their *difference* does, in the last table. **Predict:** where will GIM do better than its norm rule alone?
 
@@ -380,7 +387,7 @@ print(f"3. 95% of a thousand deals   [{numpy.quantile(chance, 0.025):.2f}, {nump
 assert each.low < 0 < each.high and ranked(gim) > numpy.quantile(chance, 0.975)
 
 # %% [markdown]
-# Number 2 is the warning. As a test against chance, one interval in twenty might miss 0. But an interval over examples only says how stable a number is, and a stable accident is stable. Look at number 3 too.
+# Number 2 is the warning. As a test against chance, one interval in twenty might miss 0. But an interval over examples only says how stable a number is, and a stable accident is stable.
 #
 # ## Why an estimate errs
 # A gradient is a straight line that leaves the clean run. Here the three strongest heads go from their clean to their corrupt output step by step. **Predict:** is the truth a line? Do the effects of single parts add up to that of the whole prompt?
@@ -408,8 +415,8 @@ print(f"all at once, the corrupt prompt costs {(clean - corrupt).mean():.2f}")
 # ## What this does not show
 # - **Exact patching is exact about its own question:** one part at a time, all others as they were. Parts that work in a chain are each charged with the whole (see the two sums above); parts that stand in for each other are not charged at all (notebook 03).
 # - **Rank correlation counts every node alike,** and most of these 25 do next to nothing: their order is noise. Look at the scatter and at the error too.
-# - **A pair of prompts asks one thing.** All but one name is the same, so what both prompts share gets no credit. `gimkit.tasks.ioi(..., corrupt="third")` asks another question of the same heads.
-# - **Saturation:** at logit differences of 18 much can be lost before an answer changes, and a slope at the clean run knows nothing of it.
-# - **Two small models, one training run each, 32 prompts a case.** Both solve IOI by suppressing the repeated name, not with the circuit known from GPT-2. Nothing here says how the methods rank on large models.
+# - **A pair of prompts asks one thing.** What both share gets no credit; `gimkit.tasks.ioi(..., corrupt="third")` asks another question.
+# - **Saturation:** at logit differences of 18 much can be lost before an answer changes.
+# - **Two small models, one training run each, 32 prompts a case,** which solve IOI by suppressing the repeated name. Nothing here says how the methods rank on large models.
 #
 # Next: **05 · Find the circuit**, where integrated gradients join. Sources: IOI, [arXiv 2211.00593](https://arxiv.org/abs/2211.00593); attribution patching, [arXiv 2310.10348](https://arxiv.org/abs/2310.10348); GIM, [arXiv 2505.17630](https://arxiv.org/abs/2505.17630); RelP, [arXiv 2508.21258](https://arxiv.org/abs/2508.21258).

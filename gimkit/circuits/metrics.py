@@ -1,5 +1,6 @@
 """How well scores, and the circuits cut from them, agree with the truth."""
 
+import warnings
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -47,9 +48,11 @@ def bootstrap(statistic, n: int, *, level: float = 0.95, resamples: int = 999, s
     value = float(statistic(everything))
     if n < 2:
         return Interval(value, value, value)
-    interval = stats.bootstrap((everything,), statistic, vectorized=False, n_resamples=resamples,
-                               confidence_level=level, method="percentile",
-                               rng=numpy.random.default_rng(seed)).confidence_interval
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", stats.DegenerateDataWarning)  # an interval of NaN says as much
+        interval = stats.bootstrap((everything,), statistic, vectorized=False, n_resamples=resamples,
+                                   confidence_level=level, method="percentile",
+                                   rng=numpy.random.default_rng(seed)).confidence_interval
     return Interval(value, float(interval.low), float(interval.high))
 
 
