@@ -1,10 +1,11 @@
-"""Scores of nodes in forward mode against the backward pass, and against finite differences."""
+"""Scores of nodes and of chosen edges in forward mode, against the backward pass and literal patching."""
 
 import pytest
 import torch
 from in_float64 import precise
 from made_up import literal_metric, random_task
 from nnsight import NNsight
+from test_edges import literal_scores
 from test_forward import NAMES, REFUSAL, broken, in_block
 from test_nodes import changed, places, rows, value_of
 from test_rules import PARTS, SUBSETS, relative
@@ -103,3 +104,62 @@ def test_the_same_on_a_serialised_model():
     near, far = (gimkit.score_nodes(model, task, backend="forward", remote=remote).per_example
                  for remote in (False, "local"))
     assert relative(far, near) < 1e-6
+
+
+# --- edges among chosen nodes ---
+
+CHOSEN = ["input", "a0.h1", "m0", "a1.h0", "a1.h3", "m1", "a2.h2", "m2", "logits"]
+
+
+def edges(model, method, task=None, chosen=CHOSEN, **options):
+    """The same edges' scores in forward and in reverse mode."""
+    task = task or random_task()
+    return [gimkit.circuits.score_edges_among(model, task, chosen, method, backend=backend, **options)
+            for backend in ("forward", "reverse")]
+
+
+@pytest.mark.parametrize("method", ["gim", "gradient", "attnlrp"])
+@pytest.mark.parametrize("name", NAMES)
+def test_edges_are_those_of_the_backward_pass(name, method, wide_softmax):
+    model = NNsight(precise(name))
+    if (name, method) == ("olmo2", "gradient"):
+        with pytest.raises(gimkit.GimkitError, match="q_norm normalises all heads together"):
+            edges(model, method)
+        return
+    forward, reverse = edges(model, method)
+    assert forward.edges == reverse.edges and len(forward.edges) == (57 if name == "gpt_neox" else 61)
+    assert relative(forward.scores, reverse.scores) < 1e-12
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama", "gemma2"])
+def test_edges_by_their_definition(name):
+    hf, task = build(name), random_task(2)
+    got, _ = edges(NNsight(hf), "gim", task)
+    graph = gimkit.circuits.Graph(3, 4, False, 32)
+    want = literal_scores(hf, task, graph, rules=gimkit.GIM)
+    assert relative(got.scores, torch.stack([want[graph.edges[name]] for name in got.edges])) < 1e-5
+
+
+def test_chunks_of_edges_change_nothing(monkeypatch, wide_softmax):
+    model = NNsight(precise("gemma2"))
+    whole, _ = edges(model, "gim")
+    for most in (1, 13, 40):
+        monkeypatch.setattr(running, "rows_at_once", lambda plan, seq, most=most: most)
+        assert relative(edges(model, "gim")[0].scores, whole.scores) < 1e-12
+    assert len(whole.frame()) == len(whole.edges) and whole.frame().source[0] == "input"
+
+
+def test_bad_choices():
+    model, task = NNsight(build("gpt2")), random_task()
+    for chosen, message in ((["a0.h9"], "unknown nodes a0.h9"), ("m0", "unknown nodes"), ([], "no edge joins"),
+                            (["a1.h1", "a1.h2"], "no edge joins a1.h1, a1.h2")):
+        with pytest.raises(gimkit.GimkitError, match=message):
+            edges(model, "gim", task, chosen)
+    with pytest.raises(gimkit.GimkitError, match="gp scores all edges at once: use gimkit.score_edges"):
+        edges(model, "gp", task)
+
+
+@pytest.mark.parametrize("method", ["gim", "gp", "ig-inputs"])
+def test_all_edges_have_no_forward_mode(method):
+    with pytest.raises(gimkit.GimkitError, match="a row for each of 262 edges.*score_edges_among"):
+        gimkit.score_edges(NNsight(build("gpt2")), random_task(), method, backend="forward")

@@ -1,6 +1,7 @@
 """Which parts of a model do a task, and how to test the answer."""
 
 from gimkit.circuits import known
+from gimkit.circuits.among import ChosenEdges, score_edges_among
 from gimkit.circuits.circuit import Circuit
 from gimkit.circuits.edges import EdgeScores, score_edges
 from gimkit.circuits.graph import Graph
@@ -12,6 +13,6 @@ from gimkit.circuits.roles import head_roles
 from gimkit.circuits.scores import score_nodes
 from gimkit.circuits.shapley import node_intervals, shapley_nodes
 
-__all__ = ["Circuit", "Curve", "EdgeScores", "Graph", "Interval", "NeuronScores", "NodeScores", "auroc", "faithfulness",
-           "head_roles", "known", "node_intervals", "precision_recall", "rank_correlation", "run", "score_edges",
-           "score_neurons", "score_nodes", "shapley_nodes"]
+__all__ = ["ChosenEdges", "Circuit", "Curve", "EdgeScores", "Graph", "Interval", "NeuronScores", "NodeScores", "auroc",
+           "faithfulness", "head_roles", "known", "node_intervals", "precision_recall", "rank_correlation", "run",
+           "score_edges", "score_edges_among", "score_neurons", "score_nodes", "shapley_nodes"]

@@ -17,10 +17,13 @@ from gimkit.circuits.scores import answers_of, check_metric, check_slope, check_
 from gimkit.circuits.wiring import Wiring, graph_of, wiring
 from gimkit.edits import apply, check_unedited
 from gimkit.errors import GimkitError, require_finite
+from gimkit.forward import check_backend, in_either_mode
 from gimkit.remote import in_session, in_trace
 from gimkit.rules import GIM, PLAIN, RULES, Rules
 
 METHODS = (*RULES, "ig-inputs", "gim-ig", "ig-activations", "clean-corrupted", "gp", "exact", "random")
+NO_FORWARD = ("forward mode would need a row for each of {} edges; score nodes, or the edges among a few of them with "
+              "gimkit.circuits.score_edges_among, by any rules ('gim', 'gradient', 'relp', ...)")
 
 
 @dataclass(frozen=True)
@@ -105,7 +108,8 @@ class EdgeScores:
 
 
 def score_edges(model, task, method: str | Rules = "gim", *, metric: str = "logit", steps: int = 5,
-                batch_size: int | None = None, seed: int = 0, remote: bool = False) -> EdgeScores:
+                batch_size: int | None = None, seed: int = 0, backend: str = "auto",
+                remote: bool = False) -> EdgeScores:
     """Score every edge of a model on a task, each head's queries, keys and values apart.
 
     >>> edges = gimkit.score_edges(model, gimkit.tasks.ioi(model, n=64), method="gim")
@@ -131,6 +135,8 @@ def score_edges(model, task, method: str | Rules = "gim", *, metric: str = "logi
     clean run, so "gradient", other rules, and "ig-activations" with one step are refused them.
     model: an unedited nnsight model. task: a `gimkit.tasks.Task`. batch_size: prompt pairs at a time (no effect on
     the result); None: as many as keep about 2^26 numbers (256 MiB in float32) for the backward pass, at most 64.
+    backend: all edges need a backward pass; "forward" is refused, and so is a server that refuses gradients
+        (`score_edges_among` scores the edges among a few nodes there).
     remote: run on NDIF (as `model.trace(remote=...)`).
     Memory: what the backward pass keeps, about 32 widths per layer for each token of a pair's rows (2, or as many as
     there are points and the clean and corrupt runs); sources meet targets a few positions at a time. A pair of a
@@ -149,6 +155,7 @@ def score_edges(model, task, method: str | Rules = "gim", *, metric: str = "logi
     if batch_size is not None:
         check_whole("batch_size", batch_size)
     check_metric(metric)
+    check_backend(backend)
     label = method if isinstance(method, str) else "own rules"
     if isinstance(method, Rules) or method in RULES or (method, steps) == ("ig-activations", 1):
         check_slope(metric, label)
@@ -160,7 +167,8 @@ def score_edges(model, task, method: str | Rules = "gim", *, metric: str = "logi
     elif method == "exact":
         scores = _exact(model, w, graph, task, metric, batch_size, remote)
     else:
-        scores = _gradients(model, w, task, method, metric, steps, batch_size, remote)
+        scores = in_either_mode(backend, lambda: _gradients(model, w, task, method, metric, steps, batch_size, remote),
+                                NO_FORWARD.format(graph.n_edges), remote)
     require_finite(scores)
     return EdgeScores(task.name, label, graph, scores, metric)
 

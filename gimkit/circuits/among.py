@@ -1,0 +1,140 @@
+"""Scores of the edges among a few chosen nodes: by a backward pass, or without one."""
+
+from dataclasses import dataclass
+
+import pandas
+import torch
+
+from gimkit.anatomy import dissect
+from gimkit.circuits.edges import METHODS, score_edges
+from gimkit.circuits.graph import Graph, nodes
+from gimkit.circuits.scores import answers_of, check_metric, check_slope, check_task, check_whole, rules_of
+from gimkit.circuits.wiring import graph_of, wiring
+from gimkit.edits import check_unedited
+from gimkit.errors import GimkitError, require_finite
+from gimkit.forward import check_backend, forward_task_scores, in_either_mode, plan_of
+from gimkit.forward.rows import starts_of
+from gimkit.rules import RULES, Rules
+
+
+@dataclass(frozen=True)
+class ChosenEdges:
+    """Scores of some edges; positive means that corrupting the edge hurts.
+
+    >>> found = gimkit.circuits.score_edges_among(model, task, ["m0", "m1", "logits"])
+    >>> found.edges, found.scores.shape
+    (('m0->m1', 'm0->logits', 'm1->logits'), torch.Size([3]))
+
+    edges: names like "a0.h1->a1.h2<q>". scores: [edges] in units of the metric, means over examples.
+    """
+
+    task: str
+    method: str
+    edges: tuple[str, ...]
+    scores: torch.Tensor
+    metric: str = "logit"
+
+    def frame(self) -> pandas.DataFrame:
+        """Tidy table with columns task, method, metric, source, target, score."""
+        ends = [name.split("->") for name in self.edges]
+        return pandas.DataFrame({"task": self.task, "method": self.method, "metric": self.metric,
+                                 "source": [source for source, _ in ends], "target": [target for _, target in ends],
+                                 "score": self.scores.tolist()})
+
+
+def score_edges_among(model, task, chosen, method: str | Rules = "gim", *, metric: str = "logit", batch_size: int = 32,
+                      backend: str = "auto", remote: bool = False) -> ChosenEdges:
+    """Score every edge between chosen nodes, each head's queries, keys and values apart.
+
+    >>> found = gimkit.circuits.score_edges_among(model, task, ["input", "a0.h1", "a2.h3", "logits"])
+    >>> found.edges[:4]
+    ('input->a0.h1<q>', 'input->a0.h1<k>', 'input->a0.h1<v>', 'input->a2.h3<q>')
+
+    chosen: names of nodes, "input", "a0.h1", "m2", "logits". method: any rules ("gim", "gradient", ..., or a
+        `gimkit.Rules`). metric, batch_size, remote: as in `gimkit.score_nodes`.
+    backend: "reverse" takes them out of `gimkit.score_edges`, the same numbers, all edges computed. "forward" needs no
+        autograd: what each source writes to the residual stream is a row, and so is each edge, whose tangent starts
+        where its target reads; a forward pass of 3 + sources + edges rows a pair. "auto" is "reverse", and "forward",
+        with a warning, where a server refuses gradients.
+    Raises GimkitError for unknown nodes or none that an edge joins, and as `gimkit.score_edges`; in forward mode also
+    where what it recomputes of the clean run is not the model's, and for OLMo-2, whose norms mix the queries of all
+    heads, unless the rules freeze norms.
+    """
+    check_task(task)
+    check_metric(metric)
+    check_backend(backend)
+    check_whole("batch_size", batch_size)
+    check_unedited(model)
+    if method in METHODS and method not in RULES:
+        raise GimkitError(f"{method} scores all edges at once: use gimkit.score_edges, or any rules here ('gim', "
+                          "'gradient', 'relp', ...)")
+    rules, label = rules_of(method), method if isinstance(method, str) else "own rules"
+    check_slope(metric, label)
+    graph = graph_of(wiring(model))
+    places = edges_among(graph, chosen)
+
+    def reverse():
+        whole = score_edges(model, task, method, metric=metric, batch_size=batch_size, backend="reverse", remote=remote)
+        return torch.stack([whole.scores[place] for place in places.values()])
+
+    def forward():
+        return _forward(model, graph, task, rules, metric, list(places.values()), batch_size, remote).mean(0)
+
+    scores = in_either_mode(backend, reverse, forward, remote)
+    require_finite(scores)
+    return ChosenEdges(task.name, label, tuple(places), scores, metric)
+
+
+def edges_among(graph: Graph, chosen) -> dict[str, tuple[int, int]]:
+    """The edges whose source and target both belong to chosen nodes, as `Graph.edges` has them.
+
+    >>> list(edges_among(Graph(2, 1, False, 8), ["m0", "m1", "logits"]))
+    ['m0->m1', 'm0->logits', 'm1->logits']
+    """
+    known = (*graph.sources, "logits")
+    unknown = [name for name in chosen if name not in known]
+    if isinstance(chosen, str) or unknown:
+        raise GimkitError(f"unknown nodes {', '.join(map(str, unknown))}; give a list of some of {known[0]}, "
+                          f"{known[1]}, ..., {known[-2]}, logits")
+    found = {name: place for name, place in graph.edges.items()
+             if all(end.partition("<")[0] in chosen for end in name.split("->"))}
+    if not found:
+        raise GimkitError(f"no edge joins {', '.join(chosen) or 'no nodes'}; choose at least two nodes, one before the "
+                          "other")
+    return found
+
+
+def _forward(model, graph: Graph, task, rules: Rules, metric: str, places: list, batch_size: int, remote):
+    """Scores [n, edges]; places: (row, column) of each edge in the graph, source by source."""
+    plan, names = plan_of(model, rules), nodes(dissect(model))
+    mixed = [norm for block in plan["blocks"] for norm in block["head_norms"] if norm[3] > block["head_dim"]]
+    if mixed and not rules.freeze_norm:
+        raise GimkitError(f"{mixed[0][0]} normalises all heads together, so in forward mode an edge into one of them "
+                          "has no tangent of its own; use rules with freeze_norm=True, such as 'gim', or score nodes")
+
+    def chunks(most: int, spare: int):
+        first = 0
+        for after in range(1, len(places) + 1):
+            sources = {source for source, _ in places[first:after + 1]}
+            if after == len(places) or len(sources) + after + 1 - first + spare > most:
+                yield *_rows(graph, names, places[first:after], spare), list(range(first, after))
+                first = after
+
+    _, *answers = answers_of(task)
+    return forward_task_scores(model, task, (metric, *answers), rules, chunks, len(places), batch_size, remote)
+
+
+def _rows(graph: Graph, names, places: list, spare: int) -> tuple[dict, list[int]]:
+    """Where carriers and edges start, and each edge's row; an edge to the logits is its carrier's own row."""
+    carriers = list(dict.fromkeys(source for source, _ in places))
+    started, rows = [], []
+    for source, target in places:
+        carrier = carriers.index(source)
+        owner, _, read = graph.targets[target].rstrip(">").partition("<")
+        if owner == "logits":
+            rows.append(carrier)
+            continue
+        layer, _, head = owner[1:].partition(".h")
+        rows.append(len(carriers) + len(started))
+        started.append((carrier, read or "mlp", int(layer), int(head or 0)))
+    return starts_of([names[source] for source in carriers], started, spare), rows
