@@ -3,6 +3,7 @@
 #              (tests/browser: apt-get install chromium)
 # make lab     install into .venv, then JupyterLab on notebooks/
 # make notebooks   run each notebooks/*.py and rewrite its executed .ipynb
+# make api     the API reference, from the docstrings, into build/api
 # make clean   remove .venv and .venv-ndif
 
 PYTHON ?= python3
@@ -11,7 +12,7 @@ INSTALLED := .venv/installed
 NDIF := .venv-ndif
 OFFLINE := HF_HUB_OFFLINE=1
 
-.PHONY: demo test lab notebooks clean
+.PHONY: demo test lab notebooks api clean
 
 demo: $(INSTALLED)
 	$(OFFLINE) $(BIN)/python -m gimkit demo
@@ -28,6 +29,9 @@ lab: $(INSTALLED)
 
 notebooks: $(INSTALLED)
 	$(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/python .ci/notebooks.py notebooks/*.py
+
+api: $(INSTALLED)
+	$(OFFLINE) $(BIN)/python .ci/api/build.py build/api
 
 clean:
 	rm -rf .venv $(NDIF)

@@ -3,10 +3,10 @@
 from gimkit.anatomy import Anatomy, dissect
 from gimkit.errors import GimkitError
 from gimkit.inside import freeze_norm, linearise_activation, soften_attention, split_input, split_output
-from gimkit.rules import GIM, RULES, Rules
+from gimkit.rules import RULES, Rules
 
 
-def apply(model, rules: Rules | str = GIM):
+def apply(model, rules: Rules | str = "gim"):
     """Return an edited copy of a model: the same forward pass, bit for bit, with another backward pass.
 
     >>> gim = gimkit.apply(gimkit.load("mini-gpt2"))

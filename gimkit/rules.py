@@ -46,7 +46,6 @@ class Rules(NamedTuple):
 PLAIN = Rules()
 SPLIT = dict(q=0.25, k=0.25, v=0.5, gate=0.5, up=0.5)
 
-# The rows of GIM's ablation table, from the plain gradient to the whole.
 LADDER = {
     "gradient": PLAIN,
     "freeze": Rules(freeze_norm=True),
@@ -57,7 +56,10 @@ LADDER = {
     "split+temperature": Rules(temperature=2.0, **SPLIT),
     "gim": Rules(temperature=2.0, freeze_norm=True, **SPLIT),
 }
+"""The rows of GIM's ablation table by name, from the plain gradient to the whole."""
+
 GIM = LADDER["gim"]
+"""GIM's rules: temperature 2, norms frozen, products split."""
 
 RULES = LADDER | {
     # Ali et al. 2022 as GIM's evaluation runs it: norms frozen, attention patterns constant.
@@ -69,6 +71,7 @@ RULES = LADDER | {
     # RelP as its README runs it (LN, identity and half rule); its optional AH rule is detach_attention=True.
     "relp": Rules(freeze_norm=True, identity_activation=True, gate=0.5, up=0.5),
 }
+"""All presets by name: those of LADDER, and other methods that are backward rules. `gimkit.apply` takes the names."""
 
 
 def scale_grad(x: torch.Tensor, a: float) -> torch.Tensor:

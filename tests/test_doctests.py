@@ -14,7 +14,7 @@ EXPORTING = ("gimkit", "gimkit.circuits", "gimkit.circuits.known", "gimkit.model
              "gimkit.tasks", "gimkit.widgets")
 MODULES = {name: importlib.import_module(name) for name in
            ("gimkit", *(found.name for found in pkgutil.walk_packages(gimkit.__path__, "gimkit.")))
-           if not name.endswith("__main__")}
+           if not name.endswith("__main__") and not name.startswith("gimkit.l3d")}  # l3d's examples train, see SKIPS.md
 EXAMPLES = {test.name: test for name, module in MODULES.items() for test in doctest.DocTestFinder().find(module, name)
             if test.examples and test.name != "gimkit"}
 

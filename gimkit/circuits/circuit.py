@@ -94,7 +94,7 @@ class Circuit:
 
     @property
     def edges(self) -> tuple[str, ...]:
-        """Names like a0.h1->a1.h2<q>, source by source."""
+        """Names like `a0.h1->a1.h2<q>`, source by source."""
         sources, targets = self.graph.sources, self.graph.targets
         return tuple(f"{sources[i]}->{targets[j]}" for i, j in self.keep.nonzero().tolist())
 

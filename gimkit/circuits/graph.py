@@ -68,7 +68,7 @@ class Graph(NamedTuple):
 
     @property
     def targets(self) -> tuple[str, ...]:
-        """Each layer's a0.h0<q> ..., <k> ..., <v> ... and m0, then logits."""
+        """Each layer's `a0.h0<q>` ..., `<k>` ..., `<v>` ... and m0, then logits."""
         found = []
         for layer in range(self.layers):
             found += [f"a{layer}.h{head}<{which}>" for which in "qkv" for head in range(self.heads)]
@@ -89,7 +89,7 @@ class Graph(NamedTuple):
 
     @property
     def edges(self) -> dict[str, tuple[int, int]]:
-        """Every edge's name, like a0.h1->a1.h2<q>, and its (row, column), source by source."""
+        """Every edge's name, like `a0.h1->a1.h2<q>`, and its (row, column), source by source."""
         sources, targets = self.sources, self.targets
         return {f"{sources[i]}->{targets[j]}": (i, j) for i, j in self.real.nonzero().tolist()}
 

@@ -23,7 +23,7 @@ class NodeScores:
     >>> nodes.frame().columns.tolist()
     ['task', 'method', 'metric', 'node', 'kind', 'layer', 'head', 'score']
 
-    nodes: names, "input", "a0.h0", ..., "m0", ...; of "atp*" also "a0.h0<q>", "a0.h0<k>", "a0.h0<v>", ... .
+    nodes: names, "input", "a0.h0", ..., "m0", ...; of "atp*" also `a0.h0<q>`, `a0.h0<k>`, `a0.h0<v>`, ... .
     per_example: [n, nodes], in units of the metric. graph: the model's shape, None where its edges are not covered.
     """
 

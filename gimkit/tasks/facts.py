@@ -110,7 +110,7 @@ def greater_than(model, n=64, seed=0) -> Task:
     >>> gimkit.tasks.greater_than(model, n=1)[0].clean
     'The drought that began in 1151 ended in 11'
 
-    Good: all two-digit tokens above 32; bad: all up to 32. Corrupt: the year 1701. The tokenizer must write
+    Good: all two-digit tokens above 51; bad: all up to 51. Corrupt: the year 1101. The tokenizer must write
     years as two tokens of two digits, as GPT-2's mostly does.
     """
     return build("greater_than", model, greater_than_pair, n, seed, answers=_years)

@@ -1,0 +1,13 @@
+"""Build the API reference from the docstrings, without network: `python .ci/api/build.py build/api`."""
+
+import sys
+from pathlib import Path
+
+import pdoc
+
+PAGES = ("gimkit", "gimkit.comprehensiveness", "gimkit.explorer", "gimkit.plots", "gimkit.selfrepair", "gimkit.tokens",
+         "gimkit.widgets")  # gimkit brings those that it exports
+
+pdoc.render.configure(template_directory=Path(__file__).parent)
+pdoc.pdoc(*PAGES, output_directory=Path(sys.argv[1]))
+print(f"wrote {Path(sys.argv[1]) / 'gimkit.html'}")
