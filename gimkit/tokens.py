@@ -120,7 +120,7 @@ def attribute(model, prompt, target=None, *, method: str | Rules = "gim", baseli
             def forward():
                 return forward_token_scores(model, asked, method, steps, remote)
         scores, answers = in_either_mode(
-            backend, lambda: _backward(model, asked, method, steps, remote), forward, remote)
+            model, backend, lambda: _backward(model, asked, method, steps, remote), forward, remote)
     require_finite(scores)
     return label_scores(model, asked, scores, answers, method if isinstance(method, str) else "own rules")
 

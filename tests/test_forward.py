@@ -9,7 +9,7 @@ from test_rules import PARTS, SUBSETS, for_oracle, relative
 from tiny import build, token_ids
 
 import gimkit
-from gimkit.forward import running
+from gimkit.forward import backend, running
 from gimkit.remote import traces
 
 torch.set_num_threads(1)
@@ -168,16 +168,11 @@ def test_an_edited_model_is_refused():
 
 # --- which backend ---
 
-REFUSAL = "One of the differentiated Tensors appears to not have been used in the graph. Set allow_unused=True if ..."
-
 
 @pytest.fixture
 def refusing(monkeypatch):
     """A server, played by this machine, whose sandbox joins no tensors by a graph."""
-    def refuse(*_, **__):
-        raise RuntimeError(REFUSAL)  # as torch words it
-
-    monkeypatch.setattr(gimkit.tokens, "_backward", refuse)
+    monkeypatch.setattr(backend, "gradient_arrives", lambda model, embedding: False)
     monkeypatch.setattr(traces, "where", lambda model, remote: {})
 
 
@@ -194,20 +189,22 @@ def test_what_needs_gradients_then_says_so(refusing):
         gimkit.attribute(NNsight(build("gpt2")), [7, 8, 9], 5, method="deeplift", baseline=NEUTRAL, remote=True)
 
 
-def test_forward_mode_takes_over_nowhere_else(refusing, monkeypatch):
+def test_forward_mode_takes_over_nowhere_else(refusing, recwarn):
     model = NNsight(build("gpt2"))
     for options in (dict(backend="reverse", remote=True), dict(remote=False)):
-        with pytest.raises(RuntimeError, match="differentiated"):
-            gimkit.attribute(model, [7, 8, 9], 5, baseline=NEUTRAL, **options)
-
-    def down(*_, **__):
-        raise ConnectionError("the server is down")
-
-    monkeypatch.setattr(gimkit.tokens, "_backward", down)
-    with pytest.raises(ConnectionError):
-        gimkit.attribute(model, [7, 8, 9], 5, baseline=NEUTRAL, remote=True)
+        gimkit.attribute(model, [7, 8, 9], 5, baseline=NEUTRAL, **options)
+    gimkit.attribute(model, [7, 8, 9], 5, method="occlusion", baseline=NEUTRAL, remote=True)
+    assert not recwarn.list
     with pytest.raises(gimkit.GimkitError, match="unknown backend 'fwd'; use auto, reverse, forward"):
         gimkit.attribute(model, [7, 8, 9], 5, baseline=NEUTRAL, backend="fwd")
+
+
+def test_a_server_is_asked_once_whether_it_gives_gradients(monkeypatch):
+    model, asked, trace = NNsight(build("gpt2")), [], traces.in_trace
+    monkeypatch.setattr(backend, "in_trace", lambda *given, **options: asked.append(given) or trace(*given, **options))
+    assert backend.gives_gradients(model) and backend.gives_gradients(model) and len(asked) == 1
+    with torch.no_grad():  # as in a sandbox, where no graph is kept
+        assert not backend.gives_gradients(NNsight(build("gpt2")))
 
 
 def test_a_large_job_says_what_it_moves(refusing, monkeypatch):

@@ -6,15 +6,13 @@ from in_float64 import precise
 from made_up import literal_metric, random_task
 from nnsight import NNsight
 from test_edges import literal_scores
-from test_forward import NAMES, REFUSAL, broken, in_block
+from test_forward import NAMES, broken, in_block, refusing  # noqa: F401
 from test_nodes import changed, places, rows, value_of
 from test_rules import PARTS, SUBSETS, relative
 from tiny import build
 
 import gimkit
-from gimkit.circuits import scores
 from gimkit.forward import running
-from gimkit.remote import traces
 
 torch.set_num_threads(1)
 
@@ -84,18 +82,18 @@ def test_other_methods_are_refused(method):
         gimkit.score_nodes(NNsight(build("gpt2")), random_task(), method, backend="forward")
 
 
-def test_forward_mode_takes_over_where_gradients_are_refused(monkeypatch):
-    def refuse(*_, **__):
-        raise RuntimeError(REFUSAL)
-
-    monkeypatch.setattr(scores, "_gradients", refuse)
-    monkeypatch.setattr(traces, "where", lambda model, remote: {})
+def test_forward_mode_takes_over_where_gradients_are_refused(refusing):  # noqa: F811
     model, task = NNsight(build("gpt2")), random_task()
     with pytest.warns(UserWarning, match="the server refuses gradients"):
         got = gimkit.score_nodes(model, task, remote=True)
     assert torch.equal(got.per_example, gimkit.score_nodes(model, task, backend="forward").per_example)
+    with pytest.warns(UserWarning, match="the server refuses gradients"):
+        got = gimkit.circuits.score_edges_among(model, task, CHOSEN, remote=True)
+    assert torch.equal(got.scores, edges(model, "gim", task)[0].scores)
     with pytest.raises(gimkit.GimkitError, match="refuses gradients to this key, and atp"):
         gimkit.score_nodes(model, task, "atp*", remote=True)
+    with pytest.raises(gimkit.GimkitError, match="refuses gradients to this key, and forward mode would need a row"):
+        gimkit.score_edges(model, task, remote=True)
 
 
 def test_the_same_on_a_serialised_model():

@@ -80,7 +80,7 @@ def score_edges_among(model, task, chosen, method: str | Rules = "gim", *, metri
     def forward():
         return _forward(model, graph, task, rules, metric, list(places.values()), batch_size, remote).mean(0)
 
-    scores = in_either_mode(backend, reverse, forward, remote)
+    scores = in_either_mode(model, backend, reverse, forward, remote)
     require_finite(scores)
     return ChosenEdges(task.name, label, tuple(places), scores, metric)
 

@@ -167,8 +167,9 @@ def score_edges(model, task, method: str | Rules = "gim", *, metric: str = "logi
     elif method == "exact":
         scores = _exact(model, w, graph, task, metric, batch_size, remote)
     else:
-        scores = in_either_mode(backend, lambda: _gradients(model, w, task, method, metric, steps, batch_size, remote),
-                                NO_FORWARD.format(graph.n_edges), remote)
+        scores = in_either_mode(
+            model, backend, lambda: _gradients(model, w, task, method, metric, steps, batch_size, remote),
+            NO_FORWARD.format(graph.n_edges), remote)
     require_finite(scores)
     return EdgeScores(task.name, label, graph, scores, metric)
 

@@ -89,7 +89,8 @@ def score_nodes(model, task, method: str | Rules = "gim", *, metric: str = "logi
             def forward():
                 return _forward(model, names, task, rules_of(method), metric, batch_size, remote)
         values = in_either_mode(
-            backend, lambda: _gradients(model, parts, task, method, metric, steps, batch_size, remote), forward, remote)
+            model, backend, lambda: _gradients(model, parts, task, method, metric, steps, batch_size, remote),
+            forward, remote)
     require_finite(values)
     return NodeScores(task.name, label, _labels(names, parts.n_heads, method == "atp*"), values, metric,
                       graph_if_covered(model, parts))

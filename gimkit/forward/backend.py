@@ -1,11 +1,18 @@
 """Backward pass or forward mode: which one computes the scores."""
 
 import warnings
+from weakref import WeakKeyDictionary
 
+import nnsight
+import torch
+
+from gimkit.anatomy import dissect
 from gimkit.errors import GimkitError
+from gimkit.forward.pushing import gradient_arrives
+from gimkit.remote import in_trace
 
 BACKENDS = ("auto", "reverse", "forward")
-REFUSALS = ("appears to not have been used in the graph", "does not require grad and does not have a grad_fn")
+ANSWERS = WeakKeyDictionary()  # model -> {(where, host, key): whether it gives gradients}
 
 
 def check_backend(backend: str) -> None:
@@ -14,34 +21,36 @@ def check_backend(backend: str) -> None:
         raise GimkitError(f"unknown backend {backend!r}; use {', '.join(BACKENDS)}")
 
 
-def in_either_mode(backend: str, reverse, forward, remote):
+def in_either_mode(model, backend: str, reverse, forward, remote):
     """The result of reverse() or of forward(); "auto" is reverse, and forward where a server refuses gradients.
 
-    forward: why there is none, where it is a text; that is then the GimkitError.
-
-    >>> in_either_mode("forward", lambda: "by a backward pass", lambda: "by tangents", remote=False)
+    >>> in_either_mode(model, "forward", lambda: "by a backward pass", lambda: "by tangents", remote=False)
     'by tangents'
+
+    forward: why there is none, where it is a text; that is then the GimkitError.
     """
-    if backend == "forward":
-        if isinstance(forward, str):
-            raise GimkitError(forward)
-        return forward()
-    try:
+    refused = backend == "auto" and remote and not gives_gradients(model, remote)
+    if backend != "forward" and not refused:
         return reverse()
-    except Exception as error:
-        if backend == "reverse" or not remote or not gradients_refused(error):
-            raise
-        if isinstance(forward, str):
-            raise GimkitError(f"the server refuses gradients to this key, and {forward}") from error
-    warnings.warn("the server refuses gradients to this key, so the scores are computed in forward mode: the same "
-                  "numbers, with more rows in place of a backward pass", stacklevel=3)
+    if isinstance(forward, str):
+        raise GimkitError(f"the server refuses gradients to this key, and {forward}" if refused else forward)
+    if refused:
+        warnings.warn("the server refuses gradients to this key, so the scores are computed in forward mode: the same "
+                      "numbers, with more rows in place of a backward pass", stacklevel=3)
     return forward()
 
 
-def gradients_refused(error: BaseException | None) -> bool:
-    """Is this what torch.autograd.grad says in NDIF's sandbox, where no graph joins the tensors that a trace reads?"""
-    while error is not None:
-        if any(words in str(error) for words in REFUSALS):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
+def gives_gradients(model, remote=False) -> bool:
+    """Does autograd reach from a trace's logits to its embeddings? Not in the sandbox of an ordinary NDIF key.
+
+    >>> gives_gradients(model)
+    True
+
+    A server is asked once, by a request of its own (one token), and its answer holds for this host, key and model.
+    """
+    asked = (str(remote), nnsight.CONFIG.API.HOST, nnsight.CONFIG.API.APIKEY)
+    known = ANSWERS.setdefault(model, {})
+    if asked not in known:
+        known[asked] = in_trace(model, torch.zeros(1, 1, dtype=torch.long), gradient_arrives, dissect(model).embedding,
+                                remote=remote)
+    return known[asked]

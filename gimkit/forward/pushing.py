@@ -23,6 +23,19 @@ from gimkit.forward.starting import edges_into_heads, edges_into_mlp, start_afte
 from gimkit.rules import centre, inverse_scale
 
 
+def gradient_arrives(model, embedding: str) -> bool:
+    """Does a gradient go from the logits back to the embeddings? In a sandbox no graph joins what a trace reads."""
+    module = model.get(embedding)
+    leaf = module.output.detach().requires_grad_(True)
+    module.output = leaf
+    logits = model.output.logits
+    try:
+        torch.autograd.grad(logits.sum(), leaf)
+    except RuntimeError:
+        return False
+    return True
+
+
 def token_tangents(model, plan: dict, run: dict, positions: list, free: torch.Tensor, left: list, answers: list):
     """Scores [positions] of one chunk: what each token's whole change from the neutral one does to the logit.
 
