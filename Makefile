@@ -3,6 +3,7 @@
 #              (tests/browser: apt-get install chromium)
 # make lab     install into .venv, then JupyterLab on notebooks/
 # make notebooks   run each notebooks/*.py and rewrite its executed .ipynb
+# make exercises  the notebooks without solutions and outputs, into exercises/: what a workshop hands out
 # make api     the API reference, from the docstrings, into build/api
 # make clean   remove .venv and .venv-ndif
 
@@ -12,7 +13,7 @@ INSTALLED := .venv/installed
 NDIF := .venv-ndif
 OFFLINE := HF_HUB_OFFLINE=1
 
-.PHONY: demo test lab notebooks api clean
+.PHONY: demo test lab notebooks exercises api clean
 
 demo: $(INSTALLED)
 	$(OFFLINE) $(BIN)/python -m gimkit demo
@@ -29,6 +30,9 @@ lab: $(INSTALLED)
 
 notebooks: $(INSTALLED)
 	$(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/python .ci/notebooks.py notebooks/*.py
+
+exercises: $(INSTALLED)
+	$(BIN)/python .ci/exercises.py exercises
 
 api: $(INSTALLED)
 	$(OFFLINE) $(BIN)/python .ci/api/build.py build/api

@@ -327,13 +327,13 @@ table.pivot(index=["model", "task"], columns=["measure", "method"], values="valu
 COLOURS = {"gradient": plots.ORANGE, "freeze": plots.GREEN, "relp": plots.PINK, "gim": plots.BLUE}
 with plots.seaborn.axes_style("whitegrid"):
     figure, axes = plots.pyplot.subplots(2, 2, figsize=(12, 6.6), sharex="col", sharey=True, layout="constrained")
-for ax, ((measure, name), part) in zip(axes.flat, table.groupby(["measure", "model"], sort=False)):
+for ax, ((judge, name), part) in zip(axes.flat, table.groupby(["measure", "model"], sort=False)):
     for step, (method, found) in enumerate(part.groupby("method", sort=False)):
         height = numpy.arange(len(TASKS)) + 0.18 * (step - 1.5)
         spread = [found["value"] - found["low"], found["high"] - found["value"]]
         ax.errorbar(found["value"], height, xerr=numpy.maximum(spread, 0), fmt="o", color=COLOURS[method], label=method)
     ax.set_yticks(range(len(TASKS)), TASKS)
-    ax.set(title=name, xlabel=f"{measure} against exact patching")
+    ax.set(title=name, xlabel=f"{judge} against exact patching")
 axes[0, 1].legend(loc="center left", bbox_to_anchor=(1.02, 0.5))
 axes[0, 0].invert_yaxis()
 
