@@ -11,6 +11,7 @@ from gimkit.errors import GimkitError
 from gimkit.models import BUNDLED, load
 from gimkit.tasks.text_sets import TEXT_SETS
 
+L3D = ("tms", "tms x3", "superposed", "high rank", "squared", "attention", "digits")
 SHOW_PHENOMENA = ("ioi, trained templates", "ioi_twice, trained templates", "odd_one_out, 3 people",
                   "induction, three times")
 
@@ -74,6 +75,17 @@ def main(arguments: list[str] | None = None) -> int:
     command.add_argument("--seed", type=int, default=0, help="of the prompts (default: %(default)s)")
     command.add_argument("--tasks", nargs="+", metavar="TASK", default=(), help="default: each figure's own")
     command.set_defaults(run=figures)
+
+    command = commands.add_parser("l3d", help="circuits in parameter space: of toys, of attention, of a small CNN")
+    command.add_argument("name", metavar="NAME", choices=L3D, help=", ".join(map(repr, L3D)))
+    command.add_argument("--seeds", type=int, help="toys and decompositions (default: 5 toys, 1 real model)")
+    command.add_argument("--out", type=Path, help="write the table here; parts go to a folder of that name, so that a "
+                         "run that was cut off goes on")
+    command.add_argument("--epochs", type=int, help="of the decompositions; default: the run's own")
+    command.add_argument("--model", default="mini-gpt2", help="for attention: bundled name, folder or hub id "
+                         "(default: %(default)s)")
+    command.add_argument("--blocks", type=int, nargs="+", default=[3], help="for attention (default: 3)")
+    command.set_defaults(run=l3d)
 
     options = parser.parse_args(arguments)
     if "run" not in options:
@@ -163,6 +175,23 @@ def texts(options) -> None:
     print(f"{len(chosen)} texts of {chosen.name}; left out: {'; '.join(chosen.dropped) or 'none'}", flush=True)
     table = compare_texts(model, chosen, options.methods or COMPARED)
     write(table, options.csv, "High comprehensiveness, low sufficiency are good; 95% bootstrap intervals over texts.")
+
+
+def l3d(options) -> None:
+    from gimkit.l3d import runs
+
+    torch.set_num_threads(1)  # toys are tiny
+    folder = options.out and options.out.with_suffix("")
+    if options.name in runs.VARIANTS:
+        table = runs.run(options.name, options.seeds or 5, folder, options.epochs)
+    else:
+        table = runs.run_real(options.name, options.model, options.blocks, options.seeds or 1, folder, options.epochs)
+    print("Errors: norm is |g - g^| / |g|, the paper's; squared its square, the reference implementation's. new_: on\n"
+          "samples that training did not see. Means over seeds, with 95% t intervals.")
+    print(runs.summary(table).T.to_string())
+    if options.out:
+        table.to_csv(options.out, index=False, float_format="%.6g")
+        print(f"wrote {options.out}")
 
 
 def write(table: pandas.DataFrame, csv: Path | None, title: str) -> None:
