@@ -232,13 +232,16 @@ for i, (name, hand) in enumerate(hands.items()):
 # All lose. Number 1 is too easy: random edges have no path to the logits, so most are dead ends. The later ones are the fair ones, and number 4 says that the nodes alone are not the circuit: which edges join them matters. Had one of these controls come near, the picture above would mean nothing.
 #
 # ## Every size
-# The circuit as it grows. Everything is computed; the slider needs a running kernel.
+# The circuit as it grows. Everything is computed; the slider needs a running kernel. Below it, the same to click through: a node's edges, a head's attention on one prompt. One is not all: on `task[0]`, a2.h1 looks elsewhere.
 
 # %%
 from gimkit.widgets import circuit_size
 
 sizes = gimkit.faithfulness(model, fresh, scored["gim-ig"], absolute=True, sizes=(0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.3), remote=REMOTE)
 circuit_size(scored["gim-ig"], sizes, roles)
+
+# %%
+gimkit.explore(model, task[7].clean, scored["gim-ig"], sizes, roles, remote=REMOTE)  # .save("ioi.html"): a file for everyone
 
 # %% [markdown]
 # ## More cases
