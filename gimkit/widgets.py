@@ -107,12 +107,12 @@ def circuit_size(edges, curve, roles=None) -> ipywidgets.VBox:
 
     def draw(which):
         with seaborn.axes_style("whitegrid"):
-            figure, (left, right) = pyplot.subplots(1, 2, figsize=(16, 7.5), width_ratios=(2, 1), layout="constrained")
-        circuits[which].plot(roles, ax=left)
-        plots.faithfulness_curves([curve], ax=right)
+            figure, (above, below) = pyplot.subplots(2, 1, figsize=(11, 9), height_ratios=(3, 1), layout="constrained")
+        circuits[which].plot(roles, ax=above)
+        plots.faithfulness_curves([curve], ax=below)
         share, kept = curve.shares[which], curve.faithfulness[which]
-        right.plot(share, kept, "o", color=plots.ORANGE, markersize=12)
-        right.set_title(f"{len(circuits[which])} edges keep {kept:.2f}")
+        below.plot(share, kept, "o", color=plots.ORANGE, markersize=12)
+        below.set_title(f"{len(circuits[which])} edges keep {kept:.2f}")
         _show(figure)
 
     return _explorer({"which": ipywidgets.SelectionSlider(options=options, value=len(options) // 2, description="size",

@@ -241,7 +241,8 @@ sizes = gimkit.faithfulness(model, fresh, scored["gim-ig"], absolute=True, sizes
 circuit_size(scored["gim-ig"], sizes, roles)
 
 # %%
-gimkit.explore(model, task[7].clean, scored["gim-ig"], sizes, roles, remote=REMOTE)  # .save("ioi.html"): a file for everyone
+# .save("ioi.html") makes a file that needs neither kernel nor network
+gimkit.explore(model, task[7].clean, scored["gim-ig"], sizes, roles, remote=REMOTE)
 
 # %% [markdown]
 # ## More cases
