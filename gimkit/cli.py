@@ -50,6 +50,15 @@ def main(arguments: list[str] | None = None) -> int:
     command.add_argument("--csv", type=Path, help="write a row per seed here, and the curves to NAME-curves.csv")
     command.set_defaults(run=compare)
 
+    command = commands.add_parser("explore", help="a circuit to click through, as one HTML file that loads nothing")
+    command.add_argument("model", metavar="NAME", help="a bundled name, a folder or a hub id")
+    command.add_argument("--task", default="ioi", help="one of gimkit.tasks (default: %(default)s)")
+    command.add_argument("--method", default="gim", help="one of score_edges's (default: %(default)s)")
+    command.add_argument("-n", type=int, default=16, help="prompt pairs for the scores, and as many others to evaluate "
+                         "circuits (default: %(default)s)")
+    command.add_argument("--out", type=Path, required=True, help="the .html file")
+    command.set_defaults(run=explore)
+
     command = commands.add_parser("shapley", help="scores of tokens, or of heads and MLPs, against Shapley values")
     command.add_argument("model", metavar="NAME", help="a bundled name, a folder or a hub id")
     command.add_argument("--nodes", action="store_true", help="heads and MLPs (sampled) instead of tokens (exact)")
@@ -148,6 +157,21 @@ def compare(options) -> None:
         for frame, path in ((table, options.csv), (curves, options.csv.with_name(f"{options.csv.stem}-curves.csv"))):
             frame.to_csv(path, index=False, float_format="%.4g")
             print(f"wrote {path}")
+
+
+def explore(options) -> None:
+    import gimkit
+    from gimkit.compare import TASKS
+
+    if options.task not in TASKS:
+        raise GimkitError(f"unknown task {options.task!r}; use {', '.join(TASKS)}")
+    model = load(options.model)
+    drawn = getattr(gimkit.tasks, options.task)(model, n=2 * options.n, seed=0)
+    scored, evaluated = drawn[:len(drawn) // 2], drawn[len(drawn) // 2:]
+    edges = gimkit.score_edges(model, scored, options.method)
+    curve = gimkit.faithfulness(model, evaluated, edges, absolute=True)
+    roles = gimkit.circuits.head_roles(model, scored).set_index("node")["role"]
+    print(f"wrote {gimkit.explore(model, scored[0].clean, edges, curve, roles).save(options.out)}")
 
 
 def shapley(options) -> None:

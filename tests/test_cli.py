@@ -1,12 +1,18 @@
 """The command line as a user meets it: the demo, and one plain line for bad input."""
 
+import json
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 import gimkit
 from gimkit import cli
+
+ROOT = Path(__file__).parent.parent
+DATA = re.compile('<script type="application/json" id="data">(.*?)</script>', re.DOTALL)
 
 
 @pytest.mark.parametrize("model", ["mini-gpt2", "mini-llama"])
@@ -22,6 +28,23 @@ def test_demo_shows_the_numbers_of_the_library_and_draws(model, tmp_path, monkey
         assert f"figures/demo-{model}-{what}.png" in out
         found = {path.suffix for path in tmp_path.glob(f"figures/demo-{model}-{what}.*")}
         assert found == {".png", ".svg", ".pdf", ".csv", ".txt"}
+
+
+def test_explore_makes_the_file_that_is_committed(tmp_path, capsys):
+    """The same edges, circuits and code; the last digits may differ between processors."""
+    committed, made = ROOT / "figures" / "circuit-explorer-mini-llama.html", tmp_path / "made.html"
+    assert cli.main(["explore", "mini-llama", "--method", "gim-ig", "--out", str(made)]) == 0
+    assert f"wrote {made}" in capsys.readouterr().out
+    page, data = zip(*((DATA.sub("", text), json.loads(DATA.search(text)[1]))
+                       for text in (committed.read_text("utf-8"), made.read_text("utf-8"))))
+    assert page[0] == page[1], f"python -m gimkit explore mini-llama --method gim-ig --out {committed}"
+    for name in ("title", "tokens", "sources", "targets", "shares", "roles"):
+        assert data[0][name] == data[1][name], name
+    scores = [[score for *_, score, _ in one["edges"]] for one in data]
+    assert scores[0] == pytest.approx(scores[1], abs=1e-4)
+    assert data[0]["faithfulness"] == pytest.approx(data[1]["faithfulness"], abs=0.02)
+    assert cli.main(["explore", "mini-llama", "--task", "iio", "--out", str(made)]) == 2
+    assert "unknown task 'iio'; use ioi, " in capsys.readouterr().err
 
 
 def test_help_lists_the_commands():
