@@ -1,11 +1,21 @@
-"""The README's code prints what the README says."""
+"""The README's code prints what the README says; its numbers, messages, paths and commands are the repository's."""
 
+import ast
 import re
+import shlex
+import subprocess
+import sys
+import tomllib
 from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
 
-README = (Path(__file__).parent.parent / "README.md").read_text()
+import pandas
+import yaml
+from IPython.core.inputtransformer2 import TransformerManager
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
 NUMBER = re.compile(r"[-+]?\d+\.\d+")
 
 
@@ -27,4 +37,88 @@ def test_the_code_prints_what_the_readme_shows(monkeypatch, tmp_path):
 
 def test_every_path_in_the_readme_exists():
     for path in re.findall(r"\]\(([\w./-]+)\)", README):
-        assert (Path(__file__).parent.parent / path).exists(), path
+        assert (ROOT / path).exists(), path
+
+
+def test_the_sections_come_as_a_newcomer_needs_them():
+    wanted = ["Two commands", "Ten lines", "Notebooks", "Models", "Remote", "Methods, and what they are worth",
+              "Limits", "When something goes wrong", "Citing", "Development"]
+    assert re.findall(r"^## (.*)$", README, re.MULTILINE) == wanted
+    assert README.index("![Scores of heads") < README.index("## Two commands")
+
+
+def test_every_command_in_the_readme_exists():
+    targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    for target in re.findall(r"`make (\w+)|^make (\w+)", README, re.MULTILINE):
+        assert "".join(target) in targets, target
+    commands = re.findall(r"add_parser\(\"(\w+)\"", (ROOT / "gimkit/cli.py").read_text())
+    for command in re.findall(r"python -m gimkit ([a-z]\w+)", README):
+        assert command in commands, command
+
+
+COLUMNS = (("shapley-{}.csv", "pearson"), ("shapley-nodes-{}.csv", "pearson"), ("compare-{}.csv", "cmd"))
+RENAMED = {"ig": "ig-20", "occlusion": "leave-one-out"}  # in the token table
+
+
+def test_the_method_table_is_what_the_benchmarks_measured():
+    rows = re.findall(r"^\| (`.*?) \| ([-–.\d /]+) \| ([-–.\d /]+) \| ([-–.\d /]+) \|$", README, re.MULTILINE)
+    assert len(rows) >= 12
+    for name, *cells in rows:
+        for (file, measure), cell in zip(COLUMNS, cells):
+            if cell == "–":
+                continue
+            for model, number in zip(("mini-llama", "mini-gpt2"), cell.split(" / "), strict=True):
+                means = pandas.read_csv(ROOT / "benchmarks" / file.format(model)).groupby("method")[measure].mean()
+                known = [RENAMED.get(key, key) for key in re.findall("`(.*?)`", name)]
+                (method,) = {method for method in known if method in means.index}
+                assert abs(means[method] - float(number)) <= 0.6 * 10.0**-len(number.split(".")[1]), (name, file, model)
+
+
+def texts_of(path: Path):
+    """Every string in a module's code, a dot for each value that is put in."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.JoinedStr):
+            yield "".join(part.value if isinstance(part, ast.Constant) else "." for part in node.values)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield node.value
+
+
+def test_every_message_in_the_readme_is_in_the_code():
+    section = README.partition("## When something goes wrong")[2].partition("Not the kit's own")[0]
+    quoted = re.findall(r"^\| `(.*?)` \|", section, re.MULTILINE)
+    assert len(quoted) >= 12
+    code = [text for path in (ROOT / "gimkit").rglob("*.py") for text in texts_of(path)]
+    for message in quoted:
+        pattern = re.compile(".*".join(re.escape(piece) for piece in message.split("...")), re.DOTALL)
+        assert any(pattern.search(text) for text in code), f"no such message in the code: {message}"
+
+
+def test_the_install_cell_is_a_cell_and_the_account_stands_in_one_place():
+    (cell,) = re.findall(r"run this cell first: `(.*?)`", README)
+    assert cell.startswith("%pip install ")
+    ast.parse(TransformerManager().transform_cell(cell))
+    assert shlex.split(cell)[-1].startswith(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["name"])
+    block = README[README.index("<!-- The account"):README.index("## Models")]
+    assert "OWNER" not in README.replace(block, "")
+    for path in (*ROOT.glob("*.toml"), *ROOT.glob("*.yml"), *ROOT.glob("notebooks/*.py"), *ROOT.glob("gimkit/**/*.py")):
+        assert "OWNER" not in path.read_text(encoding="utf-8"), path
+
+
+def pip_part() -> list[str]:
+    """The lines that conda hands to pip."""
+    packages = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
+    return next(entry["pip"] for entry in packages if isinstance(entry, dict))
+
+
+def test_the_conda_environment_names_extras_and_a_file_that_exist():
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    words = [word for line in pip_part() for word in line.split()]
+    assert (ROOT / words[words.index("-c") + 1]).is_file()
+    assert set(re.fullmatch(r"\.\[(.*)\]", words[words.index("-e") + 1])[1].split(",")) <= set(extras)
+
+
+def test_pip_accepts_what_conda_hands_to_it():
+    arguments = [word for line in pip_part() for word in line.split()]
+    done = subprocess.run([sys.executable, "-m", "pip", "install", "--dry-run", "--quiet", "--no-index",
+                           "--no-build-isolation", *arguments], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
