@@ -210,7 +210,7 @@ def test_a_server_is_asked_once_whether_it_gives_gradients(monkeypatch):
 def test_a_large_job_says_what_it_moves(refusing, monkeypatch):
     monkeypatch.setattr(running, "LARGE", 1000)
     model = NNsight(build("gpt2"))
-    with pytest.warns(UserWarning, match=r"11 rows of 9 tokens.* about 0.0 GiB"):
+    with pytest.warns(UserWarning, match=r"11 rows in 1 forward passes; about 0.0 GiB"):
         gimkit.attribute(model, token_ids(1, 9)[0], 5, baseline=NEUTRAL, backend="forward", remote=True)
 
 

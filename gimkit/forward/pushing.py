@@ -1,8 +1,9 @@
 """A model's forward pass with tangents beside the clean rows, inside a trace. Shipped to servers by value.
 
 In a sandbox every read crosses to the trace and back, so what is read is edited in place. Rows are as in `arithmetic`.
-`run` is a dict: "rules"; "g" and "first" of the rows; "scale", what tangents are multiplied by on their way; where some
-start inside the model, "starts" (see `gimkit.forward.rows`).
+`run` is a dict: "rules"; "g" and "first" of the rows; where tangents start inside the model, "starts" (see
+`gimkit.forward.rows`). It gets "scale", what tangents are multiplied by on their way: in half precision small tangents
+beside large biases lose digits.
 """
 
 import torch
@@ -36,14 +37,29 @@ def gradient_arrives(model, embedding: str) -> bool:
     return True
 
 
+def token_scores_of(model, plan: dict, rules: dict, prompt: torch.Tensor, neutral: int, chunks: list,
+                    free: torch.Tensor, answers: list):
+    """Scores [seq] of a prompt's tokens, and the answers' ids, by a trace for each of chunks (left, positions)."""
+    scores = torch.zeros(len(prompt), dtype=torch.float64)
+    for left, positions in chunks:
+        run = {"rules": rules, "g": len(left), "first": len(left) + 1}
+        ids = prompt.repeat(len(left) * (1 + len(positions)) + 1, 1)
+        ids[len(left)] = neutral
+        with model.trace(input_ids=ids, use_cache=False, logits_to_keep=1):
+            found, answers = token_tangents(model, plan, run, positions, free, left, answers).save()
+        scores[positions] += found.double()
+    return scores.to(found.dtype), answers
+
+
 def token_tangents(model, plan: dict, run: dict, positions: list, free: torch.Tensor, left: list, answers: list):
     """Scores [positions] of one chunk: what each token's whole change from the neutral one does to the logit.
 
     Rows: g copies of the prompt, the neutral tokens, then tangents. left: g shares of the way to the neutral embedding,
-    which the free positions of each copy go; the scores are means over copies. Also the answers' ids.
+    which the free positions of each copy go; the scores are sums over copies. Also the answers' ids.
     """
     g, first = run["g"], run["first"]
     x = model.get(plan["embedding"]).output
+    run["scale"] = scale_for(x)
     change = x[0] - x[g]
     shares = torch.tensor(left, dtype=x.dtype, device=x.device)
     x[:g] -= shares[:, None, None] * (change * free[:, None].to(x))
@@ -57,17 +73,35 @@ def token_tangents(model, plan: dict, run: dict, positions: list, free: torch.Te
     found = tangents[..., answers[0]]
     if len(answers) > 1:
         found = found - tangents[..., answers[1]]
-    return found.mean(0) / run["scale"], answers
+    return (found.sum(0) / run["scale"]).cpu(), answers
+
+
+def task_scores_of(model, plan: dict, rules: dict, metric: str, jobs: list) -> list:
+    """`metric_tangents` of each job (clean, corrupt, good, bad, starts), by a trace for each."""
+    found = []
+    for clean, corrupt, good, bad, starts in jobs:
+        run = {"rules": rules, "g": len(clean), "first": 2 * len(clean) + 1, "starts": starts}
+        ids = torch.cat([clean, clean[:1], corrupt, clean.repeat_interleave(starts["rows"], 0)])
+        with model.trace(input_ids=ids, use_cache=False, logits_to_keep=1):
+            values = metric_tangents(model, plan, run, metric, good, bad).save()
+        found.append(values)
+    return found
 
 
 def metric_tangents(model, plan: dict, run: dict, metric: str, good: torch.Tensor, bad: torch.Tensor) -> torch.Tensor:
     """What the clean - corrupt change that each tangent starts from does to the metric, [g, n]."""
     g, first = run["g"], run["first"]
     x = model.get(plan["embedding"]).output
+    run["scale"] = scale_for(x)
     put(x, torch.zeros_like(x[first:]).unflatten(0, (g, -1)), g, first)
     start_output(x, run, run["starts"]["input"])
     logits, tangents = pushed(model, plan, run, x)
-    return (tangents * metric_slope(metric, logits, good, bad)[:, None]).sum(-1) / run["scale"]
+    return ((tangents * metric_slope(metric, logits, good, bad)[:, None]).sum(-1) / run["scale"]).cpu()
+
+
+def scale_for(x: torch.Tensor) -> float:
+    """What tangents are multiplied by."""
+    return 256.0 if x.element_size() == 2 else 1.0
 
 
 def pushed(model, plan: dict, run: dict, embedded: torch.Tensor):

@@ -3,16 +3,14 @@
 import warnings
 
 import torch
-from tqdm.auto import tqdm
 
 from gimkit.edits import resolve
 from gimkit.forward.plan import plan_of
-from gimkit.forward.pushing import metric_tangents, token_tangents
+from gimkit.forward.pushing import task_scores_of, token_scores_of
 from gimkit.question import Question
-from gimkit.remote import in_trace
+from gimkit.remote import in_session
 from gimkit.rules import PLAIN, Rules
 
-SCALES = {"bfloat16": 256.0, "float16": 256.0}  # small tangents beside large biases lose digits in half precision
 NUMBERS = 2**26  # that the rows of one forward may hold at once in its widest place
 LARGE = 2**29  # bytes to a server and back that are worth a word
 
@@ -29,19 +27,14 @@ def forward_token_scores(model, asked: Question, method: str | Rules, steps: int
     left = [1 - (k + 0.5) / steps for k in range(steps)] if method == "ig" else [0.0]
     most = rows_at_once(plan, seq)
     copies = max(1, most // len(positions))
+    # The point nearest to the prompt comes first: it has the top prediction.
     chunks = [(left[max(0, end - copies):end], positions[start:start + most])
               for end in range(len(left), 0, -copies) for start in range(0, len(positions), most)]
-    say_transfer(model, plan, seq, sum(len(some) * (1 + len(chosen)) + 1 for some, chosen in chunks), remote)
-    scores = torch.zeros(seq, dtype=torch.float64)
-    for some, chosen in chunks:  # the point nearest to the prompt comes first: it has the top prediction
-        run = {"rules": rules._asdict(), "g": len(some), "first": len(some) + 1, "scale": scale_of(model)}
-        ids = asked.ids.repeat(len(some) * (1 + len(chosen)) + 1, 1)
-        ids[len(some)] = neutral
-        with torch.no_grad():
-            found, answers = in_trace(model, ids, token_tangents, plan, run, chosen, free, some, answers,
-                                      remote=remote, logits_to_keep=1)
-        scores[chosen] += found.double() * len(some) / len(left)
-    return scores.to(found.dtype), answers
+    say_transfer(model, plan, [(len(some) * (1 + len(chosen)) + 1, seq) for some, chosen in chunks], remote)
+    with torch.no_grad():
+        scores, answers = in_session(model, token_scores_of, plan, rules._asdict(), asked.ids, neutral, chunks, free,
+                                     answers, remote=remote)
+    return scores / len(left), answers
 
 
 def forward_task_scores(model, task, answers, rules: Rules, chunks, wanted: int, batch_size: int, remote):
@@ -53,26 +46,22 @@ def forward_task_scores(model, task, answers, rules: Rules, chunks, wanted: int,
     """
     plan = plan_of(model, rules)
     lengths = (task.last + 1).tolist()
-    found, jobs = torch.zeros(len(task), wanted, dtype=torch.float64), []
+    (metric, good, bad), jobs, cells, moved = answers, [], [], []
     for length in sorted(set(lengths)):
         most, same = rows_at_once(plan, length), [i for i, other in enumerate(lengths) if other == length]
         for starts, rows, columns in chunks(most, spare_rows(plan)):
             together = max(1, min(batch_size, most // starts["rows"]))
-            jobs += [(length, same[i:i + together], starts, rows, columns) for i in range(0, len(same), together)]
-    for length in sorted(set(lengths)):
-        rows = sum(1 + len(pairs) * (2 + starts["rows"]) for other, pairs, starts, *_ in jobs if other == length)
-        say_transfer(model, plan, length, rows, remote)
-    metric, good, bad = answers
-    for length, pairs, starts, rows, columns in tqdm(jobs, desc=f"{task.name} forward", delay=2, leave=False):
-        g, clean, corrupt = len(pairs), task.clean[pairs, :length], task.corrupt[pairs, :length]
-        ids = torch.cat([clean, clean[:1], corrupt, clean.repeat_interleave(starts["rows"], 0)])
-        run = {"rules": rules._asdict(), "g": g, "first": 2 * g + 1, "scale": scale_of(model), "starts": starts}
-        right, wrong = good[pairs], bad[pairs]
-        with torch.no_grad():
-            values = in_trace(model, ids, metric_tangents, plan, run, metric, right, wrong, remote=remote,
-                              logits_to_keep=1)
-        found[torch.tensor(pairs)[:, None], columns] = values[:, rows].double()
-    return found.to(values.dtype)
+            for pairs in (same[i:i + together] for i in range(0, len(same), together)):
+                jobs.append((task.clean[pairs, :length], task.corrupt[pairs, :length], good[pairs], bad[pairs], starts))
+                cells.append((torch.tensor(pairs)[:, None], columns, rows))
+                moved.append((1 + len(pairs) * (2 + starts["rows"]), length))
+    say_transfer(model, plan, moved, remote)
+    found = torch.zeros(len(task), wanted, dtype=torch.float64)
+    with torch.no_grad():
+        values = in_session(model, task_scores_of, plan, rules._asdict(), metric, jobs, remote=remote)
+    for (pairs, columns, rows), value in zip(cells, values):
+        found[pairs, columns] = value[:, rows].double()
+    return found.to(value.dtype)
 
 
 def spare_rows(plan: dict) -> int:
@@ -87,13 +76,14 @@ def rows_at_once(plan: dict, seq: int) -> int:
     return max(1, min(256, NUMBERS // per_row))
 
 
-def say_transfer(model, plan: dict, seq: int, rows: int, remote: bool) -> None:
-    """Warn, before a large remote job, how much a sandbox would move."""
-    bits = torch.finfo(getattr(model._module.config, "dtype", None) or torch.float32).bits
-    numbers = rows * (seq * per_token(model, plan) + plan["vocabulary"])
-    if remote and 2 * numbers * bits // 8 > LARGE:
-        warnings.warn(f"forward mode: {rows} rows of {seq} tokens; about {2 * numbers * bits / 2**33:.1f} GiB will "
-                      "move between the model and its sandbox, on the server (not over the network)", stacklevel=4)
+def say_transfer(model, plan: dict, jobs: list[tuple[int, int]], remote) -> None:
+    """Warn, before a large remote job of so many (rows, tokens), how much a sandbox would move."""
+    size = getattr(getattr(model._module.config, "dtype", None), "itemsize", 4)
+    moved = 2 * size * sum(rows * (seq * per_token(model, plan) + plan["vocabulary"]) for rows, seq in jobs)
+    if remote and moved > LARGE:
+        rows = sum(rows for rows, _ in jobs)
+        warnings.warn(f"forward mode: {rows} rows in {len(jobs)} forward passes; about {moved / 2**30:.1f} GiB will "
+                      "move between the model and its sandbox, on the server (not over the network)", stacklevel=5)
 
 
 def per_token(model, plan: dict) -> int:
@@ -114,8 +104,3 @@ def per_token(model, plan: dict) -> int:
         total += 3 * max(out(path) for path, module in inside.named_modules(prefix=block["mlp"])
                          if getattr(module, "weight", None) is not None)
     return total
-
-
-def scale_of(model) -> float:
-    """What tangents are multiplied by on their way: one but for half precision."""
-    return SCALES.get(str(getattr(model._module.config, "dtype", None)).rpartition(".")[2], 1.0)
