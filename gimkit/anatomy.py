@@ -5,6 +5,7 @@ Read on the client from config, module names and source code, so it also works o
 
 import ast
 import inspect
+import re
 import textwrap
 from typing import NamedTuple
 
@@ -146,6 +147,9 @@ def _block(path: str, layer, name: str) -> Block:
         problem = "does not call attention_interface" if not attentions else "calls attention_interface more than once"
         raise GimkitError(f"{name}: {where} {problem}, so the attention rules cannot act there; {NOT_COVERED}")
     attention = layer.get_submodule(attentions[0])
+    if re.search(r"attention_interface\([^()]*attention_mask=", _source(attention)):
+        raise GimkitError(f"{name}: {path}.{attentions[0]} gives attention_interface its mask by name, so the "
+                          f"attention rules cannot act there; {NOT_COVERED}")
     if getattr(attention, "reorder_and_upcast_attn", False):
         raise GimkitError(f"{name}: {path}.{attentions[0]} has reorder_and_upcast_attn, which bypasses "
                           "attention_interface; load the model with reorder_and_upcast_attn=False")

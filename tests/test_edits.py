@@ -4,6 +4,7 @@ import warnings
 
 import pytest
 import torch
+import transformers
 from nnsight import NNsight, TransformersModel
 from test_rules import gradient, relative, target
 from tiny import VOCAB, build, token_ids
@@ -143,6 +144,13 @@ def test_reordered_attention_is_refused():
     hf = build("gpt2", attn="eager")
     hf.transformer.h[1].attn.reorder_and_upcast_attn = True
     with pytest.raises(gimkit.GimkitError, match=r"transformer.h.1.attn.*reorder_and_upcast_attn"):
+        gimkit.apply(NNsight(hf))
+
+
+def test_a_mask_given_by_name_is_refused():
+    shape = dict(vocab_size=61, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4)
+    hf = transformers.DogeForCausalLM(transformers.DogeConfig(**shape, num_key_value_heads=2, pad_token_id=0))
+    with pytest.raises(gimkit.GimkitError, match="layers.0.self_attn gives attention_interface its mask"):
         gimkit.apply(NNsight(hf))
 
 

@@ -35,9 +35,12 @@ def test_the_code_prints_what_the_readme_shows(monkeypatch, tmp_path):
         assert abs(ours - theirs) <= 0.02, f"the code prints:\n{printed}"
 
 
-def test_every_path_in_the_readme_exists():
-    for path in re.findall(r"\]\(([\w./-]+)\)", README):
+def test_every_path_exists_and_every_name_of_a_test_or_table():
+    contributing = (ROOT / "CONTRIBUTING.md").read_text()
+    for path in re.findall(r"\]\(([\w./-]+)\)", README + contributing):
         assert (ROOT / path).exists(), path
+    for place in re.findall(r"`([A-Za-z_]+)` (?:of|in) \[[^\]]*\]\(([\w./-]+\.py)\)", contributing):
+        assert re.search(rf"\b{place[0]}\b", (ROOT / place[1]).read_text()), place
 
 
 def test_the_sections_come_as_a_newcomer_needs_them():

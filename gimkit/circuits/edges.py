@@ -21,7 +21,8 @@ from gimkit.forward import check_backend, in_either_mode
 from gimkit.remote import in_session, in_trace
 from gimkit.rules import GIM, PLAIN, RULES, Rules
 
-METHODS = (*RULES, "ig-inputs", "gim-ig", "ig-activations", "clean-corrupted", "gp", "exact", "random")
+AVERAGED = {"ig-inputs": PLAIN, "gim-ig": GIM, "ig-activations": PLAIN, "clean-corrupted": PLAIN, "gp": PLAIN}
+METHODS = (*RULES, *AVERAGED, "exact", "random")
 NO_FORWARD = ("forward mode would need a row for each of {} edges; score nodes, or the edges among a few of them with "
               "gimkit.circuits.score_edges_among, by any rules ('gim', 'gradient', 'relp', ...)")
 
@@ -176,8 +177,7 @@ def score_edges(model, task, method: str | Rules = "gim", *, metric: str = "logi
 
 def _gradients(model, w: Wiring, task, method, metric, steps: int, batch_size: int | None,
                remote: bool) -> torch.Tensor:
-    averaged = {"ig-inputs": PLAIN, "ig-activations": PLAIN, "clean-corrupted": PLAIN, "gp": PLAIN, "gim-ig": GIM}
-    rules = averaged[method] if method in averaged else rules_of(method)
+    rules = AVERAGED[method] if method in AVERAGED else rules_of(method)
     edited, total = apply(model, rules), 0
     label = method if isinstance(method, str) else "own rules"
     rows = 2 + points(method, steps, 1, len(w.layers), end=1)[0]["extra"]
