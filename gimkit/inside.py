@@ -4,6 +4,7 @@ import torch
 
 from gimkit.errors import GimkitError
 from gimkit.rules import centre, inverse_scale, scale_grad, with_grad_of
+from gimkit.sandbox import scale_of
 
 
 def freeze_norm(norm, path: str, eps: float, centred: bool):
@@ -11,8 +12,7 @@ def freeze_norm(norm, path: str, eps: float, centred: bool):
     x, y = norm.input, norm.output
     value = x.detach()
     inverse = inverse_scale(centre(value, centred), eps)
-    factor = norm_factor(value, y.detach(), getattr(norm, "weight", None), getattr(norm, "bias", None),
-                         path, eps, centred)
+    factor = norm_factor(value, y.detach(), *scale_of(norm, eps, y.dtype), path, eps, centred)
     frozen, y = centre(x - value, centred) * inverse, y.detach()  # frozen is zero in value, so y keeps every bit
     if factor is not None and factor.dtype == y.dtype == frozen.dtype:
         norm.output = torch.addcmul(y, frozen, factor)

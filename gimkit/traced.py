@@ -3,6 +3,7 @@
 import torch
 
 from gimkit.inside import put_pattern_difference
+from gimkit.sandbox import leaf_of
 
 
 def on_cpu(found):
@@ -27,8 +28,8 @@ def explained_logit(logits: torch.Tensor, answers: list):
 def token_scores(model, embedding: str, neutral: int, answers: list):
     """(embedding - neutral embedding) . gradient for each token of a single row, [seq]; and the answers' ids."""
     module = model.get(embedding)
-    neutral_embedding = module(torch.tensor([[neutral]], device=model.device)).detach()
-    leaf = module.output.detach().requires_grad_(True)
+    leaf = leaf_of(model, module.output)
+    neutral_embedding = module(torch.tensor([[neutral]], device=leaf.device)).detach()
     module.output = leaf
     value, answers = explained_logit(model.output.logits, answers)
     gradient = torch.autograd.grad(value.sum(), leaf)[0]
@@ -42,12 +43,12 @@ def integrated_token_scores(model, embedding: str, neutral: int, answers: list, 
     the real prompt.
     """
     module = model.get(embedding)
-    neutral_embedding = module(torch.tensor([[neutral]], device=model.device)).detach()
     real = module.output.detach()
+    neutral_embedding = module(torch.tensor([[neutral]], device=real.device)).detach()
     steps = real.shape[0]
     change = (real - neutral_embedding) * free[:, None].to(real.device)
     left = 1 - (torch.arange(steps, device=real.device, dtype=real.dtype) + 0.5) / steps
-    leaf = (real - left[:, None, None] * change).requires_grad_(True)
+    leaf = leaf_of(model, real - left[:, None, None] * change)
     module.output = leaf
     logits = model.output.logits
     value, answers = explained_logit(logits.flip(0), answers)
@@ -61,7 +62,7 @@ def rescaled_token_scores(model, embedding: str, activations: list, answers: lis
     At each activation the slope is the finite difference between the rows; where they hardly differ, its derivative.
     """
     module = model.get(embedding)
-    leaf = module.output.detach().requires_grad_(True)
+    leaf = leaf_of(model, module.output)
     module.output = leaf
     for path in activations:
         activation = model.get(path)
@@ -82,7 +83,7 @@ def pattern_token_scores(model, embedding: str, attentions: list, answers: list)
     Rows: the prompt, and its neutral twin, which gives the patterns s'.
     """
     module = model.get(embedding)
-    leaf = module.output.detach().requires_grad_(True)
+    leaf = leaf_of(model, module.output)
     module.output = leaf
     for attention in attentions:
         put_pattern_difference(model.get(attention))

@@ -3,6 +3,7 @@
 import torch
 
 from gimkit.inside import put_pattern_difference
+from gimkit.sandbox import leaf_of
 from gimkit.traced import explained_logit, last_values
 
 
@@ -13,7 +14,7 @@ def stream_scores(model, blocks: list, answers: list):
         block = model.get(path)
         x = block.input
         if not streams:
-            x = x.detach().requires_grad_(True)
+            x = leaf_of(model, x)
             block.input = x
         streams.append(x)
     value, answers = explained_logit(model.output.logits, answers)
@@ -31,7 +32,7 @@ def integrated_stream_scores(model, path: str, answers: list):
     x = block.input.detach()
     mean = x.mean(1, keepdim=True)
     shares = (torch.arange(len(x), device=x.device, dtype=x.dtype) + 0.5) / len(x)
-    leaf = (mean + shares[:, None, None] * (x - mean)).requires_grad_(True)
+    leaf = leaf_of(model, mean + shares[:, None, None] * (x - mean))
     block.input = leaf
     value, answers = explained_logit(model.output.logits, answers)
     gradient = torch.autograd.grad(value.sum(), leaf)[0].mean(0)
@@ -47,7 +48,7 @@ def pattern_stream_scores(model, path: str, attentions: list, answers: list):
     block = model.get(path)
     x = block.input.detach()
     mean = x[:1].mean(1, keepdim=True)
-    leaf = torch.cat([x[:1], mean.expand_as(x[:1])]).requires_grad_(True)
+    leaf = leaf_of(model, torch.cat([x[:1], mean.expand_as(x[:1])]))
     block.input = leaf
     for attention in attentions:
         put_pattern_difference(model.get(attention))
@@ -77,7 +78,7 @@ def along_path(model, embedding: str, corrupt: torch.Tensor, answers: list):
     start = module(corrupt.to(model.device)).detach()
     end = module.output.detach()
     shares = torch.linspace(0, 1, len(end), device=end.device, dtype=end.dtype)[:, None, None]
-    leaf = (start + shares * (end - start)).requires_grad_(True)
+    leaf = leaf_of(model, start + shares * (end - start))
     module.output = leaf
     value, _ = explained_logit(model.output.logits, answers)
     gradient = torch.autograd.grad(value.sum(), leaf)[0]

@@ -2,8 +2,9 @@
 
 import torch
 
-from gimkit.circuits.streams import output_last, read_norm
+from gimkit.circuits.streams import read_norm
 from gimkit.inside import attention_call, attention_pattern
+from gimkit.sandbox import leaf_of, matrix_of
 
 
 def head_numbers(model, w, attentions: list, looks: torch.Tensor, last, good, bad):
@@ -20,7 +21,7 @@ def head_numbers(model, w, attentions: list, looks: torch.Tensor, last, good, ba
         pattern = attention_pattern(*attention_call(model.get(path)))
         looked.append(torch.einsum("rhij,rkij->hk", pattern, looks.to(pattern)))
         z = model.get(layer.output).input.detach()[rows, last]
-        weight = output_last(model.get(layer.output)).unflatten(0, (w.heads, -1))
+        weight = matrix_of(model.get(layer.output), z.dtype)[0].unflatten(0, (w.heads, -1))
         after = read_norm(model, layer.norm_after_attention)
         if after is not None:
             z = z * after.inverse[rows, last]
@@ -28,7 +29,7 @@ def head_numbers(model, w, attentions: list, looks: torch.Tensor, last, good, ba
         written.append(parts if after is None else parts * after.factor)
     final = read_norm(model, w.final_norm)
     norm = model.get(w.final_norm.path)
-    leaf = norm.output.detach().requires_grad_(True)
+    leaf = leaf_of(model, norm.output)
     norm.output = leaf
     logits = model.output.logits[rows, last]
     directions = []

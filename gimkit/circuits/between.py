@@ -6,6 +6,7 @@ Rows of a batch are b clean prompts, then their b corrupt ones, then further poi
 import torch
 
 from gimkit.circuits.traced import by_row, tensor_of
+from gimkit.sandbox import leaf_of
 
 
 def plus_points(model, embedding: str, b: int, shares: list, points) -> torch.Tensor:
@@ -18,7 +19,7 @@ def plus_points(model, embedding: str, b: int, shares: list, points) -> torch.Te
         value[(2 + i) * b:(3 + i) * b] = value[b:2 * b] + share * (value[:b] - value[b:2 * b])
     if points is not None:
         value[2 * b:] = points
-    module.output = value.requires_grad_(True)
+    module.output = value = leaf_of(model, value)
     return value
 
 
@@ -53,7 +54,7 @@ def path_points(model, embedding: str, mask: torch.Tensor, point) -> torch.Tenso
     b = len(mask)
     module = model.get(embedding)
     value = module.output.detach()
-    here = (value[:b] if point is None else point).clone().requires_grad_(True)
+    here = leaf_of(model, (value[:b] if point is None else point).clone())
     module.output = torch.cat([here, value[b:]])
     logits = model.output.logits
     gap = (logits[:b] - logits[b:].detach()) * mask[..., None].to(logits)

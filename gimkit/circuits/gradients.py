@@ -149,7 +149,7 @@ def contracted(model, w, embedded, taken: list, found: list, at_logits, gradient
     sources[0] = embedded[:, positions]
     known, column = 1, 0
     for layer, (before, gap, after, before_mlp, gap_mlp), (at_heads, at_mlp) in zip(w.layers, taken, found):
-        reads = pull_heads_back(at_heads, read_weights(model, layer, w)[0], before, places, frozen)
+        reads = pull_heads_back(at_heads, read_weights(model, layer, w, embedded.dtype)[0], before, places, frozen)
         column = contract(scores, column, sources[:known], reads)
         writers = slice(known, known + n_heads)
         sources[writers] = heads_written(model.get(layer.output), gap[:, positions], after, n_heads)

@@ -6,8 +6,9 @@ plain forward has as many edges as rows; `runs.py`, which is for any circuit, bu
 
 import torch
 
-from gimkit.circuits.streams import heads_of, heads_written, output_last, read_norm, scaled_gap, written
+from gimkit.circuits.streams import heads_of, heads_written, read_norm, scaled_gap, written
 from gimkit.circuits.traced import metric_values, tensor_of
+from gimkit.sandbox import matrix_of
 
 
 def exact_edge_scores(model, w, edges: list, metric: str, last, good, bad) -> torch.Tensor:
@@ -97,11 +98,11 @@ def projected(projection, reads: list, layout: str, w) -> torch.Tensor:
     """A projection's output in which heads have their q, k or v of what they read, on its rows."""
     out = projection.output.clone()
     shape = (layout, w.heads, w.key_heads, w.head_dim)
-    bias = getattr(projection, "bias", None)
+    weight, bias = matrix_of(projection, out.dtype)
     for which, head, rows, x in reads:
         part = heads_of(out, which, *shape)
         own = head // (w.heads // part.shape[-2])
-        value = x @ heads_of(output_last(projection), which, *shape)[:, own]
+        value = x @ heads_of(weight, which, *shape)[:, own]
         if bias is not None:
             value = value + heads_of(bias, which, *shape)[own]
         part[rows, :, own] = value

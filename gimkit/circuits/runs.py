@@ -2,8 +2,9 @@
 
 import torch
 
-from gimkit.circuits.streams import heads_of, output_last, read_norm, read_weights
+from gimkit.circuits.streams import heads_of, read_norm, read_weights
 from gimkit.circuits.traced import at_answers, metric_values, tensor_of
+from gimkit.sandbox import matrix_of
 
 
 def run_circuits(model, w, b: int, keep: torch.Tensor, metric: str, last, good, bad) -> torch.Tensor:
@@ -72,7 +73,7 @@ def stream_read(corrupt: torch.Tensor, gaps: torch.Tensor, keep: torch.Tensor) -
 def put_reads(model, w, layer, corrupt: torch.Tensor, gaps: torch.Tensor, keep: torch.Tensor) -> None:
     """Give each head the q, k and v of the stream that it reads; the model's own it computes for corrupt rows alone."""
     (circuits, b), group = gaps.shape[:3:2], w.heads // w.key_heads
-    weight, bias = read_weights(model, layer, w)
+    weight, bias = read_weights(model, layer, w, corrupt.dtype)
     norm = None if layer.norm_before_attention is None else model.get(layer.norm_before_attention.path)
     own = weight.new_empty(len(weight), circuits, *corrupt.shape[:2], w.head_dim)  # each target's q, k or v
     for i in range(circuits):  # one by one: all targets' streams are the largest thing here
@@ -99,10 +100,10 @@ def put_reads(model, w, layer, corrupt: torch.Tensor, gaps: torch.Tensor, keep: 
 def put_heads(gaps: torch.Tensor, projection, z, after) -> None:
     """Fill gaps [circuits, heads, b, seq, width] with current minus corrupt of what each head writes."""
     circuits, heads, b = gaps.shape[:3]
+    weight = matrix_of(projection, z.dtype)[0].unflatten(0, (heads, -1))
     if after is not None:
         z = z * after.inverse
     change = gap(z, b, circuits).unflatten(-1, (heads, -1))
-    weight = output_last(projection).unflatten(0, (heads, -1))
     for i in range(circuits):
         parts = torch.einsum("bshd,hdw->hbsw", change[i].to(weight.dtype), weight)
         gaps[i] = parts if after is None else parts * after.factor

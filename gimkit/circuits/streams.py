@@ -7,6 +7,7 @@ import torch
 
 from gimkit.inside import norm_factor
 from gimkit.rules import centre, inverse_scale
+from gimkit.sandbox import matrix_of, scale_of
 
 
 def heads_of(x: torch.Tensor, which: int, layout: str, heads: int, key_heads: int, width: int) -> torch.Tensor:
@@ -19,25 +20,19 @@ def heads_of(x: torch.Tensor, which: int, layout: str, heads: int, key_heads: in
     return x.split(sizes, -1)[which].unflatten(-1, (-1, width))
 
 
-def output_last(projection) -> torch.Tensor:
-    """A projection's weight as [in, out]; transformers' Conv1D keeps it so, Linear the other way round."""
-    weight = projection.weight.detach()
-    return weight if projection.weight.shape[-1] == getattr(projection, "nf", -1) else weight.T
-
-
-def read_weights(model, layer, w) -> tuple:
+def read_weights(model, layer, w, dtype: torch.dtype) -> tuple:
     """What makes each head's q, k and v of the normed stream: weight [3 * heads, width, head_dim], bias or None.
 
     All heads' q come first, then their k, then their v; heads that share keys and values repeat them.
     """
     weights, biases = [], []
     for which, path in enumerate(layer.projections):
-        projection = model.get(path)
-        weight = heads_of(output_last(projection), which, layer.layout, w.heads, w.key_heads, w.head_dim)
+        weight, bias = matrix_of(model.get(path), dtype)
+        weight = heads_of(weight, which, layer.layout, w.heads, w.key_heads, w.head_dim)
         copies = w.heads // weight.shape[1]
         weights.append(weight.repeat_interleave(copies, 1))
-        if getattr(projection, "bias", None) is not None:
-            bias = heads_of(projection.bias.detach(), which, layer.layout, w.heads, w.key_heads, w.head_dim)
+        if bias is not None:
+            bias = heads_of(bias, which, layer.layout, w.heads, w.key_heads, w.head_dim)
             biases.append(bias.repeat_interleave(copies, 0))
     return torch.cat(weights, 1).transpose(0, 1), torch.cat(biases)[:, None] if biases else None
 
@@ -48,8 +43,8 @@ class Reading:
     def __init__(self, module, norm, x, y):
         self.x, self.centred = x.detach(), norm.centred
         self.inverse = inverse_scale(centre(self.x, self.centred), norm.eps)
-        factor = norm_factor(self.x, y.detach(), getattr(module, "weight", None), getattr(module, "bias", None),
-                             norm.path, norm.eps, self.centred)
+        scale = scale_of(module, norm.eps, y.dtype)
+        factor = norm_factor(self.x, y.detach(), *scale, norm.path, norm.eps, self.centred)
         self.factor = torch.ones((), device=x.device) if factor is None else factor
 
     def unit(self, place) -> torch.Tensor:
@@ -116,6 +111,6 @@ def written(out: torch.Tensor, after, b: int) -> torch.Tensor:
 
 def heads_written(projection, gap: torch.Tensor, after, heads: int) -> torch.Tensor:
     """What a `scaled_gap` of heads' outputs side by side writes to the stream, head by head, [heads, b, seq, width]."""
-    weight = output_last(projection).unflatten(0, (heads, -1))
+    weight = matrix_of(projection, gap.dtype)[0].unflatten(0, (heads, -1))
     parts = torch.einsum("bshd,hdw->hbsw", gap.unflatten(-1, (heads, -1)).to(weight.dtype), weight)
     return parts if after is None else parts * after.factor

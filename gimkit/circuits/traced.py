@@ -92,9 +92,10 @@ def coalition_values(model, blocks: list, n_heads: int, present: torch.Tensor, l
     each layer's heads before its MLP.
     """
     sets, b, _ = present.shape
-    present = present.reshape(sets * b, len(blocks), n_heads + 1).to(model.device)
+    present = present.reshape(sets * b, len(blocks), n_heads + 1)
     for layer, (output, mlp) in enumerate(blocks):
         z = model.get(output).input
+        present = present.to(z.device)
         heads = present[:, layer, :n_heads].repeat_interleave(z.shape[-1] // n_heads, -1)[:, None]
         model.get(output).input = torch.cat([z[:b], torch.where(heads, z[b:], z[:b].repeat(sets, 1, 1))])
         value = model.get(mlp).output

@@ -7,6 +7,7 @@ import torch
 
 from gimkit.circuits.traced import by_row, metric_values
 from gimkit.inside import attention_call
+from gimkit.sandbox import leaf_of
 
 
 def swapped_heads(attention, b: int):
@@ -31,7 +32,7 @@ def neuron_scores(model, embedding: str, projections: list, metric: str, last, g
     Rules that split a gated product act before what is read here, so that a neuron's gradient is whole.
     """
     b = len(last)
-    model.get(embedding).output = model.get(embedding).output.detach().requires_grad_(True)
+    model.get(embedding).output = leaf_of(model, model.get(embedding).output)
     neurons = [model.get(path).input for path in projections]
     value = metric_values(metric, model.output.logits[:b], last, good, bad).sum()
     found = []

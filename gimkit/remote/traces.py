@@ -5,10 +5,11 @@ from types import SimpleNamespace
 import nnsight
 import torch
 
+from gimkit.remote.backend import server_of
 from gimkit.traced import on_cpu
 
 # An installed package does not ship itself; these modules' functions run inside traces.
-SHIPPED = ("gimkit.errors", "gimkit.rules", "gimkit.inside", "gimkit.traced", "gimkit.traced_layers",
+SHIPPED = ("gimkit.errors", "gimkit.rules", "gimkit.sandbox", "gimkit.inside", "gimkit.traced", "gimkit.traced_layers",
            "gimkit.circuits.traced", "gimkit.circuits.streams", "gimkit.circuits.between", "gimkit.circuits.within",
            "gimkit.circuits.gradients", "gimkit.circuits.runs", "gimkit.circuits.one_edge",
            "gimkit.circuits.attention", "gimkit.forward.arithmetic", "gimkit.forward.pushing",
@@ -72,5 +73,10 @@ def where(model, remote) -> dict:
 
     >>> where(model, False)
     {}
+
+    remote: False; True for the configured server (NDIF, or NDIF_HOST); a server's address, "http://..."; or "local",
+    which packs and unpacks the trace as for a server and runs it here.
     """
-    return {"remote": remote} if remote else {}
+    if not remote:
+        return {}
+    return {"remote": "local"} if remote == "local" else {"backend": server_of(model, remote)}

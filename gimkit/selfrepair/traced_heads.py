@@ -5,10 +5,11 @@ The rows are b clean prompts, b corrupt ones, and for each ablated head b clean 
 
 import torch
 
-from gimkit.circuits.streams import Reading, output_last
+from gimkit.circuits.streams import Reading
 from gimkit.circuits.traced import by_row, metric_values, tensor_of
 from gimkit.errors import GimkitError
 from gimkit.rules import centre
+from gimkit.sandbox import matrix_of, scale_of
 
 
 def head_effects(model, layers: list, final, unembedding: str, softcap, heads: int, ablated: list, answers: tuple):
@@ -23,22 +24,25 @@ def head_effects(model, layers: list, final, unembedding: str, softcap, heads: i
     here = (torch.arange(n * b), last.repeat(n))
     written, lost = [], {}
     for layer, (output, after_heads, mlp, after_mlp) in enumerate(layers):
-        z = precise(resampled(model.get(output), layer, ablated, heads, b)[here]).unflatten(-1, (heads, -1))
+        z = resampled(model.get(output), layer, ablated, heads, b)[here]
         after = reading_of(model, after_heads, here)
-        weight = precise(output_last(model.get(output))).unflatten(0, (heads, -1))
+        weight = precise(matrix_of(model.get(output), z.dtype)[0]).unflatten(0, (heads, -1))
+        z = precise(z).unflatten(-1, (heads, -1))
         for row, (at, head) in enumerate(ablated):
             if at == layer:
                 lost[row] = scaled((z[:b, head] - z[b:2 * b, head]) @ weight[head], after, slice(b))
         m = precise(by_row(tensor_of(model.get(mlp).output), n * b)[here])
         written.append((z, weight, after, scaled(m, reading_of(model, after_mlp, here), slice(None))))
     lost = torch.stack([lost[row] for row in range(n - 2)])
-    norm, unembed = model.get(final.path), Unembedding(model.get(unembedding), softcap, good, bad)
+    norm = model.get(final.path)
     stream, normalised = norm.input[here], norm.output[here]
     after = Reading(norm, final, stream[:, None], normalised[:, None])
+    bias = scale_of(norm, final.eps, stream.dtype)[1]
+    unembed = Unembedding(model.get(unembedding), normalised.dtype, softcap, good, bad)
 
     def frozen(x):
         """What the final norm makes of streams [k, b, width] with the clean run's denominator, [k * b, width]."""
-        y, bias = centre(x, after.centred) * after.inverse[:b, 0] * after.factor, getattr(norm, "bias", None)
+        y = centre(x, after.centred) * after.inverse[:b, 0] * after.factor
         return (y if bias is None else y + bias).flatten(0, 1)
 
     metric = metric_values("logit", model.output.logits, last, good, bad)
@@ -97,11 +101,11 @@ def contributions(z, weight, after, m, slope, n: int) -> torch.Tensor:
 class Unembedding:
     """From the final norm's output to the task's metric, and the metric's slope there."""
 
-    def __init__(self, module, softcap, good, bad):
-        self.module, self.softcap, self.good, self.bad = module, softcap, good, bad
+    def __init__(self, module, dtype, softcap, good, bad):
+        self.module, self.dtype, self.softcap, self.good, self.bad = module, dtype, softcap, good, bad
 
     def logits(self, normalised):
-        logits = precise(self.module(normalised.to(self.module.weight.dtype)))
+        logits = precise(self.module(normalised.to(self.dtype)))
         return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
 
     def metric(self, normalised):
@@ -111,7 +115,7 @@ class Unembedding:
 
     def slope(self, normalised):
         """Gradient of the metric at the final norm's output, [b, width]."""
-        logits, weight, slope = self.logits(normalised), self.module.weight, 0
+        logits, weight, slope = self.logits(normalised), matrix_of(self.module, self.dtype)[0].T, 0
         for ids, sign in ((self.good, 1), (self.bad, -1)):
             ids = ids.to(logits.device)
             chosen = logits.gather(1, ids.clamp(min=0))

@@ -1,0 +1,120 @@
+"""What went wrong on the way to a server and back, in one line with the way out."""
+
+import platform
+import re
+from importlib.metadata import version
+
+import httpx
+import websocket
+
+SHOWN = ("nnsight", "transformers", "torch")
+KEY = "get one from your host (for NDIF: https://login.ndif.us) and set NDIF_API_KEY or run nnsight.login()"
+
+
+def explained(error: BaseException, host: str, model_key: str) -> str:
+    """One line about an error of a remote run: the cause, and what to do.
+
+    >>> explained(ConnectionRefusedError(), "http://localhost:5001", "")
+    'no answer from http://localhost:5001: the server is down or the address is wrong; check NDIF_HOST or remote=...'
+    """
+    chain, link = [], error
+    while link is not None:
+        chain.append(link)
+        link = link.__cause__ or link.__context__
+    for link in chain:
+        if isinstance(link, httpx.HTTPStatusError):
+            detail = _detail(link.response)
+            if link.request.url.path.startswith("/result") or "result" in str(link.request.url):
+                return _lost_result(str(link))
+            return _refused(link.response.status_code, detail, host, model_key)
+        if isinstance(link, websocket.WebSocketBadStatusException):
+            return _refused(link.status_code, "", host, model_key)
+        if isinstance(link, websocket.WebSocketConnectionClosedException | httpx.RemoteProtocolError):
+            return _lost_result("the connection closed before the result came")
+        if isinstance(link, httpx.TimeoutException | TimeoutError | websocket.WebSocketTimeoutException):
+            return f"{host} did not answer in time; it may be busy: try again, or send less (a smaller batch_size)"
+        if isinstance(link, OSError | httpx.TransportError | websocket.WebSocketException):
+            return (f"no answer from {host}: the server is down or the address is wrong; check NDIF_HOST or "
+                    "remote=...")
+    return _failed(str(error), host, model_key)
+
+
+def _refused(code: int, detail: str, host: str, model_key: str) -> str:
+    """A request that the server did not take."""
+    if code == 401:
+        return f"{host} wants an API key and got none; {KEY}"
+    if code == 403 or "API key" in detail:
+        return f"{host} does not know this API key; {KEY}"
+    if "version" in detail:
+        return f"{detail} Here: nnsight {version('nnsight')}, Python {platform.python_version()}{_there(host)}"
+    if code in (502, 503, 504):
+        return f"{host} is restarting or busy ({detail or code}); try again in a few minutes"
+    if code == 413:
+        return "the request is too large for the server; use a smaller batch_size, fewer or shorter prompts"
+    return _failed(detail or f"status {code}", host, model_key)
+
+
+def _failed(told: str, host: str, model_key: str) -> str:
+    """A job that the server gave up, from what it says."""
+    own = re.findall(r"^(?:[\w.]*\.)?GimkitError: (.*)$", told, re.MULTILINE)
+    if own:
+        return own[-1]
+    if re.search("not deployed|deploy this model|provisioning model|starting model|does not serve", told):
+        return f"{host} does not host {_repo(model_key)} ({_last_line(told)}); it hosts {_hosted(host)}"
+    if "execution timeout" in told:
+        return f"{_last_line(told)} Use a smaller batch_size, fewer or shorter prompts"
+    if "payload could not be read" in told or "doesn't match the one your" in told:
+        return f"{told.splitlines()[0]} {_here()}{_there(host)}"
+    if re.search("out of memory", told, re.IGNORECASE):
+        return "the server ran out of memory; use a smaller batch_size, fewer or shorter prompts"
+    if "appears to not have been used in the graph" in told or "does not have a grad_fn" in told:
+        return ("the server refuses gradients to this key, whose requests run in a sandbox without autograd; use a "
+                "trusted key or a server of your own, or what needs no backward pass")
+    if re.search("cancelled|preempted|Critical server error|upload", told):
+        return f"the server gave up the job ({_last_line(told)}); try again"
+    return f"the job failed on {host}: {_last_line(told)}"
+
+
+def _lost_result(why: str) -> str:
+    return (f"the result did not arrive ({_last_line(why)}): the server restarted, or the result is too large or too "
+            "old; use a smaller batch_size or fewer prompts, and run it again")
+
+
+def _detail(response: httpx.Response) -> str:
+    """What the server says about a refusal."""
+    try:
+        return str(response.json()["detail"])
+    except (ValueError, KeyError, TypeError, httpx.ResponseNotRead):
+        return ""
+
+
+def _last_line(text: str) -> str:
+    lines = [line for line in text.strip().splitlines() if line.strip()]
+    return lines[-1].strip() if lines else "no reason given"
+
+
+def _repo(model_key: str) -> str:
+    found = re.search(r'"repo_id": "([^"]*)"', model_key)
+    return found[1] if found else model_key
+
+
+def _hosted(host: str) -> str:
+    """Names of the models that a server has up."""
+    try:
+        deployments = httpx.get(f"{host}/status", timeout=5).json()["deployments"].values()
+    except (httpx.HTTPError, ValueError, KeyError):
+        return "models that it does not tell now"
+    return ", ".join(sorted({one["repo_id"] for one in deployments if one.get("deployment_level") != "COLD"})) or "none"
+
+
+def _here() -> str:
+    return "Here: " + ", ".join(f"{name} {version(name)}" for name in SHOWN)
+
+
+def _there(host: str) -> str:
+    """The server's versions."""
+    try:
+        packages = httpx.get(f"{host}/env", timeout=10).json()["packages"]
+    except (httpx.HTTPError, ValueError, KeyError):
+        return "; the server does not tell its own"
+    return "; on the server: " + ", ".join(f"{name} {packages.get(name, 'missing')}" for name in SHOWN)
