@@ -19,13 +19,15 @@ from gimkit.errors import GimkitError
 from gimkit.explorer import explore
 from gimkit.models import load
 from gimkit.remote import register
+from gimkit.remote.check import check
+from gimkit.remote.jobs import submit
 from gimkit.rules import GIM, LADDER, RULES, Rules
 from gimkit.selfrepair import head_repair, self_repair
 from gimkit.tokens import attribute
 
 __version__ = "0.1.0"
-__all__ = ["GIM", "LADDER", "RULES", "GimkitError", "Rules", "apply", "attribute", "circuits", "explore",
+__all__ = ["GIM", "GimkitError", "LADDER", "RULES", "Rules", "apply", "attribute", "check", "circuits", "explore",
            "faithfulness", "head_repair", "l3d", "load", "rank_correlation", "receipt", "remove", "run", "score_edges",
-           "score_neurons", "score_nodes", "self_repair", "shapley", "tasks", "token_faithfulness"]
+           "score_neurons", "score_nodes", "self_repair", "shapley", "submit", "tasks", "token_faithfulness"]
 
 register()

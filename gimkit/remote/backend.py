@@ -11,14 +11,24 @@ from gimkit.remote.words import explained
 PATIENT = 2**22  # bytes up to which the best compression takes well under a second
 
 
+class Unfinished(Exception):
+    """A result is not there yet; `gimkit.remote.jobs` asks again."""
+
+
 class Server(RemoteBackend):
     """A trace or session that runs on a server and comes back."""
 
     def __call__(self, tracer=None):
         try:
-            return super().__call__(tracer)
+            return self.run(tracer)
+        except (Unfinished, GimkitError):
+            raise
         except Exception as error:
             raise GimkitError(explained(error, self.host, self.model_key)) from error
+
+    def run(self, tracer):
+        """Send the trace and wait for what it saves."""
+        return super().__call__(tracer)
 
     def _serialize(self, tracer) -> bytes:
         """A sixth smaller than nnsight's: without memo entries that nothing uses, and compressed with patience."""
@@ -31,7 +41,7 @@ class Server(RemoteBackend):
         return zstandard.ZstdCompressor(level=19).compress(pickletools.optimize(pickled))
 
 
-def server_of(model, remote) -> Server:
+def server_of(model, remote, kind=Server) -> Server:
     """The server for a model: the configured one (True), or the one at an address.
 
     Raises GimkitError for a model that no server can know, and where the hub cannot be asked for its name.
@@ -46,4 +56,4 @@ def server_of(model, remote) -> Server:
         raise GimkitError(f"the hub has no answer for {name!r}: servers host models by their hub id, so bundled models "
                           "and folders run there only by remote='local'; else check the name and the network"
                           ) from error
-    return Server(key, host=remote if isinstance(remote, str) else None, env=model._remoteable_get_env())
+    return kind(key, host=remote if isinstance(remote, str) else None, env=model._remoteable_get_env())

@@ -75,8 +75,10 @@ def where(model, remote) -> dict:
     {}
 
     remote: False; True for the configured server (NDIF, or NDIF_HOST); a server's address, "http://..."; or "local",
-    which packs and unpacks the trace as for a server and runs it here.
+    which packs and unpacks the trace as for a server and runs it here; or the Job that asks.
     """
     if not remote:
         return {}
+    if hasattr(remote, "backend"):  # a Job
+        return {"backend": remote.backend(model)}
     return {"remote": "local"} if remote == "local" else {"backend": server_of(model, remote)}
