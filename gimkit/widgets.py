@@ -20,7 +20,7 @@ def saturation_explorer() -> ipywidgets.VBox:
     """
     def slider(value, low, high, step, name):
         return ipywidgets.FloatSlider(value=value, min=low, max=high, step=step, description=name,
-                                      continuous_update=False)
+                                      style={"description_width": "initial"}, continuous_update=False)
 
     controls = {"first": slider(6, 0, 8, 0.5, "score 1"), "second": slider(6, 0, 8, 0.5, "score 2"),
                 "temperature": slider(2, 1, 5, 0.25, "temperature")}
@@ -107,7 +107,7 @@ def circuit_size(edges, curve, roles=None) -> ipywidgets.VBox:
 
     def draw(which):
         with seaborn.axes_style("whitegrid"):
-            figure, (above, below) = pyplot.subplots(2, 1, figsize=(11, 9), height_ratios=(3, 1), layout="constrained")
+            figure, (above, below) = pyplot.subplots(2, 1, figsize=(11, 10), height_ratios=(4, 1), layout="constrained")
         circuits[which].plot(roles, ax=above)
         plots.faithfulness_curves([curve], ax=below)
         share, kept = curve.shares[which], curve.faithfulness[which]

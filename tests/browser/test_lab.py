@@ -90,7 +90,8 @@ def run_notebook(lab, new_page):
     """run_notebook(name): the page of a notebook in JupyterLab whose cells have all run."""
     def run(name):
         page = new_page()
-        page.goto(f"http://127.0.0.1:{lab.port}/lab/tree/{name}.ipynb?token={lab.token}")
+        # a workspace of its own: another notebook's tab would come back beside it
+        page.goto(f"http://127.0.0.1:{lab.port}/lab/workspaces/{name}/tree/{name}.ipynb?token={lab.token}")
         page.locator(".jp-Notebook .jp-CodeCell").first.wait_for()
         page.get_by_text("Python 3 (ipykernel) | Idle").wait_for()  # before that, Run All asks for a kernel
         page.get_by_role("menuitem", name="Run", exact=True).click()
