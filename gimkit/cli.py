@@ -7,6 +7,7 @@ from pathlib import Path
 import pandas
 import torch
 
+from gimkit.circuits.scores import check_whole
 from gimkit.errors import GimkitError
 from gimkit.models import BUNDLED, load
 from gimkit.tasks.text_sets import TEXT_SETS
@@ -64,7 +65,7 @@ def main(arguments: list[str] | None = None) -> int:
     command.add_argument("--nodes", action="store_true", help="heads and MLPs (sampled) instead of tokens (exact)")
     command.add_argument("--sets", nargs="+", metavar="SET", help="prompt sets, default: all")
     command.add_argument("-n", type=int, default=12, help="prompts a set and seed (default: %(default)s)")
-    command.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="fresh prompts each (default: 0 1 2)")
+    command.add_argument("--seeds", type=int, default=3, help="draws of prompts (default: %(default)s)")
     command.add_argument("--csv", type=Path, help="write the table here; of tokens, also NAME-sets.csv")
     command.set_defaults(run=shapley)
 
@@ -175,15 +176,17 @@ def explore(options) -> None:
 
 
 def shapley(options) -> None:
+    check_whole("seeds", options.seeds)
     if options.nodes:
         from gimkit.compare_nodes import TASKS, compare_nodes
 
-        table = compare_nodes(options.model, options.sets or tuple(TASKS), n=options.n, seeds=options.seeds)
+        table = compare_nodes(options.model, options.sets or tuple(TASKS), n=options.n,
+                              seeds=range(options.seeds))
         write(table, options.csv, "Correlation with sampled Shapley values; noise: of those with another sample.")
         return
     from gimkit.compare_tokens import SETS, interactions, measure, summarise
 
-    rows = measure(options.model, options.sets or tuple(SETS), n=options.n, seeds=options.seeds)
+    rows = measure(options.model, options.sets or tuple(SETS), n=options.n, seeds=range(options.seeds))
     write(interactions(rows), options.csv and options.csv.with_name(f"{options.csv.stem}-sets.csv"),
           "Do single effects sum to more than the joint one (ratio above 1: needed jointly), or to less (redundant)?")
     write(summarise(rows), options.csv,

@@ -1,9 +1,6 @@
 """Every scoring method on every task, side by side: `python -m gimkit compare`."""
 
-import ctypes
-import sys
 import time
-from pathlib import Path
 
 import pandas
 
@@ -11,6 +8,7 @@ import gimkit
 from gimkit.circuits.edges import METHODS
 from gimkit.circuits.scores import check_whole
 from gimkit.errors import GimkitError
+from gimkit.memory import growing
 from gimkit.plots_compare import faithfulness_by_edges
 from gimkit.rules import LADDER
 
@@ -34,7 +32,7 @@ def compare(name: str, tasks=TASKS, methods=COMPARED, n: int = 32,
     half of a draw gives the scores, the other half evaluates the circuits, as MIB has a train and a validation split.
     cpr: signed ranking, cmd: absolute ranking, over linear shares (`gimkit.circuits.Curve`), with 95% bootstrap
     intervals over the n prompts. cpu_seconds: of scoring, of the whole process. growth_mib: by how much the process's
-    resident memory grew at most while scoring (`growing`; empty elsewhere than on Linux).
+    resident memory grew at most while scoring (`gimkit.memory.growing`; empty elsewhere than on Linux).
     curves: faithfulness by seed, task, method, ranking and share; requested: that share of the edges, edges: how many
     of them are no dead ends.
     A task that the model does not solve is reported with empty numbers and a note, not left out.
@@ -69,29 +67,6 @@ def compare(name: str, tasks=TASKS, methods=COMPARED, n: int = 32,
                     row["note"] = str(error)
                 rows.append(row)
     return pandas.DataFrame(rows), pandas.concat(curves) if curves else pandas.DataFrame()
-
-
-def growing(run, *arguments, **options):
-    """What run(...) returns, and by how many MiB this process's resident memory grew at most meanwhile.
-
-    >>> round(growing(torch.ones, 2**22)[1])                     # MiB; four bytes each
-    16
-
-    Memory that earlier runs freed but kept is given back first. What else ran before still shows: on mini-llama one
-    gradient method's growth came out within 15% of a fresh process, "exact" at up to 1.5 times (134 and 176 for 114).
-    """
-    if not sys.platform.startswith("linux"):
-        return run(*arguments, **options), float("nan")
-    ctypes.CDLL(None).malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")  # the highest so far is counted from here
-    before = _resident("VmRSS")
-    result = run(*arguments, **options)
-    return result, _resident("VmHWM") - before
-
-
-def _resident(key: str) -> float:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(key))
 
 
 def over_seeds(table: pandas.DataFrame) -> pandas.DataFrame:

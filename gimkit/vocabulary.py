@@ -32,12 +32,18 @@ def answer_id(tokenizer, prompt: str, answer: str, glue: str = " ") -> int:
     added = after[len(before):]
     if after[:len(before)] != before or not added:
         raise GimkitError(f"{answer!r} runs together with the end of its prompt; use another prompt")
-    if len(added) > 1:
-        pieces = ", ".join(map(repr, tokenizer.convert_ids_to_tokens(added)))
-        raise GimkitError(f"{answer!r} is not one token but {len(added)}: {pieces}; choose a one-token answer")
-    if added[0] == tokenizer.unk_token_id and answer != tokenizer.unk_token:
-        raise GimkitError(f"{answer!r} is not in the tokenizer's vocabulary; choose a word that it knows")
-    return added[0]
+    return _single(tokenizer, answer, added)
+
+
+def _single(tokenizer, word: str, ids: list[int]) -> int:
+    """The only one of a word's ids, or the error that says why it has several, or is unknown."""
+    if len(ids) > 1:
+        pieces = ", ".join(map(repr, tokenizer.convert_ids_to_tokens(ids)))
+        raise GimkitError(f"{word!r} is not one token but {len(ids)}: {pieces}; choose a word that is a single token, "
+                          "or give a token id")
+    if ids[0] == tokenizer.unk_token_id and word != tokenizer.unk_token:
+        raise GimkitError(f"{word!r} is not in the tokenizer's vocabulary; choose a word that it knows")
+    return ids[0]
 
 
 def encode(tokenizer, prompt) -> torch.Tensor:
@@ -78,15 +84,10 @@ def one_token(tokenizer, word) -> int:
     if tokenizer is None:
         raise GimkitError("the model has no tokenizer, so give token ids instead of texts")
     spellings = [word] if word.startswith(" ") else [" " + word, word]
-    for spelling in spellings:
-        pieces = tokenizer(spelling, add_special_tokens=False)["input_ids"]
-        if len(pieces) == 1 and (pieces[0] != tokenizer.unk_token_id or word == tokenizer.unk_token):
-            return pieces[0]
-    pieces = tokenizer.convert_ids_to_tokens(tokenizer(spellings[0], add_special_tokens=False)["input_ids"])
-    if tokenizer.unk_token is not None and tokenizer.unk_token in pieces:
-        raise GimkitError(f"{word!r} is not in the tokenizer's vocabulary; choose a word that it knows")
-    raise GimkitError(f"{word!r} is not one token but {len(pieces)}: {', '.join(map(repr, pieces))}; "
-                      "choose a word that is a single token, or give a token id")
+    found = [tokenizer(spelling, add_special_tokens=False)["input_ids"] for spelling in spellings]
+    unknown = [] if word == tokenizer.unk_token else [tokenizer.unk_token_id]
+    whole = [ids for ids in found if len(ids) == 1 and ids != unknown]
+    return _single(tokenizer, word, (whole or found)[0])
 
 
 def spell(tokenizer, token: int) -> str:

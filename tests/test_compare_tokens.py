@@ -106,7 +106,7 @@ def test_flagged_positions_are_those_of_flagged_rows(model):
 
 def test_command(tmp_path, capsys):
     path = tmp_path / "table.csv"
-    assert main(["shapley", "mini-llama", "--sets", "redundant, twice", "-n", "2", "--seeds", "3", "--csv",
+    assert main(["shapley", "mini-llama", "--sets", "redundant, twice", "-n", "2", "--seeds", "1", "--csv",
                  str(path)]) == 0
     shown = capsys.readouterr().out
     assert "leave-one-out" in shown and "ratio" in shown
@@ -121,3 +121,5 @@ def test_bad_input(model, capsys):
         measure("mini-llama", methods=["gmi"])
     assert main(["shapley", "mini-llama", "--sets", "nothing"]) == 2
     assert "unknown prompt set" in capsys.readouterr().err
+    assert main(["shapley", "mini-llama", "--seeds", "0"]) == 2
+    assert "seeds must be a whole number of at least 1, not 0" in capsys.readouterr().err
