@@ -101,6 +101,7 @@ def per_token(model, plan: dict) -> int:
         total += 2 * width * sum(block[key] is not None for key in around)
         total += sum(map(out, dict.fromkeys(block["projections"]))) + heads * (2 if block["rotary"] else 1)
         inside = root.get_submodule(block["mlp"])
-        total += 3 * max(out(path) for path, module in inside.named_modules(prefix=block["mlp"])
-                         if getattr(module, "weight", None) is not None)
+        widest = max(out(path) for path, module in inside.named_modules(prefix=block["mlp"])
+                     if getattr(module, "weight", None) is not None)
+        total += int(widest * (2 if block["gate"] is None else 1.5 if block["up"] is None else 3))
     return total
