@@ -25,7 +25,7 @@ class ChosenEdges:
     >>> found.edges, found.scores.shape
     (('m0->m1', 'm0->logits', 'm1->logits'), torch.Size([3]))
 
-    edges: names like "a0.h1->a1.h2<q>". scores: [edges] in units of the metric, means over examples.
+    edges: names like `a0.h1->a1.h2<q>`. scores: [edges] in units of the metric, means over examples.
     """
 
     task: str
