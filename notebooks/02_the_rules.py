@@ -315,4 +315,4 @@ print(f"{norm_class.__name__}.forward returned zeros; logits that changed: {int(
 # - **Two attention calls per layer:** the temperature costs time.
 # - **Not every architecture.** Models whose attention does not run through transformers' `attention_interface` (GPT-J, Bloom, Mamba and others) are refused by name.
 #
-# Next: **04 · Who did it?** Sources: GIM, [arXiv 2505.17630](https://arxiv.org/abs/2505.17630).
+# Next: **03 · Self-repair**, inside a model this time. Sources: GIM, [arXiv 2505.17630](https://arxiv.org/abs/2505.17630).

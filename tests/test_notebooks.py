@@ -99,6 +99,18 @@ def test_the_notebook_opens_with_its_claim_and_the_switch_cell(path):
 
 
 @each_notebook
+def test_the_notebook_has_what_a_workshop_needs(path):
+    notebook = nbformat.read(path, 4)
+    text = prose(notebook)
+    assert "The cells take" in notebook.cells[0].source, "say what time it takes"
+    assert re.search(r"\*\*Predict", text, re.IGNORECASE), "ask for a prediction before a run"
+    assert re.search(r"\bcontrols?\b", text, re.IGNORECASE), "have a control that must fail"
+    assert re.search(r"What this does not show|cannot do", text), "say what it does not show"
+    for number in re.findall(r"Next: \*\*(\d\d) · ", text):
+        assert int(number) == int(path.stem[:2]) + 1
+
+
+@each_notebook
 def test_each_exercise_says_its_time_and_folds_hint_and_solution(path):
     cells = nbformat.read(path, 4).cells
     titles = [cell.source for cell in cells
