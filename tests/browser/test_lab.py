@@ -15,7 +15,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from conftest import PATIENCE, SHOTS
+from patience import PATIENCE, SHOTS
 
 ROOT = Path(__file__).parents[2]
 SETTINGS = {  # the whole notebook is in the page, not only what is in view; nothing asks or announces
