@@ -124,8 +124,8 @@ def in_block(**wrong):
 
 
 def other_eps(plan):
-    path, eps, *rest = plan["blocks"][1]["before_mlp"]
-    plan["blocks"][1]["before_mlp"] = (path, eps + 1, *rest)
+    path, eps, centred = plan["blocks"][1]["before_mlp"]
+    plan["blocks"][1]["before_mlp"] = (path, eps + 1, centred)
 
 
 @pytest.mark.parametrize(("name", "change", "place"), [

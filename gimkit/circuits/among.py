@@ -107,9 +107,10 @@ def edges_among(graph: Graph, chosen) -> dict[str, tuple[int, int]]:
 def _forward(model, graph: Graph, task, rules: Rules, metric: str, places: list, batch_size: int, remote):
     """Scores [n, edges]; places: (row, column) of each edge in the graph, source by source."""
     plan, names = plan_of(model, rules), nodes(dissect(model))
-    mixed = [norm for block in plan["blocks"] for norm in block["head_norms"] if norm[3] > block["head_dim"]]
+    mixed = [path for block in plan["blocks"] for path, *_ in block["head_norms"]
+             if model._module.get_submodule(path).weight.shape[-1] > block["head_dim"]]
     if mixed and not rules.freeze_norm:
-        raise GimkitError(f"{mixed[0][0]} normalises all heads together, so in forward mode an edge into one of them "
+        raise GimkitError(f"{mixed[0]} normalises all heads together, so in forward mode an edge into one of them "
                           "has no tangent of its own; use rules with freeze_norm=True, such as 'gim', or score nodes")
 
     def chunks(most: int, spare: int):

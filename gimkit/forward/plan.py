@@ -29,11 +29,9 @@ def plan_of(model, rules: Rules) -> dict:
     except GimkitError as error:
         raise GimkitError(f"forward mode does not know how these blocks are wired ({error}); {REVERSE}") from error
     root, config = model._module, model._module.config.get_text_config()
-    widths = {norm.path: root.get_submodule(norm.path).weight.shape[-1] for norm in parts.norms
-              if getattr(root.get_submodule(norm.path), "weight", None) is not None}
 
     def norm(found):
-        return None if found is None else (*found, widths.get(found.path, 0))
+        return found and tuple(found)
 
     blocks = []
     for layer, (block, wired) in enumerate(zip(parts.blocks, w.layers)):

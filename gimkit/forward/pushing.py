@@ -22,6 +22,7 @@ from gimkit.forward.arithmetic import (
 )
 from gimkit.forward.starting import edges_into_heads, edges_into_mlp, start_after_norm, start_heads, start_output
 from gimkit.rules import centre, inverse_scale
+from gimkit.sandbox import scale_of
 
 
 def gradient_arrives(model, embedding: str) -> bool:
@@ -106,7 +107,7 @@ def scale_for(x: torch.Tensor) -> float:
 
 def pushed(model, plan: dict, run: dict, embedded: torch.Tensor):
     """The clean logits [g, vocab] of the last position and their tangents [g, n, vocab]."""
-    norms = prepared(model, plan, embedded)
+    norms = prepared(model, plan, embedded.dtype)
     with torch.autocast(embedded.device.type, enabled=False):
         for layer, block in enumerate(plan["blocks"]):
             norm_step(model, norms, block["before_attention"], run)
@@ -121,31 +122,12 @@ def pushed(model, plan: dict, run: dict, embedded: torch.Tensor):
         return last_logits(model, plan, run)
 
 
-def prepared(model, plan: dict, like: torch.Tensor) -> dict:
-    """{norm's path: (gains it may have, bias)}; every attention's source is touched, for in its forward it is too late.
-
-    A sandbox has no weights (they are on the meta device): there a norm is called on rows that tell its gain and bias.
-    """
+def prepared(model, plan: dict, dtype: torch.dtype) -> dict:
+    """{norm's path: (weight, bias)}; every attention's source is touched, for in its forward it is too late."""
     for block in plan["blocks"]:
         if block["rotary"]:
             rotary_of(model, block)
-    found = {}
-    for path, eps, centred, width in plan["norms"]:
-        module = model.get(path)
-        weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
-        if width and (weight is None or weight.device.type == "meta"):
-            probe = torch.ones(2, width, dtype=like.dtype, device=like.device)
-            probe[0], probe[1, 1::2] = 0, -1
-            answer = module(probe)
-            answer = answer.to(torch.promote_types(answer.dtype, torch.float32))
-            top = centre(probe[1], centred)
-            found[path] = [(answer[1] - answer[0]) / (top * inverse_scale(top, eps))], answer[0]
-        elif weight is None:
-            found[path] = [1], 0
-        else:
-            weight = weight.detach().to(torch.promote_types(weight.dtype, torch.float32))
-            found[path] = [weight, 1 + weight], 0 if bias is None else bias.detach().to(weight.dtype)
-    return found
+    return {path: scale_of(model.get(path), eps, dtype) for path, eps, _ in plan["norms"]}
 
 
 def norm_step(model, norms: dict, norm, run: dict, part=None) -> None:
@@ -155,7 +137,7 @@ def norm_step(model, norms: dict, norm, run: dict, part=None) -> None:
     """
     if norm is None:
         return
-    path, eps, centred, _ = norm
+    path, eps, centred = norm
     g, first = run["g"], run["first"]
     module = model.get(path)
     x, y = module.input, module.output
@@ -169,13 +151,15 @@ def norm_step(model, norms: dict, norm, run: dict, part=None) -> None:
 
 def fitting_gain(known: tuple, x, y, path: str, eps: float, centred: bool):
     """Which gain of a norm (its weight, or 1 + weight) reproduces its output on the clean rows, or an error."""
-    gains, bias = known
+    weight, bias = (None if part is None else part.detach().to(x.dtype) for part in known)
     top = centre(x, centred)
     unit = top * inverse_scale(top, eps)
+    shift = 0 if bias is None else bias
+    gains = [1] if weight is None else [weight, 1 + weight]
     for gain in gains:
-        if not share_off(unit * gain + bias, y)[1]:
+        if not share_off(unit * gain + shift, y)[1]:
             return gain
-    check_same(unit * gains[0] + bias, y, path)
+    check_same(unit * gains[0] + shift, y, path)
 
 
 def attention_step(model, norms: dict, block: dict, run: dict, layer: int) -> None:
