@@ -2,8 +2,8 @@
 // Texts enter the page as text nodes and attributes only, so nothing in the data is ever read as HTML.
 
 const SVG = "http://www.w3.org/2000/svg";
-const COLUMN = 100, ROW = 96; // room of a head and of a layer, in pixels
-const BOX = { width: 44, height: 26 }; // narrower than half a column
+const COLUMN = 108, ROW = 96; // room of a head and of a layer, in pixels
+const BOX = { width: 48, height: 26 }; // narrower than half a column
 const STAGGER = [0, 0.5, 0.25, 0.75]; // layers are moved aside, so that edges pass between the boxes above
 const PORTS = { q: -14, k: 0, v: 14 };
 const CELL = 12; // of the attention map
