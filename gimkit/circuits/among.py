@@ -92,15 +92,17 @@ def edges_among(graph: Graph, chosen) -> dict[str, tuple[int, int]]:
     ['m0->m1', 'm0->logits', 'm1->logits']
     """
     known = (*graph.sources, "logits")
-    unknown = [name for name in chosen if name not in known]
+    unknown = sorted(set(chosen) - set(known))
     if isinstance(chosen, str) or unknown:
         raise GimkitError(f"unknown nodes {', '.join(map(str, unknown))}; give a list of some of {known[0]}, "
                           f"{known[1]}, ..., {known[-2]}, logits")
-    found = {name: place for name, place in graph.edges.items()
-             if all(end.partition("<")[0] in chosen for end in name.split("->"))}
+    chosen, real = set(chosen), graph.real
+    sources, targets = ([(i, name) for i, name in enumerate(names) if name.partition("<")[0] in chosen]
+                        for names in (graph.sources, graph.targets))
+    found = {f"{source}->{target}": (i, j) for i, source in sources for j, target in targets if real[i, j]}
     if not found:
-        raise GimkitError(f"no edge joins {', '.join(chosen) or 'no nodes'}; choose at least two nodes, one before the "
-                          "other")
+        raise GimkitError(f"no edge joins {', '.join(sorted(chosen)) or 'no nodes'}; choose at least two nodes, one "
+                          "before the other")
     return found
 
 
@@ -127,11 +129,11 @@ def _forward(model, graph: Graph, task, rules: Rules, metric: str, places: list,
 
 def _rows(graph: Graph, names, places: list, spare: int) -> tuple[dict, list[int]]:
     """Where carriers and edges start, and each edge's row; an edge to the logits is its carrier's own row."""
-    carriers = list(dict.fromkeys(source for source, _ in places))
+    carriers, targets = list(dict.fromkeys(source for source, _ in places)), graph.targets
     started, rows = [], []
     for source, target in places:
         carrier = carriers.index(source)
-        owner, _, read = graph.targets[target].rstrip(">").partition("<")
+        owner, _, read = targets[target].rstrip(">").partition("<")
         if owner == "logits":
             rows.append(carrier)
             continue

@@ -77,14 +77,16 @@ def token_tangents(model, plan: dict, run: dict, positions: list, free: torch.Te
     return (found.sum(0) / run["scale"]).cpu(), answers
 
 
-def task_scores_of(model, plan: dict, rules: dict, metric: str, jobs: list) -> list:
-    """`metric_tangents` of each job (clean, corrupt, good, bad, starts), by a trace for each."""
+def task_scores_of(model, plan: dict, rules: dict, all_clean: torch.Tensor, all_corrupt: torch.Tensor, metric: str,
+                   good: torch.Tensor, bad: torch.Tensor, jobs: list) -> list:
+    """`metric_tangents` of each job (indices of pairs, their length, starts), by a trace for each."""
     found = []
-    for clean, corrupt, good, bad, starts in jobs:
+    for pairs, length, starts in jobs:
+        clean, corrupt = all_clean[pairs, :length], all_corrupt[pairs, :length]
         run = {"rules": rules, "g": len(clean), "first": 2 * len(clean) + 1, "starts": starts}
         ids = torch.cat([clean, clean[:1], corrupt, clean.repeat_interleave(starts["rows"], 0)])
         with model.trace(input_ids=ids, use_cache=False, logits_to_keep=1):
-            values = metric_tangents(model, plan, run, metric, good, bad).save()
+            values = metric_tangents(model, plan, run, metric, good[pairs], bad[pairs]).save()
         found.append(values)
     return found
 

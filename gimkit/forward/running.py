@@ -46,19 +46,20 @@ def forward_task_scores(model, task, answers, rules: Rules, chunks, wanted: int,
     """
     plan = plan_of(model, rules)
     lengths = (task.last + 1).tolist()
-    (metric, good, bad), jobs, cells, moved = answers, [], [], []
+    jobs, cells, moved = [], [], []
     for length in sorted(set(lengths)):
         most, same = rows_at_once(plan, length), [i for i, other in enumerate(lengths) if other == length]
         for starts, rows, columns in chunks(most, spare_rows(plan)):
             together = max(1, min(batch_size, most // starts["rows"]))
             for pairs in (same[i:i + together] for i in range(0, len(same), together)):
-                jobs.append((task.clean[pairs, :length], task.corrupt[pairs, :length], good[pairs], bad[pairs], starts))
+                jobs.append((pairs, length, starts))
                 cells.append((torch.tensor(pairs)[:, None], columns, rows))
                 moved.append((1 + len(pairs) * (2 + starts["rows"]), length))
     say_transfer(model, plan, moved, remote)
     found = torch.zeros(len(task), wanted, dtype=torch.float64)
     with torch.no_grad():
-        values = in_session(model, task_scores_of, plan, rules._asdict(), metric, jobs, remote=remote)
+        values = in_session(model, task_scores_of, plan, rules._asdict(), task.clean, task.corrupt, *answers, jobs,
+                            remote=remote)
     for (pairs, columns, rows), value in zip(cells, values):
         found[pairs, columns] = value[:, rows].double()
     return found.to(value.dtype)
