@@ -12,9 +12,7 @@ from gimkit.errors import GimkitError
 def leaf_of(model, value: torch.Tensor) -> torch.Tensor:
     """A value that gradients are taken at; an error where the server gives none."""
     if model.device.type == "meta":
-        raise GimkitError("the server refuses gradients to this key, whose requests run in a sandbox without autograd; "
-                          "use a trusted key or a server of your own, or what needs no backward pass: "
-                          "backend='forward', method='occlusion' or 'exact'")
+        raise GimkitError("this key's requests run in a sandbox without gradients")
     return value.detach().requires_grad_(True)
 
 

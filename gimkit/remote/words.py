@@ -56,6 +56,10 @@ def _refused(code: int, detail: str, host: str, model_key: str) -> str:
 
 def _failed(told: str, host: str, model_key: str) -> str:
     """A job that the server gave up, from what it says."""
+    if re.search("sandbox without gradients|to not have been used in the graph|does not have a grad_fn", told):
+        return ("the server refuses gradients to this key, whose requests run in a sandbox without autograd; use a "
+                "trusted key, a server of your own, or what needs no backward pass (backend='forward', "
+                "method='occlusion' or 'exact')")
     own = re.findall(r"^(?:[\w.]*\.)?GimkitError: (.*)$", told, re.MULTILINE)
     if own:
         return own[-1]
@@ -67,9 +71,6 @@ def _failed(told: str, host: str, model_key: str) -> str:
         return f"{told.splitlines()[0]} {_here()}{_there(host)}"
     if re.search("out of memory", told, re.IGNORECASE):
         return "the server ran out of memory; use a smaller batch_size, fewer or shorter prompts"
-    if "appears to not have been used in the graph" in told or "does not have a grad_fn" in told:
-        return ("the server refuses gradients to this key, whose requests run in a sandbox without autograd; use a "
-                "trusted key or a server of your own, or what needs no backward pass")
     if re.search("cancelled|preempted|Critical server error|upload", told):
         return f"the server gave up the job ({_last_line(told)}); try again"
     return f"the job failed on {host}: {_last_line(told)}"
