@@ -271,6 +271,12 @@ WRONG = [
      "the same hand"),
     ("dealt_scores", deal(lambda x, g: x[torch.randperm(len(x))]), "that is passed in"),
     ("dealt_scores", lambda scores, real, generator: scores[real], "one score for each cell"),
+    ("sandbox_calls", {"A": "yes"}, "keys A to E"),
+    ("sandbox_calls", dict.fromkeys("ABCDE", "maybe"), "the answers are"),
+    ("sandbox_calls", dict.fromkeys("ABCDE", "no"), "no gradient"),
+    ("sandbox_calls", dict.fromkeys("ABCDE", "yes"), "forward to the"),
+    ("sandbox_calls", {"A": "yes", "B": "forward", "C": "forward", "D": "yes", "E": "yes"}, "far too many"),
+    ("sandbox_calls", {"A": "yes", "B": "forward", "C": "no", "D": "no", "E": "yes"}, "what a sandbox is for"),
 ]
 
 
@@ -411,7 +417,36 @@ def frozen_throughout(model, task, right, wrong, layer, head):
     return direct()(model, task, right, wrong, layer, head)
 
 
+def strengths(read=lambda x: x[0, -1].norm(), inside=True, sends=True, traces=False):
+    """A wrong answer to 08.1: something else read, saved whole, not sent, or sent layer by layer."""
+    def answer(model, prompt, where):
+        paths, found = [block.mlp for block in dissect(model).blocks], []
+        where = where if sends else False
+        if traces:
+            for path in paths:
+                with model.trace(prompt, use_cache=False, remote=where):
+                    norm = read(model.get(path).output).save()
+                found.append(norm)
+        elif inside:
+            with model.trace(prompt, use_cache=False, remote=where):
+                found = torch.stack([read(model.get(path).output) for path in paths]).save()
+        else:
+            with model.trace(prompt, use_cache=False, remote=where):
+                outputs = [model.get(path).output for path in paths].save()
+            found = [read(x) for x in outputs]
+        return found
+
+    return answer
+
+
 WRONG_ON_MODELS = [
+    ("strengths", "model", strengths(sends=False), "Nothing was sent"),
+    ("strengths", "model", strengths(inside=False), "numbers came back"),
+    ("strengths", "model", strengths(traces=True), "5 requests"),
+    ("strengths", "llama", strengths(lambda x: x[0, 0].norm()), "the first token"),
+    ("strengths", "llama", strengths(lambda x: x.norm()), "over all tokens"),
+    ("strengths", "llama", strengths(lambda x: x[0, -1].sum()), "These are sums"),
+    ("strengths", "llama", strengths(lambda x: x[0, -1]), "a number per layer"),
     ("read_a_trace", "model", shape_of_the_logits, "these are the logits"),
     ("read_a_trace", "model", shape_of_another_prompt, "this prompt has"),
     ("read_a_trace", "model", shape_of_one_row, "a batch of one"),

@@ -1,0 +1,194 @@
+# %% [markdown]
+# # 08 · Same code, bigger model: NDIF
+#
+# **Claim: what you wrote for a small model here runs on a large one there, unchanged. Code and names go up, scores come down; the weights stay where they are.**
+#
+# You need: 04. Rung of the ladder: the bundled models, no network: every request below is packed as for a server, unpacked and run in this process (`remote="local"`). The next rung is a server. The cells take half a minute, the two exercises 20 minutes.
+
+# %%
+MODEL = "mini-gpt2"  # bundled; or a hub id, a folder, or an NDIF model
+REMOTE = False
+
+# %%
+import time
+
+import nnsight
+import pandas
+import torch
+from scipy.stats import spearmanr
+
+import gimkit
+from gimkit import checks, plots
+
+torch.set_num_threads(1)  # the models are small: threads would wait for each other
+WHERE = REMOTE or "local"  # True: NDIF, or the server in NDIF_HOST; or an address, "http://..."
+LARGE = "meta-llama/Llama-3.1-8B" if REMOTE else "mini-llama"
+
+# %% [markdown]
+# ## What is there?
+# With `REMOTE = True` the server says which models it has up; put one of them into `LARGE` (and a small one of the same server into `MODEL`). `gimkit.check` then tells in one table whether it will work: versions here and there, the key (set or not, never the key itself), the server, the model, and a tiny attribution as the proof. Run it the day before a workshop, from the room's network.
+
+# %%
+if REMOTE:
+    print(nnsight.status())
+model, large = (gimkit.load(name, remote=bool(REMOTE)) for name in (MODEL, LARGE))  # remote: no weights are loaded
+gimkit.check(model, remote=WHERE)
+
+# %% [markdown]
+# ## The same line, here and there
+# **Predict:** will the scores of the second line be equal, close, or something else? They come from a trace that was turned into bytes and back.
+
+# %%
+pair = gimkit.tasks.ioi(model, n=1, seed=3)[0]
+there = gimkit.attribute(model, pair.clean, pair.answer, remote=WHERE)
+print(there)
+if not REMOTE:
+    here = gimkit.attribute(model, pair.clean, pair.answer)
+    print("largest difference to a run without the detour:", float((here.scores - there.scores).abs().max()))
+
+# %% [markdown]
+# Equal to the last bit, if it is the same machine with the same versions. On other hardware the last digits differ; with other versions of transformers more may, which is why the table above compares them.
+#
+# ## What travels
+# A trace's block goes up as source text, with the values that it names: token ids, module paths, and the source of each function that it calls. The model goes as a name. What you `.save()` comes down, and nothing else. So the size of a request hardly depends on the model, and the size of a result is up to you.
+#
+# **Predict** the sizes in the next cell: a request in kilobytes, one layer's activations for a prompt of 1000 tokens in a model of width 8192, and one score per token.
+
+# %%
+sent = []
+packed = nnsight.schema.request.RequestModel.serialize
+
+
+def weigh(tracer, compress=False):
+    sent.append(len(packed(tracer, compress=True)))
+    return packed(tracer, compress)
+
+
+nnsight.schema.request.RequestModel.serialize = weigh
+try:
+    for bundled in (gimkit.load("mini-gpt2"), gimkit.load("mini-llama")):
+        gimkit.attribute(bundled, pair.clean, pair.answer, backend="reverse", remote="local")
+finally:
+    nnsight.schema.request.RequestModel.serialize = packed
+sizes = {"request, mini-gpt2": sent[0], "request, mini-llama": sent[-1], "activations of a layer": 1000 * 8192 * 4,
+         "scores of 1000 tokens": 1000 * 4}
+pandas.Series(sizes, name="bytes").map("{:,}".format).to_frame()
+
+# %% [markdown]
+# For 80 layers a request of `attribute` is 13 kB and one of `score_edges` 20 kB (`tests/test_payload.py` prints both).
+#
+# ### Exercise 1 · Bring back little (10 minutes, medium)
+# Write `my_strengths(model, prompt, where)`: the norm of each MLP's output at the last token, [layers], from one trace that saves no more than that. Paths are in `dissect(model).blocks[i].mlp`, `model.get(path).output` is [1, tokens, width].
+
+
+# %%
+def my_strengths(model, prompt, where):
+    return ...
+
+
+checks.strengths(my_strengths, model)
+
+# %% [markdown]
+# <details><summary>Hint</summary>
+#
+# `with model.trace(prompt, use_cache=False, remote=where):` A list made inside the block may be saved as one value, and so may `torch.stack` of it. Prepare the paths before the block: it takes along every value that it names.
+# </details>
+#
+# <details><summary>Solution</summary>
+#
+# ```python
+# from gimkit.anatomy import dissect
+#
+#
+# def my_strengths(model, prompt, where):
+#     paths = [block.mlp for block in dissect(model).blocks]
+#     with model.trace(prompt, use_cache=False, remote=where):
+#         norms = torch.stack([model.get(path).output[0, -1].norm() for path in paths]).save()
+#     return norms
+# ```
+# </details>
+
+# %% [markdown]
+# ## A small model beside a large one
+# Six prompts of the same kind for both. **Predict:** does the larger model (here: mini-llama beside mini-gpt2) rely on the same tokens?
+
+# %%
+rows, first, both = [], {}, {MODEL: model, LARGE: large}
+for name, each in both.items():
+    for pair in gimkit.tasks.ioi(each, n=6, seed=3):
+        truth = gimkit.attribute(each, pair.clean, pair.answer, method="occlusion", remote=WHERE).scores
+        for method, seed in (("gim", 0), ("gradient", 0), *(("random", seed) for seed in range(20))):
+            start = time.perf_counter()
+            scores = gimkit.attribute(each, pair.clean, pair.answer, method=method, seed=seed, remote=WHERE)
+            rows.append((name, method, spearmanr(scores.scores, truth).statistic, time.perf_counter() - start))
+            first.setdefault((name, method), scores)
+table = pandas.DataFrame(rows, columns=["model", "method", "rank correlation", "seconds"])
+table.groupby(["model", "method"], sort=False).mean().round(2)
+
+# %%
+with plots.seaborn.axes_style("whitegrid"):
+    figure, axes = plots.pyplot.subplots(2, 1, figsize=(9, 5.6), layout="constrained")
+for ax, name in zip(axes, both):
+    plots.token_bars(first[name, "gim"], ax=ax)
+    ax.set_title(f"{name}: {first[name, 'gim'].method} for {first[name, 'gim'].target!r}")
+
+# %% [markdown]
+# ### A control that must fail
+# `random` is normal noise instead of scores, 20 times for each prompt. Its rank correlation with leave-one-out must be near 0 on both models; were it not, the agreement of the other rows would mean nothing.
+
+# %%
+noise = table[table["method"] == "random"].groupby("model", sort=False)["rank correlation"]
+print(noise.agg(["mean", "sem"]).round(3).to_string())
+assert (noise.mean().abs() < 4 * noise.sem()).all(), "noise agrees with leave-one-out, so something is wrong with the comparison"
+
+# %% [markdown]
+# ## Two kinds of key
+# A **trusted** key (or a server of your own with auth off) runs your block in the process that holds the model. An **ordinary** key runs it in a sandbox, another process: there it may read activations, replace them and call modules, but no weights are there, and no graph joins what it reads, so there are no gradients.
+#
+# ### Exercise 2 · What runs with an ordinary key? (10 minutes, easy)
+# Predict for each call: `"yes"`; `"forward"`, if gimkit computes the same numbers without a backward pass, in forward mode; or `"no"`.
+#
+# | | call |
+# |---|---|
+# | A | `gimkit.attribute(model, prompt, answer, method="occlusion", remote=True)` |
+# | B | `gimkit.attribute(model, prompt, answer, method="gim", remote=True)` |
+# | C | `gimkit.score_edges(model, task, method="gim", remote=True)` (every edge) |
+# | D | `gimkit.run(model, task, circuit, remote=True)` |
+# | E | `gimkit.score_nodes(model, task, method="exact", remote=True)` |
+
+# %%
+my_calls = ...  # {"A": "yes", "B": ..., "C": ..., "D": ..., "E": ...}
+
+checks.sandbox_calls(my_calls)
+
+# %% [markdown]
+# <details><summary>Hint</summary>
+#
+# Which of them differentiates anything? And in forward mode each thing that is scored is a row of the batch: how many tokens, heads, edges are there?
+# </details>
+#
+# <details><summary>Solution</summary>
+#
+# ```python
+# my_calls = {"A": "yes", "B": "forward", "C": "no", "D": "yes", "E": "yes"}
+# ```
+#
+# Each was run on NDIF's own code for ordinary keys: `tests/ndif/test_untrusted.py`.
+# </details>
+
+# %% [markdown]
+# ## Long jobs
+# `gimkit.submit` sends a request and does not wait. The ids are all you need to fetch the result later, from another machine too:
+#
+# ```python
+# job = gimkit.submit(gimkit.score_edges, large, task, method="gim")
+# job.ids, job.status            # (['7c9e...'], 'QUEUED')
+# job.done()                     # False, or True when job.result is there
+# job = gimkit.submit(gimkit.score_edges, large, task, method="gim", ids=["7c9e..."])
+# ```
+#
+# ## What this cannot do
+# - A local rehearsal (`remote="local"`) shares your Python: it does not notice that a server lacks a package of yours. `tests/ndif/` uses a server that has no gimkit.
+# - Functions that you call in a trace travel as source text: decorators are dropped in silence.
+# - A server's model is shared: jobs wait in a queue, and end at the host's time limit. Large tasks go as several requests (`batch_size`).
+# - None of this was tried on the public NDIF or on a GPU; what was is in the README. Hosting a server for a workshop: `notebooks/HOSTING.md`.
