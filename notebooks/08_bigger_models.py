@@ -75,7 +75,7 @@ sizes = {"request, mini-gpt2": sent[0], "request, mini-llama": sent[-1], "activa
 pandas.Series(sizes, name="bytes").map("{:,}".format).to_frame()
 
 # %% [markdown]
-# For 80 layers a request of `attribute` is 13 kB and one of `score_edges` 20 kB (`tests/test_payload.py` prints both).
+# For 80 layers a request of `attribute` has 12 kB, one of `score_edges` 18 kB (`pytest -s tests/test_payload.py` prints both).
 #
 # ### Exercise 1 · Bring back little (10 minutes, medium)
 # Write `my_strengths(model, prompt, where)`: the norm of each MLP's output at the last token, [layers], from one trace that saves no more than that. Paths are in `dissect(model).blocks[i].mlp`, `model.get(path).output` is [1, tokens, width].

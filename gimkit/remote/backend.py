@@ -1,13 +1,17 @@
 """nnsight's remote backend with smaller requests, and with every failure as one plain line."""
 
+import ast
 import pickletools
+from unittest import mock
 
 import zstandard
 from nnsight.intervention.backends.remote import RemoteBackend
+from nnsight.intervention.serialization import CustomCloudPickler, _load_function
 
 from gimkit.errors import GimkitError
 from gimkit.remote.words import explained
 
+_whole_function = CustomCloudPickler._dynamic_function_reduce
 PATIENT = 2**22  # bytes up to which the best compression takes well under a second
 
 
@@ -31,14 +35,35 @@ class Server(RemoteBackend):
         return super().__call__(tracer)
 
     def _serialize(self, tracer) -> bytes:
-        """A sixth smaller than nnsight's: without memo entries that nothing uses, and compressed with patience."""
-        blob = super()._serialize(tracer)
+        """A quarter smaller than nnsight's: no docstrings, no memo entries that nothing uses, a patient compressor."""
+        with mock.patch.object(CustomCloudPickler, "_dynamic_function_reduce", _terse_function):
+            blob = super()._serialize(tracer)
         if not self.compress:
             return blob
         pickled = zstandard.ZstdDecompressor().decompress(blob)
         if len(pickled) > PATIENT:
             return blob
         return zstandard.ZstdCompressor(level=19).compress(pickletools.optimize(pickled))
+
+
+def without_docstring(source: str) -> str:
+    """A function's source with its docstring blank, every other line where it was.
+
+    >>> without_docstring("def f(x):\\n    'Twice.'\\n    return 2 * x")
+    'def f(x):\\n    0\\n    return 2 * x'
+    """
+    node = ast.parse(source).body[0]
+    if not isinstance(node, ast.FunctionDef) or ast.get_docstring(node) is None:
+        return source
+    body = node.body
+    lines, first, last = source.splitlines(keepends=True), body[0].lineno - 1, body[0].end_lineno
+    return "".join([*lines[:first], " " * body[0].col_offset + "0\n", "\n" * (last - first - 1), *lines[last:]])
+
+
+def _terse_function(self, function):
+    """How nnsight sends a function, less its docstring."""
+    load, (source, *rest), *more = _whole_function(self, function)
+    return load, (without_docstring(source) if load is _load_function else source, *rest), *more
 
 
 def server_of(model, remote, kind=Server) -> Server:
