@@ -11,12 +11,15 @@ from matplotlib import pyplot
 import gimkit
 
 EXPORTING = ("gimkit", "gimkit.circuits", "gimkit.circuits.known", "gimkit.models", "gimkit.plots", "gimkit.selfrepair",
-             "gimkit.tasks", "gimkit.widgets")
+             "gimkit.tasks", "gimkit.widgets", "gimkit.l3d")
 MODULES = {name: importlib.import_module(name) for name in
            ("gimkit", *(found.name for found in pkgutil.walk_packages(gimkit.__path__, "gimkit.")))
-           if not name.endswith("__main__") and not name.startswith("gimkit.l3d")}  # l3d's examples train, see SKIPS.md
+           if not name.endswith("__main__")}
 EXAMPLES = {test.name: test for name, module in MODULES.items() for test in doctest.DocTestFinder().find(module, name)
             if test.examples and test.name != "gimkit"}
+# Within l3d others train for minutes, see SKIPS.md.
+L3D = {f"{getattr(gimkit.l3d, name).__module__}.{name}" for name in gimkit.l3d.__all__ if name != "toys"}
+EXAMPLES = {name: test for name, test in EXAMPLES.items() if not name.startswith("gimkit.l3d.") or name in L3D}
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,7 @@
 """Local loss landscape decomposition (L3D): circuits as directions in parameter space.
 
->>> found = gimkit.l3d.decompose(module, inputs, n=5)
+>>> module, inputs = gimkit.l3d.toys.Linear2(5, 2, 5), torch.rand(200, 5)
+>>> found = gimkit.l3d.decompose(module, inputs, n=5, epochs=2)            # 1000 epochs, unless told otherwise
 """
 
 from gimkit.l3d import toys

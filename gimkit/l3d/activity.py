@@ -12,7 +12,11 @@ from gimkit.l3d.sparse import energies, reconstruct
 
 @dataclass(frozen=True)
 class Activity:
-    """The use of subnetworks on samples, over several references each."""
+    """The use of subnetworks on samples, over several references each; `activity` measures it.
+
+    >>> Activity(impact=torch.zeros(200, 5), kept=torch.full((200, 5), 0.1), norm=0.3, squared=0.09).kept.shape
+    torch.Size([200, 5])
+    """
 
     impact: torch.Tensor  # [n, v], mean |h|: how far a subnetwork moves a sample's divergence, the paper's I(x, v)
     kept: torch.Tensor  # [n, v], the share of references for which a subnetwork was among the batch's largest
@@ -30,8 +34,10 @@ def activity(found: Decomposition, module, inputs, references: int = 10, seed: i
              chunk: int | None = None) -> Activity:
     """Impact and selection of every subnetwork on every sample, and the error on them.
 
-    >>> activity(found, toy.module, toy.inputs(1000, seed=1)).impact.shape
-    torch.Size([1000, 5])
+    >>> module, inputs = gimkit.l3d.toys.Linear2(5, 2, 5), torch.rand(200, 5)
+    >>> found = gimkit.l3d.decompose(module, inputs, n=5, epochs=2)
+    >>> gimkit.l3d.activity(found, module, inputs).impact.shape
+    torch.Size([200, 5])
 
     inputs: as in `decompose`. references: random other samples per sample, 10 in the paper. Batches have the size and k
     of training, in a random order. The errors pool the gradients of all batches and references.

@@ -17,8 +17,8 @@ def decompose(module, inputs, *, parameters=None, seed: int = 0, chunk: int | No
               progress: bool = True, **settings) -> Decomposition:
     """Subnetworks: directions in parameter space, few of which rebuild any sample's gradient.
 
-    >>> toy = l3d.toys.train("tms", seeds=[0])[0]                       # 5 -> 2 -> 5, three parameter tensors
-    >>> found = l3d.decompose(toy.module, toy.inputs(1000), n=5)
+    >>> module, inputs = gimkit.l3d.toys.Linear2(5, 2, 5), torch.rand(200, 5)
+    >>> found = gimkit.l3d.decompose(module, inputs, n=5, epochs=2)        # 1000 epochs, unless told otherwise
     >>> found.p_act.shape, [part.shape for part in found.subnetwork(0).values()]
     (torch.Size([5]), [torch.Size([5, 2]), torch.Size([2, 5]), torch.Size([5])])
 
@@ -53,9 +53,9 @@ def decompose(module, inputs, *, parameters=None, seed: int = 0, chunk: int | No
 def decompose_alike(modules, inputs, *, seeds, progress: bool = True, **settings) -> list[Decomposition]:
     """`decompose` for several small modules of one class at once, each with its own samples and seed.
 
-    >>> toys = l3d.toys.train("tms", seeds=range(5))
-    >>> found = l3d.decompose_alike([toy.module for toy in toys], [toy.inputs(1000) for toy in toys], seeds=range(5),
-    ...                             n=5)
+    >>> modules = [gimkit.l3d.toys.Linear2(5, 2, 5) for _ in range(3)]
+    >>> len(gimkit.l3d.decompose_alike(modules, [torch.rand(200, 5)] * 3, seeds=range(3), n=5, epochs=2))
+    3
 
     modules: a list, at least two. inputs: as many tensors [samples, ...]. seeds: as many. Every parameter is
     decomposed. The numbers are those of one `decompose` each, up to rounding.

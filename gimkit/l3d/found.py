@@ -16,9 +16,10 @@ DEAD = 1e-3
 class Decomposition:
     """n subnetworks of a model's parameters.
 
-    >>> found = l3d.decompose(module, inputs, n=5)
-    >>> found.subnetwork(0)["W_in"].shape, found.p_act.shape, found.errors.shape
-    (torch.Size([5, 2]), torch.Size([5]), torch.Size([1000, 2]))
+    >>> module, inputs = gimkit.l3d.toys.Linear2(5, 2, 5), torch.rand(200, 5)
+    >>> found = gimkit.l3d.decompose(module, inputs, n=5, epochs=2)
+    >>> found.subnetwork(0)["W_in"].shape, found.p_act.shape, found.errors.shape              # errors: a row per epoch
+    (torch.Size([5, 2]), torch.Size([5]), torch.Size([2, 2]))
     """
 
     names: tuple[str, ...]  # of the parameters

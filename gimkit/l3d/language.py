@@ -9,7 +9,7 @@ from gimkit.errors import GimkitError
 class NextToken(nn.Module):
     """Logits at one position of each text, [n, vocabulary], from embeddings.
 
-    >>> module = l3d.NextToken(gimkit.load("mini-gpt2"))
+    >>> module = gimkit.l3d.NextToken(gimkit.load("mini-gpt2"))
     >>> module(*module.inputs(task.clean, task.last)).shape
     torch.Size([64, 561])
 
