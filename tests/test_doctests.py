@@ -17,9 +17,10 @@ MODULES = {name: importlib.import_module(name) for name in
            if not name.endswith("__main__")}
 EXAMPLES = {test.name: test for name, module in MODULES.items() for test in doctest.DocTestFinder().find(module, name)
             if test.examples and test.name != "gimkit"}
-# Within l3d others train for minutes, see SKIPS.md.
+# Of l3d what the reference shows; other examples there need what has trained for minutes, see SKIPS.md.
 L3D = {f"{getattr(gimkit.l3d, name).__module__}.{name}" for name in gimkit.l3d.__all__ if name != "toys"}
-EXAMPLES = {name: test for name, test in EXAMPLES.items() if not name.startswith("gimkit.l3d.") or name in L3D}
+EXAMPLES = {name: test for name, test in EXAMPLES.items()
+            if not name.startswith("gimkit.l3d.") or name.startswith("gimkit.l3d.toys.") or name in L3D}
 
 
 @pytest.fixture(scope="module")

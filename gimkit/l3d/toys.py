@@ -76,9 +76,9 @@ FAMILIES = {
 class Toy:
     """A trained toy: its module, to be decomposed, and what it was trained on.
 
-    >>> toy = train("tms", seeds=[0])[0]
-    >>> toy.inputs(1000).shape, toy.loss
-    (torch.Size([1000, 5]), 0.0003...)
+    >>> toy = train("tms", seeds=[0], epochs=2, n=1000)[0]         # 1000 epochs, unless told otherwise
+    >>> toy.inputs(1000).shape
+    torch.Size([1000, 5])
     """
 
     name: str
@@ -147,7 +147,8 @@ def train(name: str, seeds, epochs: int = 1000, tries: int = 4, n: int = 10000, 
           progress: bool = False) -> list[Toy]:
     """Toys of one family, one per seed, trained at once on n samples of their own.
 
-    >>> [toy.loss for toy in train("tms", seeds=range(3), epochs=100)]
+    >>> [toy.seed for toy in train("tms", seeds=range(3), epochs=2, n=1000)]
+    [0, 1, 2]
 
     name: of FAMILIES. tries: starts per seed, of which the one with the lowest loss on new samples is kept; the paper
     has one, and "tms" from one start often leaves a feature out, so that there is no circuit to be found. Otherwise the
