@@ -6,6 +6,7 @@ A wrong answer raises AssertionError.
 
 from gimkit.checks.attribution import attribution_patching, bootstrap_interval, spearman
 from gimkit.checks.circuits import areas, cut_circuit, dealt_scores
+from gimkit.checks.l3d import planted_direction, sparse_reconstruction
 from gimkit.checks.papers import replicated
 from gimkit.checks.remote import sandbox_calls, strengths
 from gimkit.checks.rules import frozen_norm, halved_products, split_gradients, tempered_attention
@@ -15,5 +16,5 @@ from gimkit.checks.selfrepair import direct_effect, nobody_answers, predicted_si
 
 __all__ = ["ablation_effects", "areas", "attribution_patching", "bootstrap_interval", "cut_circuit", "dealt_scores",
            "direct_effect", "frozen_norm", "halved_products", "hidden_from_the_gradient", "nobody_answers",
-           "predicted_signs", "read_a_trace", "replicated", "sandbox_calls", "softmax_backward", "spearman",
-           "split_gradients", "strengths", "tempered_attention"]
+           "planted_direction", "predicted_signs", "read_a_trace", "replicated", "sandbox_calls", "softmax_backward",
+           "sparse_reconstruction", "spearman", "split_gradients", "strengths", "tempered_attention"]

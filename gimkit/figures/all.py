@@ -7,9 +7,10 @@ from typing import NamedTuple
 from gimkit import plots
 from gimkit.compare import DRAWN_TASKS
 from gimkit.errors import GimkitError
-from gimkit.figures import edges, layers, repair, tokens
+from gimkit.figures import edges, l3d, layers, repair, tokens
 from gimkit.figures.captions import write_caption
 from gimkit.figures.parts import FOLDER, SIX, TASKS, Request
+from gimkit.l3d.attention import TASKS as TASKS_OF_L3D
 
 
 class Named(NamedTuple):
@@ -29,6 +30,9 @@ NO_YEARS = ("Greater-than is left out (`--tasks greater_than` draws it): it has 
             "far above 0, and so losses relative to it mean little.")
 GP = "EAP-GP (arXiv 2502.06852), "
 GIM = "GIM (arXiv 2505.17630), "
+L3D = "L3D (arXiv 2504.00194), "
+FIVE = ("Toys of five seeds, each the best of four starts, trained for 60 or 200 epochs instead of 1000; figure "
+        "numbers are those of the public draft. ")
 FIGURES = {
     "toy": Named(
         repair.toy, GIM + "Figure 1, the idea of attention self-repair",
@@ -79,6 +83,37 @@ FIGURES = {
         edges.runtime, GP + "its comparison of run times; number and layout unknown",
         "CPU seconds on a shared machine, as multiples of EAP's on the same prompts, so this figure alone changes when "
         "it is measured anew. All gradient methods have the kit's batched edge scores.", DRAWN_TASKS),
+    "l3d-subnetworks": Named(
+        l3d.subnetworks, L3D + "Figures 3, 5, 7 and 8, the decompositions of the toys",
+        FIVE + "A grid of what the first layer reads instead of drawings of all weights; rows have P_act behind them. "
+        "Groups and squares are decomposed for 100 epochs instead of 1000.", ()),
+    "l3d-encoder": Named(
+        l3d.encoder, L3D + "Figure 2, encoder directions of superposition",
+        FIVE + "Subnetworks are scaled and signed, which the method leaves open.", ()),
+    "l3d-interventions": Named(
+        l3d.interventions, L3D + "Figures 4 and 9, interventions on superposition and on squares",
+        FIVE + "One circuit of each is drawn, all are in the table and the numbers; a random direction of equal norm "
+        "is the control.", ()),
+    "l3d-coefficients": Named(
+        l3d.coefficients, L3D + "Figure 6, coefficients of circuits in superposition",
+        FIVE + "The reference implementation's notebook prints a correlation under the name r^2; here r^2 is its "
+        "square. The right panel fits scale and sign per subnetwork, which the paper does not do.", ()),
+    "l3d-errors": Named(
+        l3d.errors, L3D + "the reported errors, and the supplement's errors by rank and by number of subnetworks",
+        FIVE + "The paper has one seed and does not say which of its two errors a number is; the squared one, of the "
+        "code, fits them. \"Short\" and the other variants have 100 epochs instead of 1000.", ()),
+    "l3d-attention": Named(
+        l3d.selects, L3D + "the table of transformer circuits",
+        "The paper shows top texts of chosen circuits; here each task is asked for the subnetwork that selects it, "
+        "with two controls. A block of a small model on the kit's prompts, 24 subnetworks of rank 2 instead of 100 of "
+        "rank 25.", TASKS_OF_L3D),
+    "l3d-digits": Named(
+        l3d.digits, L3D + "the figure of CNN circuits",
+        "A network of two convolutions trained here on 8 x 8 digits instead of mobilenet-v3-small on CIFAR-100, and "
+        "numbers instead of chosen images.", ()),
+    "l3d-beside-gim": Named(
+        l3d.beside_gim, L3D + "none: the kit's own question",
+        "L3D on the attention of all blocks, GIM's scores of the same heads on other prompts of the task.", ("ioi",)),
 }
 
 

@@ -27,16 +27,18 @@ VARIANTS = {
     "high rank": {"short": SHORT, "rank 1": {"rank": 1, **SHORT}, "5 subnetworks": {"n": 5, **SHORT}},
 }
 
+TOY_EPOCHS = {"squared": 60, "tms x3": 60}  # of the toys' own training; else 200, where the paper has 1000
 
-def run(name: str, seeds: int = 5, folder: Path | None = None, epochs: int | None = None, toy_epochs: int = 200,
-        variants=None, progress: bool = True) -> pandas.DataFrame:
+
+def run(name: str, seeds: int = 5, folder: Path | None = None, epochs: int | None = None,
+        toy_epochs: int | None = None, variants=None, progress: bool = True) -> pandas.DataFrame:
     """Every variant of a family's decomposition, on toys with seeds 0, 1, ...; a row for each.
 
     >>> run("tms", seeds=3, epochs=100, toy_epochs=100, variants=["paper"])
 
     folder: where each variant's rows are kept as NAME-VARIANT.csv once they are there, so that a run that was cut off
     goes on, and, of the first variant, the toy and the decomposition of the seed with the median error. epochs,
-    toy_epochs: of the decompositions (each variant's own when None) and of the toys; the paper's toys have 1000.
+    toy_epochs: of the decompositions (each variant's own when None) and of the toys (TOY_EPOCHS when None).
 
     Columns: errors over the batches of the last epoch, and on 1000 new samples with 10 references each, by both
     definitions (norm: the paper's |g - g^| / |g|; squared: its square, the reference implementation's); cosines with
@@ -45,11 +47,11 @@ def run(name: str, seeds: int = 5, folder: Path | None = None, epochs: int | Non
     """
     if name not in VARIANTS:
         raise GimkitError(f"unknown toy {name!r}; use {', '.join(VARIANTS)}")
-    trained, tables = None, []
+    trained, tables, toy_epochs = None, [], toy_epochs or TOY_EPOCHS.get(name, 200)
     for variant in variants or VARIANTS[name]:
         if variant not in VARIANTS[name]:
             raise GimkitError(f"unknown variant {variant!r} of {name}; use {', '.join(VARIANTS[name])}")
-        part = folder and Path(folder) / f"{name}-{variant}.csv".replace(" ", "-").replace(",", "")
+        part = folder and part_of(folder, name, variant)
         if part and part.is_file():
             tables.append(pandas.read_csv(part))
             continue
@@ -61,17 +63,30 @@ def run(name: str, seeds: int = 5, folder: Path | None = None, epochs: int | Non
         found = decompose_alike([toy.module for toy in trained], [toy.inputs(1000) for toy in trained],
                                 seeds=range(seeds), progress=progress, **settings)
         seconds = (time.process_time() - start) / seeds
-        rows = [row(toy, variant, one) | {"cpu_seconds": seconds} for toy, one in zip(trained, found)]
+        rows = [row(toy, variant, one) | {"toy_epochs": toy_epochs, "cpu_seconds": seconds}
+                for toy, one in zip(trained, found)]
         tables.append(pandas.DataFrame(rows))
         if part:
             part.parent.mkdir(parents=True, exist_ok=True)
             tables[-1].to_csv(part, index=False, float_format="%.6g", lineterminator="\n")
+            tables[-1] = pandas.read_csv(part)  # as a later run finds it
             if variant == next(iter(VARIANTS[name])):
-                middle = int(tables[-1]["new_squared"].rank(method="first").sub(1).eq(seeds // 2).idxmax())
+                median = int(tables[-1]["new_squared"].rank(method="first").sub(1).eq(seeds // 2).idxmax())
                 stem = str(part.with_suffix(""))
-                trained[middle].save(f"{stem}-toy")
-                found[middle].save(f"{stem}-found")
+                trained[median].save(f"{stem}-toy")
+                found[median].save(f"{stem}-found")
     return pandas.concat(tables, ignore_index=True)
+
+
+def part_of(folder: Path, name: str, variant: str) -> Path:
+    """Where a variant's rows are kept."""
+    return Path(folder) / f"{name}-{variant}.csv".replace(" ", "-").replace(",", "")
+
+
+def middle(name: str, folder: Path) -> tuple[toys.Toy, Decomposition]:
+    """The toy and the decomposition that `run` kept of its first variant, of the seed with the median error."""
+    stem = str(part_of(folder, name, next(iter(VARIANTS[name]))).with_suffix(""))
+    return toys.Toy.load(f"{stem}-toy"), Decomposition.load(f"{stem}-found")
 
 
 def run_real(name: str, model: str = "mini-gpt2", blocks=(3,), seeds: int = 1, folder: Path | None = None,
@@ -95,9 +110,11 @@ def run_real(name: str, model: str = "mini-gpt2", blocks=(3,), seeds: int = 1, f
             table = table.assign(accuracy=accuracy)
         else:
             _, table = attention_run(load(model), blocks, **options)
-        tables.append(table)
         if part:
+            part.parent.mkdir(parents=True, exist_ok=True)
             table.to_csv(part, index=False, float_format="%.6g", lineterminator="\n")
+            table = pandas.read_csv(part, dtype={"kind": str})  # as a later run finds it
+        tables.append(table)
     return pandas.concat(tables, ignore_index=True)
 
 
