@@ -164,6 +164,7 @@ def beside_gim(shares, scores, rhos, chosen: int, task: str) -> Figure:
         left.scatter(scores[where], shares[where], marker=marker, color=BLUE, s=36, linewidth=0, label=f"block {block}")
     for head in scores.sort_values(ascending=False).index[:6]:
         left.annotate(head, (scores[head], shares[head]), (4, 4), textcoords="offset points", fontsize=8)
+    left.margins(0.12)
     left.set(xlabel=f"|GIM score| of the head on {task} (logits)", ylabel="share of the subnetwork's squared norm",
              title=f"Subnetwork {chosen}, which selects {task}: ρ = {rhos[chosen]:.2f}")
     left.legend(fontsize=8, frameon=True)

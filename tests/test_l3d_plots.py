@@ -103,13 +103,13 @@ def test_the_figure_beside_gim_takes_the_subnetwork_that_was_chosen(tmp_path, mo
     run = figures.attention.attention_run
 
     def small(model, blocks, **_):
-        return run(model, [0], prompts=3, names=("ioi", "capital"), epochs=1, n=4, progress=False)
+        return run(model, blocks, prompts=3, names=("ioi", "capital"), epochs=1, n=4, progress=False)
 
     monkeypatch.setattr(figures.attention, "attention_run", small)
     figure, frame, alt = figures.beside_gim(parts.Request("mini-gpt2", n=2))
     chosen = frame.index[frame.kind.fillna("").str.contains("ioi")][0]
     dots = numpy.concatenate([dots.get_offsets()[:, 1] for dots in figure.axes[0].collections])
-    assert dots.tolist() == pytest.approx(frame.loc[chosen, [f"a0.h{h}" for h in range(4)]].tolist())
+    assert dots.tolist() == pytest.approx(frame.loc[chosen, [f"a3.h{h}" for h in range(4)]].tolist())
     assert f"{frame.rho[chosen]:.2f}" in alt and "l3d-beside-gim" in FIGURES
 
 

@@ -113,7 +113,11 @@ FIGURES = {
         "numbers instead of chosen images.", ()),
     "l3d-beside-gim": Named(
         l3d.beside_gim, L3D + "none: the kit's own question",
-        "L3D on the attention of all blocks, GIM's scores of the same heads on other prompts of the task.", ("ioi",)),
+        "L3D on the attention of block 3, GIM's scores of the same heads on 64 prompts of the task. Four heads allow "
+        "only 24 orders; the other subnetworks show how often one comes by itself.", ("ioi",)),
+    "l3d-beside-gim-everywhere": Named(
+        l3d.beside_gim_everywhere, L3D + "none: the kit's own question",
+        "As l3d-beside-gim, on the attention of all five blocks at once, for 20 epochs.", ("ioi",)),
 }
 
 

@@ -151,25 +151,33 @@ def _selection(table: pandas.DataFrame, what: str):
     return figure, table, alt
 
 
-def beside_gim(request: Request):
+def beside_gim(request: Request, blocks=(3,), **settings):
     """Does the subnetwork that selects IOI lie in the heads that GIM names?"""
-    task = request.task("ioi")
+    ioi = gimkit.tasks.ioi(request.model, n=64)
+    name = "beside-gim-" + "".join(map(str, blocks))
 
     def measure():
-        blocks = range(len(gimkit.anatomy.dissect(request.model).blocks))
-        found, table = attention.attention_run(request.model, blocks, prompts=32, epochs=20, every=2)
-        beside = heads.beside_gim(found, request.model, gimkit.tasks.ioi(request.model, n=64), table)
+        found, table = attention.attention_run(request.model, blocks, **settings)
+        row = table.set_index("kind").loc["ioi"]
+        beside = heads.beside_gim(found, request.model, ioi, table)
+        beside = beside.assign(auroc=row["auroc"], untrained_auroc=row["untrained_auroc"])
         return pandas.concat([beside, heads.head_shares(found, request.model)], axis=1)
 
-    frame = request.part("l3d", task[:1], "beside-gim", measure)
+    frame = request.part("l3d", ioi[:1], name, measure)
     chosen = int(frame.kind.fillna("").str.split(", ").map(lambda kinds: "ioi" in kinds).idxmax())
-    shares = frame.drop(columns=["subnetwork", "kind", "p_act", "rho"]).loc[chosen]
-    scores = gimkit.score_nodes(request.model, gimkit.tasks.ioi(request.model, n=64), method="gim")
+    shares = frame.loc[chosen, frame.columns.str.fullmatch(r"a\d+\.h\d+")].astype(float)
+    scores = gimkit.score_nodes(request.model, ioi, method="gim")
     scores = scores.frame().set_index("node")["score"].abs()[list(shares.index)]
     figure = plots_l3d.beside_gim(shares, scores, frame.rho.tolist(), chosen, "ioi")
-    others = frame.rho.drop(chosen)
-    alt = (f"Left, the share of the subnetwork that selects IOI in each of {len(shares)} heads against GIM's score of "
-           f"the head: rank correlation {frame.rho[chosen]:.2f}. Right, the control, the same for the other "
-           f"{len(others)} subnetworks: mean {others.mean():.2f}, {int((others >= frame.rho[chosen]).sum())} of "
-           "them at least as high.")
+    others, mine = frame.rho.drop(chosen), frame.loc[chosen]
+    alt = (f"The subnetwork that selects IOI best does so with AUROC {mine.auroc:.2f} on new prompts, the best untrained "
+           f"direction with {mine.untrained_auroc:.2f}. Left, its share in each of {len(shares)} heads against GIM's "
+           f"score of the head: rank correlation {mine.rho:.2f}. Right, the control, the same for the other "
+           f"{len(others)} subnetworks: mean {others.mean():.2f}, {int((others >= mine.rho).sum())} of them at least as "
+           "high.")
     return figure, frame, alt
+
+
+def beside_gim_everywhere(request: Request):
+    """The same for the attention of all blocks of a model of five, decomposed at once."""
+    return beside_gim(request, tuple(range(5)), prompts=32, epochs=20, every=2)
