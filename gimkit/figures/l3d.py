@@ -137,7 +137,8 @@ def selects(request: Request):
 
 def digits(_: Request):
     """Do subnetworks of one convolution select a digit?"""
-    return _selection(runs.run_real("digits", folder=FOLDER / "data" / "l3d"), "second convolution of a small network on 8 x 8 digits")
+    table = runs.run_real("digits", folder=FOLDER / "data" / "l3d")
+    return _selection(table, "second convolution of a small network on 8 x 8 digits")
 
 
 def _selection(table: pandas.DataFrame, what: str):
@@ -170,11 +171,11 @@ def beside_gim(request: Request, blocks=(3,), **settings):
     scores = scores.frame().set_index("node")["score"].abs()[list(shares.index)]
     figure = plots_l3d.beside_gim(shares, scores, frame.rho.tolist(), chosen, "ioi")
     others, mine = frame.rho.drop(chosen), frame.loc[chosen]
-    alt = (f"The subnetwork that selects IOI best does so with AUROC {mine.auroc:.2f} on new prompts, the best untrained "
-           f"direction with {mine.untrained_auroc:.2f}. Left, its share in each of {len(shares)} heads against GIM's "
-           f"score of the head: rank correlation {mine.rho:.2f}. Right, the control, the same for the other "
-           f"{len(others)} subnetworks: mean {others.mean():.2f}, {int((others >= mine.rho).sum())} of them at least as "
-           "high.")
+    alt = (f"The subnetwork that selects IOI best does so with AUROC {mine.auroc:.2f} on new prompts, the best "
+           f"untrained direction with {mine.untrained_auroc:.2f}. Left, its share in each of {len(shares)} heads "
+           f"against GIM's score of the head: rank correlation {mine.rho:.2f}. Right, the control, the same for the "
+           f"other {len(others)} subnetworks: mean {others.mean():.2f}, {int((others >= mine.rho).sum())} of them at "
+           "least as high.")
     return figure, frame, alt
 
 
