@@ -126,7 +126,7 @@ def error_bars(frame, targets: dict, ax=None):
     ax.invert_yaxis()
     ax.set_xlim(0, None)
     ax.grid(False, axis="y")
-    ax.set(xlabel="error: |g - g^|$^2$ / |g|$^2$ (squared, as in the reference implementation)")
+    ax.set(xlabel="error: |g − ĝ|² / |g|², as in the reference implementation")
     ax.legend(fontsize=8, frameon=True, loc="best")
     return ax
 
@@ -147,7 +147,7 @@ def selection_dots(table, ax=None):
     ax.invert_yaxis()
     ax.grid(False, axis="y")
     ax.set(xlabel="AUROC of the impact of the best subnetwork, new samples", xlim=(None, 1.02))
-    ax.legend(fontsize=8, frameon=True, loc="lower left")
+    ax.legend(fontsize=8, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.55 / (0.34 * len(kinds))), ncols=3)
     return ax
 
 
