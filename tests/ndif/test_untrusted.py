@@ -1,8 +1,11 @@
 """What an ordinary key can run: in NDIF's sandbox, without weights and gradients; a request takes seconds."""
 
+import json
+
 import pytest
 import torch
 from nnsight import CONFIG
+from nnsight.schema.request import RequestModel
 from test_trusted import ENTRY_POINTS
 
 import gimkit
@@ -14,6 +17,9 @@ WITHOUT_GRADIENTS = ("attribute occlusion", "token_faithfulness", "run", "self_r
 @pytest.fixture(autouse=True)
 def ordinary_key(monkeypatch, trusted_key):
     monkeypatch.setattr(CONFIG.API, "APIKEY", "ordinary")
+    envelope = RequestModel.metadata  # a service with auth off takes the request's own word
+    monkeypatch.setattr(RequestModel, "metadata", lambda self: json.dumps(json.loads(envelope(self)) | {
+        "trusted": False}))
 
 
 def same(here, there, tolerance=1e-6):
