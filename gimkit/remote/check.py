@@ -11,7 +11,7 @@ import torch
 from gimkit.errors import GimkitError
 from gimkit.forward.backend import gives_gradients
 from gimkit.remote.backend import server_of
-from gimkit.remote.words import SHOWN
+from gimkit.remote.words import SHOWN, names_of
 from gimkit.tokens import attribute
 
 
@@ -63,8 +63,8 @@ def _server_rows(model, remote, rows: list) -> dict:
     name = nnsight.modeling.huggingface._ID_CACHE.get(model.repo_id, model.repo_id)
     deployed = status.get("deployments", {}).values()
     states = [one.get("application_state", "?") for one in deployed if one.get("repo_id") == name]
-    others = ", ".join(sorted({one["repo_id"] for one in deployed})) or "nothing"
-    rows.append(("model", name, states[0] if states else f"not hosted; hosted: {others}", "yes" if states else "NO"))
+    told = states[0] if states else f"not hosted; hosted: {names_of(status.get('deployments', {}))}"
+    rows.append(("model", name, told, "yes" if states else "NO"))
     return env.get("packages", {}) | {"python": env.get("python_version", "?").split()[0]}
 
 

@@ -102,10 +102,19 @@ def _repo(model_key: str) -> str:
 def _hosted(host: str) -> str:
     """Names of the models that a server has up."""
     try:
-        deployments = httpx.get(f"{host}/status", timeout=5).json()["deployments"].values()
+        return names_of(httpx.get(f"{host}/status", timeout=5).json()["deployments"])
     except (httpx.HTTPError, ValueError, KeyError):
         return "models that it does not tell now"
-    return ", ".join(sorted({one["repo_id"] for one in deployments if one.get("deployment_level") != "COLD"})) or "none"
+
+
+def names_of(deployments: dict) -> str:
+    """The models that are up, of a server's status.
+
+    >>> names_of({"a": {"repo_id": "openai-community/gpt2", "deployment_level": "HOT"}, "b": {"repo_id": None}})
+    'openai-community/gpt2'
+    """
+    up = {one.get("repo_id") for one in deployments.values() if one.get("deployment_level") != "COLD"}
+    return ", ".join(sorted(up - {None})) or "none"
 
 
 def _here() -> str:

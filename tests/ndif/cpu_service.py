@@ -3,19 +3,29 @@
 Ray imports this file in its own processes, which know nothing of gimkit.
 """
 
+import functools
+import json
+
 import ray
 import torch
 from ndif.services.ray.deployments.controller.controller import _ControllerActor
+from ndif.services.ray.sandbox import host
 from ndif.services.ray.sandbox.model import SandboxModelDeployment
 from nnsight.modeling.mixins.remotable import CheckpointInfo, Remotable
+from transformers import AutoConfig
 
 
 def prepare() -> None:
     """In each of Ray's processes: what needs a GPU or the hub, and one misfit of versions."""
     torch.cuda.synchronize = lambda *_: None  # called between requests, GPU or not
     # ndif 0.1.2 passes trust_remote_code, which nnsight 0.8.1 does not know; and only the hub would tell a size
-    Remotable.describe_checkpoint = classmethod(lambda cls, key, dtype, **_: CheckpointInfo(2**24, 2**22))
+    Remotable.describe_checkpoint = classmethod(lambda cls, key, dtype, **_: CheckpointInfo(2**24, 2**22, config_of(key)))
     Remotable.max_tp_size = classmethod(lambda cls, key, **_: None)
+
+
+def config_of(model_key: str):
+    """The config of a model, which also tells the service's status the model's name."""
+    return AutoConfig.from_pretrained(json.loads(model_key.partition(":")[2])["repo_id"])
 
 
 @ray.remote(num_cpus=0, num_gpus=0, max_restarts=0, resources={"head": 1})
@@ -29,7 +39,12 @@ class Controller(_ControllerActor):
 
 @ray.remote(num_cpus=0, max_restarts=0)
 class Model(SandboxModelDeployment):
-    """NDIF's actor with its sandbox, its weights on the CPU."""
+    """NDIF's actor with its sandbox, its weights on the CPU; one spare sandbox, as each takes a core to start."""
+
+    def __init__(self, *arguments, **options):
+        host.spawn = functools.partial(host.spawn, timeout=180)
+        host.RUNNER_ENV = (*host.RUNNER_ENV, "HF_HUB_OFFLINE")
+        SandboxModelDeployment.__init__(self, *arguments, pool_size=1, **options)
 
     def load_from_disk(self):
         prepare()
