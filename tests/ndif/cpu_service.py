@@ -19,7 +19,7 @@ def prepare() -> None:
     """In each of Ray's processes: what needs a GPU or the hub, and one misfit of versions."""
     torch.cuda.synchronize = lambda *_: None  # called between requests, GPU or not
     # ndif 0.1.2 passes trust_remote_code, which nnsight 0.8.1 does not know; and only the hub would tell a size
-    Remotable.describe_checkpoint = classmethod(lambda cls, key, dtype, **_: CheckpointInfo(2**24, 2**22, config_of(key)))
+    Remotable.describe_checkpoint = classmethod(lambda _, key, dtype, **__: CheckpointInfo(2**24, 2**22, config_of(key)))
     Remotable.max_tp_size = classmethod(lambda cls, key, **_: None)
 
 
