@@ -5,8 +5,9 @@ from pathlib import Path
 HEAD = """# Captions
 
 Written by `python -m gimkit figures`. Each figure is a png, svg and pdf, with the plotted numbers (csv) and a
-description (txt). Intervals are 95% bootstrap intervals over prompts. The README's pictures, demo-* (`python -m gimkit demo`)
-and circuit-explorer-* (`python -m gimkit explore`), are no items of a paper and have no caption here.
+description (txt). Intervals are 95% bootstrap intervals over prompts. The README's pictures, demo-*
+(`python -m gimkit demo`) and circuit-explorer-* (`python -m gimkit explore`), are no items of a paper and have no
+caption here.
 """
 
 

@@ -19,13 +19,14 @@ def prepare() -> None:
     """In each of Ray's processes: what needs a GPU or the hub, and one misfit of versions."""
     torch.cuda.synchronize = lambda *_: None  # called between requests, GPU or not
     # ndif 0.1.2 passes trust_remote_code, which nnsight 0.8.1 does not know; and only the hub would tell a size
-    Remotable.describe_checkpoint = classmethod(lambda _, key, dtype, **__: CheckpointInfo(2**24, 2**22, config_of(key)))
-    Remotable.max_tp_size = classmethod(lambda cls, key, **_: None)
+    Remotable.describe_checkpoint = describe
+    Remotable.max_tp_size = lambda *_, **__: None
 
 
-def config_of(model_key: str):
-    """The config of a model, which also tells the service's status the model's name."""
-    return AutoConfig.from_pretrained(json.loads(model_key.partition(":")[2])["repo_id"])
+def describe(model_key: str, *_, **__):
+    """A made-up size, and the model's config, which tells the service's status the model's name."""
+    config = AutoConfig.from_pretrained(json.loads(model_key.partition(":")[2])["repo_id"])
+    return CheckpointInfo(size_bytes=2**24, n_params=2**22, config=config)
 
 
 @ray.remote(num_cpus=0, num_gpus=0, max_restarts=0, resources={"head": 1})
