@@ -2,6 +2,7 @@
 
 import literal_l3d as literal
 import pytest
+import tiny
 import torch
 from torch import nn
 
@@ -10,6 +11,7 @@ from gimkit import l3d
 from gimkit.errors import GimkitError
 from gimkit.l3d import files, sparse, training, tucker
 from gimkit.l3d.activity import activity
+from gimkit.l3d.attention import attention_names
 from gimkit.l3d.gradients import DIVERGENCES, chosen, kl, mse, mse_of_the_code, others, outputs_of, per_sample_gradients
 from gimkit.l3d.toys import Linear2, Squarer
 
@@ -78,6 +80,22 @@ def test_the_chosen_tensors_of_a_transformer_have_the_gradients_of_one_pass_each
     assert torch.allclose(module(*inputs), logits, atol=1e-4)
     want = literal.gradients(module, names, inputs, noise(4, 561), kl)
     assert torch.allclose(torch.cat([part.flatten(1) for part in found], 1), want, atol=2e-5, rtol=1e-3)
+
+
+@pytest.mark.parametrize("name", tiny.GIM)
+def test_every_architecture_gives_its_logits_and_gradients_of_attention(name):
+    model = tiny.build(name)
+    ids, last = tiny.token_ids(2, 4), torch.tensor([3, 2])
+    module = l3d.NextToken(model).eval()
+    inputs = module.inputs(ids, last)
+    with torch.no_grad():
+        logits = module.model(input_ids=ids, use_cache=False).logits[torch.arange(2), last]
+    assert torch.allclose(module(*inputs), logits, atol=1e-5)
+    parameters = chosen(module, attention_names(module, [1]))
+    found = per_sample_gradients(module, parameters, inputs, noise(2, tiny.VOCAB), kl)
+    want = literal.gradients(module, list(parameters), inputs, noise(2, tiny.VOCAB), kl)
+    flat = torch.cat([part.flatten(1) for part in found], 1)
+    assert float((flat - want).norm()) < 1e-4 * float(want.norm())
 
 
 def test_low_rank_algebra_is_that_of_directions_written_out():

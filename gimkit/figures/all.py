@@ -97,7 +97,7 @@ FIGURES = {
     "l3d-coefficients": Named(
         l3d.coefficients, L3D + "Figure 6, coefficients of circuits in superposition",
         FIVE + "The reference implementation's notebook prints a correlation under the name r^2; here r^2 is its "
-        "square. The right panel has the divergence of that code, and 100 epochs.", ()),
+        "square, so that its .92 is .85 here. The right panel has the divergence of that code, and 100 epochs.", ()),
     "l3d-errors": Named(
         l3d.errors, L3D + "the reported errors, and the supplement's errors by rank and by number of subnetworks",
         FIVE + "The paper has one seed and does not say which of its two errors a number is; the squared one, of the "

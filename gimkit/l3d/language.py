@@ -15,7 +15,7 @@ class NextToken(nn.Module):
 
     model: an nnsight language model, whose parameters keep their names behind "model.". Embeddings are looked up
     beforehand, for token ids cannot pass through `torch.func.vmap` in every architecture; so the input embedding is not
-    decomposed where it is used.
+    decomposed where it is used. Sliding attention windows are not applied: texts must not be longer than they are.
     """
 
     def __init__(self, model):

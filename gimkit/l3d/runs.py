@@ -21,7 +21,8 @@ SHORT = {"epochs": 100, "every": 10}  # where the paper has 1000 and 100
 CODE = {"divergence": "mse of the code", **SHORT}
 VARIANTS = {
     "tms": {"paper": {}, "short": SHORT, "divergence of the code": CODE},
-    "superposed": {"paper": {}, "short": SHORT, "divergence of the code": CODE},
+    "superposed": {"paper": {}, "short": SHORT, "divergence of the code": CODE,
+                   "divergence of the code, long": {"divergence": "mse of the code"}},
     "squared": {"short": SHORT, **{f"{n} subnetworks, rank 1": {"n": n, "rank": 1, **SHORT} for n in (3, 10)}},
     "tms x3": {"short": SHORT},
     "high rank": {"short": SHORT, "rank 1": {"rank": 1, **SHORT}, "5 subnetworks": {"n": 5, **SHORT}},
