@@ -101,7 +101,7 @@ FIGURES = {
     "l3d-errors": Named(
         l3d.errors, L3D + "the reported errors, and the supplement's errors by rank and by number of subnetworks",
         FIVE + "The paper has one seed and does not say which of its two errors a number is; the squared one, of the "
-        "code, fits them. \"Short\" and the other variants have 100 epochs instead of 1000.", ()),
+        "code, fits them. \"Paper\" and \"long\" have 1000 epochs, the others 100.", ()),
     "l3d-attention": Named(
         l3d.selects, L3D + "the table of transformer circuits",
         "The paper shows top texts of chosen circuits; here each task is asked for the subnetwork that selects it, "
@@ -118,7 +118,7 @@ FIGURES = {
         "only 24 orders; the other subnetworks show how often one comes by itself.", ("ioi",)),
     "l3d-beside-gim-everywhere": Named(
         l3d.beside_gim_everywhere, L3D + "none: the kit's own question",
-        "As l3d-beside-gim, on the attention of all five blocks at once, for 20 epochs.", ("ioi",)),
+        "As l3d-beside-gim, on the attention of all blocks at once, for 20 epochs.", ("ioi",)),
 }
 
 

@@ -5,6 +5,7 @@ import torch
 
 import gimkit
 from gimkit import plots_l3d
+from gimkit.anatomy import dissect
 from gimkit.figures.parts import FOLDER, Request
 from gimkit.l3d import Decomposition, attention, decompose, heads, intervene, recovery, runs
 from gimkit.l3d.toys import FAMILIES
@@ -186,5 +187,6 @@ def beside_gim(request: Request, blocks=(3,), **settings):
 
 
 def beside_gim_everywhere(request: Request):
-    """The same for the attention of all blocks of a model of five, decomposed at once."""
-    return beside_gim(request, tuple(range(5)), prompts=32, epochs=20, every=2)
+    """The same for the attention of all blocks, decomposed at once."""
+    blocks = range(len(dissect(request.model).blocks))
+    return beside_gim(request, tuple(blocks), prompts=32, epochs=20, every=2)
