@@ -1,6 +1,7 @@
 """A loopback NDIF server that cannot import gimkit, and models without weights to call it with."""
 
 import os
+import signal
 import socket
 import subprocess
 import time
@@ -34,7 +35,7 @@ def server(tmp_path_factory):
     process = subprocess.Popen(
         [PYTHON, "-E", "-s", Path(__file__).with_name("server.py"), str(port),
          *(f"tests/{name}={path}" for name, path in FOLDERS.items())],
-        cwd=folder, stderr=(folder / "stderr").open("w"),
+        cwd=folder, stderr=(folder / "stderr").open("w"), start_new_session=True,
         env={"PATH": os.environ["PATH"], "HOME": str(folder), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"})
     address, deadline = f"http://127.0.0.1:{port}", time.time() + 120
     while process.poll() is None and time.time() < deadline:
@@ -47,7 +48,7 @@ def server(tmp_path_factory):
         process.kill()
         pytest.fail(f"the server did not start: {(folder / 'stderr').read_text()}")
     yield address
-    process.terminate()
+    os.killpg(process.pid, signal.SIGKILL)  # with its sandboxes, which would outlive it
     process.wait()
 
 
