@@ -10,7 +10,7 @@ from gimkit.tokens import attribute
 COMPARED = ("gradient", "ig", "deeplift", "transformer-lrp", "attnlrp", "gim", "random")
 
 
-def compare_texts(model, texts: Texts, methods=COMPARED, remote: bool = False) -> pandas.DataFrame:
+def compare_texts(model, texts: Texts, methods=COMPARED, remote: bool | str = False) -> pandas.DataFrame:
     """How faithful each method's token scores are, with bootstrap intervals over the texts.
 
     >>> texts = Texts("own", (task.clean[0][task.mask[0]],), (task.good[0][0],), (task[0].clean,))
@@ -19,7 +19,7 @@ def compare_texts(model, texts: Texts, methods=COMPARED, remote: bool = False) -
 
     texts: of `gimkit.tasks.load_texts`. methods: of `gimkit.attribute`, random noise among them as a control.
     n, undefined: texts in the mean, and those left out because the answer's logit is not above 0.
-    remote: run on NDIF.
+    remote: as in `gimkit.attribute`.
     Source: the tables of arXiv 2505.17630, whose own are "comprehensiveness_zero_filled" and "sufficiency" on the scale
     "logit". Differences: IG takes 20 steps (there 50), and those that `load_texts` and `token_faithfulness` name.
     """

@@ -87,7 +87,7 @@ class TokenFaithfulness:
 
 
 def token_faithfulness(model, prompts, scores, targets=None, *, baseline=None,
-                       remote: bool = False) -> TokenFaithfulness:
+                       remote: bool | str = False) -> TokenFaithfulness:
     """Replace the best-scored tokens, and the worst-scored ones, and see what the answer loses.
 
     >>> prompts, targets = [pair.clean for pair in task.pairs[:8]], [pair.answer for pair in task.pairs[:8]]
@@ -99,7 +99,7 @@ def token_faithfulness(model, prompts, scores, targets=None, *, baseline=None,
     prompts: n texts, or rows of token ids. scores: n `TokenScores`, or tensors [seq]; signed, high ones first, ties in
         order of position. targets: n texts or ids of one token each; None: the model's own predictions.
     baseline: the neutral token, as in `gimkit.attribute`. The first and the last token always stay.
-    remote: run on NDIF. A prompt takes one batch of at most 56 rows (several where it is long).
+    remote: as in `gimkit.attribute`. A prompt takes one batch of at most 56 rows (several where it is long).
     Raises GimkitError, naming the prompt, for one with fewer than 3 tokens or longer than the model's context, scores
     of another length, NaN.
     Source: arXiv 2505.17630's evaluation code (k = 1 ... 50, raw target logit divided by itself), with two changes:

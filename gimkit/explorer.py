@@ -65,7 +65,7 @@ class Explorer(anywidget.AnyWidget):
         return path
 
 
-def explore(model, prompt, edges: EdgeScores, curve: Curve, roles=None, *, remote: bool = False) -> Explorer:
+def explore(model, prompt, edges: EdgeScores, curve: Curve, roles=None, *, remote: bool | str = False) -> Explorer:
     """A circuit to click through, at each size of a curve, with every edge's score and each head's attention.
 
     >>> explorer = gimkit.explore(model, task[0].clean, edges, curve)    # a widget; .save("ioi.html") for a file
@@ -75,7 +75,7 @@ def explore(model, prompt, edges: EdgeScores, curve: Curve, roles=None, *, remot
 
     model: an unedited nnsight model. prompt: text, or token ids [seq], whose attention is shown, to four decimals.
     edges: the `EdgeScores` that the curve's circuits were cut from; every score is kept as it is. curve: their `Curve`.
-    roles: mapping from a node to a text, as in `circuit_graph`. remote: run on NDIF.
+    roles: mapping from a node to a text, as in `circuit_graph`. remote: as in `gimkit.attribute`.
     `.data` holds title, tokens, sources, targets, shares, sizes (edges of each circuit), faithfulness, roles,
     attention {head: [seq, seq]} and edges [source, target, score, first of the sizes whose circuit has it].
     Raises GimkitError when the curve belongs to other scores or the scores to another model, and for NaN scores.

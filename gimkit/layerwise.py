@@ -22,7 +22,7 @@ MOST_TOKENS = 2**13  # of one forward
 
 
 def layer_scores(model, prompt, target=None, *, method: str = "gim", steps: int = 20,
-                 remote: bool = False) -> torch.Tensor:
+                 remote: bool | str = False) -> torch.Tensor:
     """Score every layer's residual stream at every position by how much it speaks for a target token, [layers, seq].
 
     >>> layer_scores(model, "Mary drove to the farm with John. John lent a map to", "Mary").shape
@@ -60,7 +60,7 @@ def layer_scores(model, prompt, target=None, *, method: str = "gim", steps: int 
     return scores
 
 
-def layer_faithfulness(model, prompts, scores, targets=None, *, remote: bool = False) -> list[TokenFaithfulness]:
+def layer_faithfulness(model, prompts, scores, targets=None, *, remote: bool | str = False) -> list[TokenFaithfulness]:
     """Comprehensiveness and sufficiency of the positions that scores rank, a result per layer.
 
     >>> prompt, target = "Mary drove to the farm with John. John lent a map to", "Mary"

@@ -9,7 +9,7 @@ from gimkit.remote import in_trace
 from gimkit.traced import last_values
 
 
-def masked_values(model, asked: Question, keep: torch.Tensor, remote: bool = False,
+def masked_values(model, asked: Question, keep: torch.Tensor, remote: bool | str = False,
                   most: int = 2**13) -> tuple[torch.Tensor, list[int]]:
     """The explained logit and the answer's probability, [rows, 2] in float64, of each variant; and the answers' ids.
 

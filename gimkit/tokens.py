@@ -65,7 +65,7 @@ class TokenScores:
 
 
 def attribute(model, prompt, target=None, *, method: str | Rules = "gim", baseline=None, steps: int = 20, free=None,
-              seed: int = 0, backend: str = "auto", remote: bool = False) -> TokenScores:
+              seed: int = 0, backend: str = "auto", remote: bool | str = False) -> TokenScores:
     """Score every token of a prompt by how much it speaks for a target token.
 
     >>> scores = gimkit.attribute(model, "Mary drove to the farm with John. John lent a map to", target="Mary")
@@ -99,7 +99,8 @@ def attribute(model, prompt, target=None, *, method: str | Rules = "gim", baseli
         each step). It knows any rules and "ig", and the architectures whose edges are covered; it recomputes the
         prompt's own norms, attention and MLPs from what it reads, and refuses where they differ. "auto" is "reverse",
         and "forward", with a warning, where a server refuses gradients. Methods without gradients ignore it.
-    remote: run on NDIF (as `model.trace(remote=...)`).
+    remote: True runs on the configured server (NDIF, or NDIF_HOST), "http://..." on the server at that address; "local"
+        packs and unpacks the request as for a server and runs it here.
     Raises GimkitError for an empty prompt or one longer than the context, a target that is not one token, an unknown
     method, an edited model, NaN.
     Source: arXiv 2505.17630 (token attribution with (E(x) - E(b)) . gradient, sample counts); IG: arXiv 1703.01365;

@@ -43,7 +43,7 @@ class ChosenEdges:
 
 
 def score_edges_among(model, task, chosen, method: str | Rules = "gim", *, metric: str = "logit", batch_size: int = 32,
-                      backend: str = "auto", remote: bool = False) -> ChosenEdges:
+                      backend: str = "auto", remote: bool | str = False) -> ChosenEdges:
     """Score every edge between chosen nodes, each head's queries, keys and values apart.
 
     >>> found = gimkit.circuits.score_edges_among(model, task, ["input", "a0.h1", "a2.h3", "logits"])

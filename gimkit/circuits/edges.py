@@ -110,7 +110,7 @@ class EdgeScores:
 
 def score_edges(model, task, method: str | Rules = "gim", *, metric: str = "logit", steps: int = 5,
                 batch_size: int | None = None, seed: int = 0, backend: str = "auto",
-                remote: bool = False) -> EdgeScores:
+                remote: bool | str = False) -> EdgeScores:
     """Score every edge of a model on a task, each head's queries, keys and values apart.
 
     >>> edges = gimkit.score_edges(model, gimkit.tasks.ioi(model, n=64), method="gim")
@@ -138,7 +138,7 @@ def score_edges(model, task, method: str | Rules = "gim", *, metric: str = "logi
     the result); None: as many as keep about 2^26 numbers (256 MiB in float32) for the backward pass, at most 64.
     backend: all edges need a backward pass; "forward" is refused, and so is a server that refuses gradients
         (`score_edges_among` scores the edges among a few nodes there).
-    remote: run on NDIF (as `model.trace(remote=...)`).
+    remote: as in `gimkit.attribute`.
     Memory: what the backward pass keeps, about 32 widths per layer for each token of a pair's rows (2, or as many as
     there are points and the clean and corrupt runs); sources meet targets a few positions at a time. A pair of a
     Llama-3.1-8B (1,592,881 edges) in bfloat16 takes about 17 MB per token by this count. A random Llama of 8 layers and

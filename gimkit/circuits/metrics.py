@@ -155,7 +155,7 @@ class Curve:
 
 
 def faithfulness(model, task, edges: EdgeScores, *, absolute: bool, metric: str = "logit", sizes=SIZES,
-                 greedy: bool = False, remote: bool = False) -> Curve:
+                 greedy: bool = False, remote: bool | str = False) -> Curve:
     """Cut circuits of growing size from scores, run them, and say how much of the model's behaviour they keep.
 
     >>> curve = gimkit.faithfulness(model, task[:16], edges, absolute=False)
@@ -166,7 +166,7 @@ def faithfulness(model, task, edges: EdgeScores, *, absolute: bool, metric: str 
     metric: evaluates the circuits, as in `score_nodes`; the curve also names the metric of the scores. For "kl" the
     whole model has 0 and the corrupt one -KL.
     sizes: increasing shares of all edges, int(share * edges) are asked for. greedy: grow circuits from the logits
-    instead of taking the top edges. remote: run on NDIF.
+    instead of taking the top edges. remote: as in `gimkit.attribute`.
     Raises GimkitError when the clean prompts do not beat the corrupt ones, for faithfulness divides by the difference.
     Source: MIB's evaluation; as there, the x axis is the requested share, and dead ends are pruned before running.
     """

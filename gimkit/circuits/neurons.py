@@ -51,7 +51,7 @@ class NeuronScores:
 
 
 def score_neurons(model, task, method: str | Rules = "gim", *, metric: str = "logit",
-                  batch_size: int = 32, remote: bool = False) -> NeuronScores:
+                  batch_size: int = 32, remote: bool | str = False) -> NeuronScores:
     """Score every neuron of every MLP of a model on a task, from one forward and one backward pass.
 
     >>> neurons = gimkit.score_neurons(model, gimkit.tasks.ioi(model, n=64), method="gim")
@@ -66,7 +66,7 @@ def score_neurons(model, task, method: str | Rules = "gim", *, metric: str = "lo
 
     model: an unedited nnsight model. task: a `gimkit.tasks.Task`. method: any rules ("gim", "gradient", "relp", ..., or
     a `gimkit.Rules`). metric: as in `score_nodes`; the divergences have no gradient at the clean run.
-    batch_size: prompt pairs per forward; it does not change the result. remote: run on NDIF.
+    batch_size: prompt pairs per forward; it does not change the result. remote: as in `gimkit.attribute`.
     Raises GimkitError for an unknown method or metric, a divergence, an edited model, mixtures of experts, NaN.
     Source: attribution patching at MLP neurons (arXiv 2403.00745, AtP), signed, all positions together. EAP-IG's and
     MIB's "neurons" are something else: the coordinates of what a node writes to the residual stream.

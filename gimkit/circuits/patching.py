@@ -12,7 +12,8 @@ from gimkit.errors import GimkitError, require_finite
 from gimkit.remote import in_trace
 
 
-def run(model, task, circuits: Circuit | list[Circuit], *, metric: str = "logit", remote: bool = False) -> torch.Tensor:
+def run(model, task, circuits: Circuit | list[Circuit], *, metric: str = "logit",
+        remote: bool | str = False) -> torch.Tensor:
     """The task's metric when only a circuit's edges carry what the clean prompt makes of them.
 
     >>> gimkit.run(model, task, [edges.top(100), edges.top(200)]).shape      # circuits x examples

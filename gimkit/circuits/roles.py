@@ -20,7 +20,7 @@ STEERS = 0.05  # effect through later queries, as a share of clean minus corrupt
 LOOKS = ("right", "wrong", "previous", "duplicate", "induction")
 
 
-def head_roles(model, task, *, batch_size: int = 32, remote: bool = False) -> pandas.DataFrame:
+def head_roles(model, task, *, batch_size: int = 32, remote: bool | str = False) -> pandas.DataFrame:
     """Measure what each head attends to, writes and changes on a task, and name its role where a known one fits.
 
     >>> roles = gimkit.circuits.head_roles(model, task[:16]).set_index("node")
@@ -45,7 +45,7 @@ def head_roles(model, task, *, batch_size: int = 32, remote: bool = False) -> pa
     one's logit; "S-inhibition-like" attends wrong and steers queries; "previous-token-like", "duplicate-token-like",
     "induction-like" attend so. A name says that the numbers fit, not that the head works as its namesake does.
 
-    model: an unedited nnsight model whose edges are covered (`score_edges`). remote: run on NDIF.
+    model: an unedited nnsight model whose edges are covered (`score_edges`). remote: as in `gimkit.attribute`.
     Source: the roles of arXiv 2211.00593 (IOI) and 2310.04625 (copy suppression), the pattern scores of induction heads
     (Olsson et al. 2022) on the task's own prompts instead of random tokens.
     """

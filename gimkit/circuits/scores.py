@@ -25,7 +25,7 @@ NO_FORWARD = ("{} has no forward mode, which knows gradients at the clean run al
 
 
 def score_nodes(model, task, method: str | Rules = "gim", *, metric: str = "logit", steps: int = 5,
-                batch_size: int = 32, seed: int = 0, backend: str = "auto", remote: bool = False) -> NodeScores:
+                batch_size: int = 32, seed: int = 0, backend: str = "auto", remote: bool | str = False) -> NodeScores:
     """Score the embedding, every attention head and every MLP of a model on a task.
 
     >>> scores = gimkit.score_nodes(model, gimkit.tasks.ioi(model, n=64), method="gim")
@@ -55,7 +55,7 @@ def score_nodes(model, task, method: str | Rules = "gim", *, metric: str = "logi
         its own, without autograd: the same numbers by a forward pass of n + 3 rows a pair for n nodes. It knows any
         rules, and the architectures whose edges are covered, and refuses where what it recomputes of the clean run is
         not the model's. "auto" is "reverse", and "forward", with a warning, where a server refuses gradients.
-    remote: run on NDIF (as `model.trace(remote=...)`).
+    remote: as in `gimkit.attribute`.
     Raises GimkitError for an unknown method or metric, steps below 1, a divergence's gradient at the clean run, an
     edited model, NaN.
     Source: attribution patching, as EAP-IG's node scores with three differences: the MLP's score uses the gradient at

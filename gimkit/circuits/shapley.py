@@ -19,7 +19,7 @@ from gimkit.remote import in_trace
 
 
 def shapley_nodes(model, task, *, orders: int = 8, seed: int = 0, batch_size: int = 16,
-                  remote: bool = False) -> NodeScores:
+                  remote: bool | str = False) -> NodeScores:
     """The Shapley value of every head and MLP, estimated from random orders.
 
     >>> worth = gimkit.circuits.shapley_nodes(model, task[:4], orders=2)
@@ -32,7 +32,8 @@ def shapley_nodes(model, task, *, orders: int = 8, seed: int = 0, batch_size: in
     "input" is what the clean embedding does before any head or MLP turns clean, so scores sum to the clean metric
     minus the corrupt one, in every example. Intervals over examples (`node_intervals`, `gimkit.rank_correlation`)
     therefore hold the sampling error too.
-    batch_size: prompt pairs per forward; it does not change the result. seed: of the orders. remote: run on NDIF.
+    batch_size: prompt pairs per forward; it does not change the result. seed: of the orders.
+    remote: as in `gimkit.attribute`.
     Raises GimkitError for an edited model, NaN.
     Source: Castro et al. 2009 (sampled permutations); arXiv 2104.12199 (each with its reverse).
     """

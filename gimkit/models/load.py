@@ -10,7 +10,7 @@ from gimkit.errors import GimkitError
 BUNDLED = ("mini-gpt2", "mini-llama")
 
 
-def load(name: str, *, remote: bool = False, **kwargs):
+def load(name: str, *, remote: bool | str = False, **kwargs):
     """An nnsight `TransformersModel` for text generation, in float32 unless told otherwise.
 
     >>> model = gimkit.load("mini-gpt2")                       # bundled, needs no network

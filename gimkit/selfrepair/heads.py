@@ -79,7 +79,7 @@ def places_of(name: str) -> tuple[int, int]:
     return int(layer), int(head or -1)
 
 
-def head_repair(model, task, *, batch_size: int = 32, remote: bool = False) -> HeadRepair:
+def head_repair(model, task, *, batch_size: int = 32, remote: bool | str = False) -> HeadRepair:
     """Ablate each head, compare its direct with its total effect, and see who answers for it.
 
     >>> repair = gimkit.head_repair(model, gimkit.tasks.ioi(model, n=32))
@@ -100,7 +100,7 @@ def head_repair(model, task, *, batch_size: int = 32, remote: bool = False) -> H
     (Gemma-2 and 3, OLMo-2 only), the same there; "rest", the metric's curvature, 0 where direct is exact.
 
     model: an unedited nnsight model. task: a `gimkit.tasks.Task` of n prompt pairs. batch_size: prompt pairs per
-    forward; it does not change the result. remote: run on NDIF (as `model.trace(remote=...)`).
+    forward; it does not change the result. remote: as in `gimkit.attribute`.
     Raises GimkitError for an architecture whose wiring is not covered, an edited model, an empty task, NaN.
     Source: McGrath et al. 2023 (the Hydra effect, arXiv 2307.15771) and Rushing and Nanda 2024 (arXiv 2402.15390), who
     separate the final norm's share; Wang et al. 2022 (arXiv 2211.00593) for heads that answer. Difference: they ablate

@@ -68,7 +68,8 @@ class SelfRepair:
                 f"95% quantile {self.q95:.2f}")
 
 
-def self_repair(model, prompts, *, threshold: float = 1.0, batch_size: int = 32, remote: bool = False) -> SelfRepair:
+def self_repair(model, prompts, *, threshold: float = 1.0, batch_size: int = 32,
+                remote: bool | str = False) -> SelfRepair:
     """Ablate, in every attention row, the two scores that contribute most: each alone, then both.
 
     >>> repair = gimkit.self_repair(model, gimkit.tasks.ioi_twice(model, n=32))
@@ -85,7 +86,7 @@ def self_repair(model, prompts, *, threshold: float = 1.0, batch_size: int = 32,
 
     model: an unedited nnsight model. prompts: a `gimkit.tasks.Task` (its clean prompts), a text, or a list of texts or
     of rows of token ids. threshold: kept are rows with two contributions above it, 1 in the paper.
-    batch_size: prompts per forward; it does not change the result. remote: run on NDIF (as `model.trace(remote=...)`).
+    batch_size: prompts per forward; it does not change the result. remote: as in `gimkit.attribute`.
     No row above the threshold is no error: the result says so and its table is empty.
     Raises GimkitError for a prompt of a single token or longer than the model's context, an edited model, attention
     that cannot be recomputed exactly.

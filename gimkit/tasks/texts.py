@@ -39,7 +39,7 @@ class Texts:
 
 
 def load_texts(name: str, model, n: int = 100, seed: int = 0, data=None, *, true_positives: bool = True,
-               remote: bool = False) -> Texts:
+               remote: bool | str = False) -> Texts:
     """Examples of BoolQ, FEVER, Movies, SciFact, HateXplain or Twitter, as prompts that end where the answer comes.
 
     >>> gimkit.tasks.load_texts("boolq", model, n=8)           # a bundled model knows some 500 words only

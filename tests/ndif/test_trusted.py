@@ -25,7 +25,7 @@ def circuits(model, task):
     return gimkit.circuits.EdgeScores("task", "random", graph, scores * graph.real)
 
 
-
+CHOSEN = ["input", "a0.h1", "m1", "a2.h1", "logits"]
 ENTRY_POINTS = {
     "attribute": lambda m, t, r: gimkit.attribute(m, *question(t), remote=r).scores,
     "attribute, the model's own answer": lambda m, t, r: gimkit.attribute(m, t[0].clean, remote=r).scores,
@@ -41,6 +41,7 @@ ENTRY_POINTS = {
     "score_neurons": lambda m, t, r: gimkit.score_neurons(m, t, remote=r).scores,
     "score_edges": lambda m, t, r: gimkit.score_edges(m, t, remote=r).scores,
     "score_edges gp": lambda m, t, r: gimkit.score_edges(m, t, "gp", steps=2, remote=r).scores,
+    "score_edges_among": lambda m, t, r: gimkit.circuits.score_edges_among(m, t, CHOSEN, remote=r).scores,
     "score_edges exact": lambda m, t, r: gimkit.score_edges(m, t[:1], "exact", remote=r).scores,
     "run": lambda m, t, r: gimkit.run(m, t, circuits(m, t).top(200), metric="kl", remote=r),
     "faithfulness": lambda m, t, r: gimkit.faithfulness(m, t, circuits(m, t), absolute=False, sizes=(0.1, 0.5),

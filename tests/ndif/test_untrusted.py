@@ -41,6 +41,13 @@ def test_attribution_falls_back_to_forward_mode(server, llama):
     assert same(gimkit.attribute(llama.here, *question).scores, there.scores, 1e-5)
 
 
+@pytest.mark.filterwarnings("ignore:the server refuses gradients")
+@pytest.mark.parametrize("name", ["score_nodes", "score_edges_among"])
+def test_nodes_and_chosen_edges_in_forward_mode(server, llama, name):
+    task, score = gimkit.tasks.ioi(llama.here, n=2), ENTRY_POINTS[name]
+    assert same(score(llama.here, task, False), score(llama.there, task, server), 1e-5)
+
+
 @pytest.mark.xfail(strict=True, raises=gimkit.GimkitError, reason="NDIF's sandbox joins no tensors by a graph")
 @pytest.mark.parametrize("score", [
     lambda model, task, remote: gimkit.attribute(model, task[0].clean, 7, backend="reverse", remote=remote),
