@@ -190,7 +190,40 @@ def share_of_pairs(inside, itself=False):
     return answer
 
 
+def reconstruct(score=torch.abs, rows=False, nothing=False, mask=False, decoder=False, times=1):
+    """A wrong answer to 06.1: largest by another score, in each row, nothing or only the mask kept, V_out read."""
+    def kept(size, count):
+        return (size >= size.flatten().topk(count).values[-1]).to(size.dtype)
+
+    def answer(gradients, v_in, v_out, k):
+        h = gradients @ (v_out if decoder else v_in).T
+        each = torch.stack([kept(row, max(1, int(k * len(row)))) for row in score(h)])
+        keep = each if rows else kept(score(h), int(k * h.numel()))
+        return times * (keep if mask else h * (1 if nothing else keep)) @ v_out
+
+    return answer
+
+
+def unit(v):
+    return v / v.norm()
+
+
 WRONG = [
+    ("sparse_reconstruction", reconstruct(score=lambda h: h), "compare .h."),
+    ("sparse_reconstruction", reconstruct(rows=True), "whole batch"),
+    ("sparse_reconstruction", reconstruct(nothing=True), "Nothing was left out"),
+    ("sparse_reconstruction", reconstruct(mask=True), "mask itself"),
+    ("sparse_reconstruction", reconstruct(decoder=True), "come from V_in"),
+    ("sparse_reconstruction", lambda g, v_in, v_out, k: g[0], "shape"),
+    ("sparse_reconstruction", reconstruct(times=2), "Not the reconstruction"),
+    ("planted_direction", lambda g: unit(g.mean(0)), "cancel in the mean"),
+    ("planted_direction", lambda g: g.mean(0), "and cancel in it"),
+    ("planted_direction", lambda g: unit(g[0]), "Use all"),
+    ("planted_direction", lambda g: torch.linalg.svd(g).Vh[-1], "first one"),
+    ("planted_direction", lambda g: torch.linalg.svd(g).Vh[:, 0], "rows"),
+    ("planted_direction", lambda g: 2 * torch.linalg.svd(g).Vh[0], "unit vector"),
+    ("planted_direction", lambda g: g, "one direction"),
+    ("planted_direction", lambda g: unit(torch.ones(8, dtype=g.dtype)), "first right singular vector"),
     ("replicated", share_of_pairs(lambda a, b, wide: a.low <= b.value <= a.high, itself=True), "own mean always"),
     ("replicated", share_of_pairs(lambda a, b, wide: abs(a.value - b.value) <= 1.96 * wide), "of single prompts"),
     ("replicated", share_of_pairs(lambda a, b, wide: a.low <= 0 <= a.high), "whether 0 lies inside"),
@@ -492,3 +525,9 @@ def test_a_right_interval_passes_whatever_it_draws(capsys):
         torch.manual_seed(seed)
         checks.bootstrap_interval(interval(drawn))
     assert capsys.readouterr().out.count("Correct: ") == 5
+
+
+def test_other_ways_to_the_right_direction_pass(capsys):
+    checks.planted_direction(lambda g: -torch.linalg.svd(g).Vh[0])
+    checks.planted_direction(lambda g: torch.linalg.eigh(g.T @ g).eigenvectors[:, -1])
+    assert capsys.readouterr().out.count("Correct: ") == 2

@@ -3,11 +3,10 @@
 import numpy
 import pandas
 import pytest
-import torch
 from matplotlib import pyplot
 from test_l3d_toys import orthogonal
 
-from gimkit import checks, l3d, plots_l3d, widgets
+from gimkit import l3d, plots_l3d, widgets
 from gimkit.figures import FIGURES, draw, parts
 from gimkit.figures import l3d as figures
 from gimkit.l3d import intervene, toys
@@ -112,44 +111,3 @@ def test_the_figure_beside_gim_takes_the_subnetwork_that_was_chosen(tmp_path, mo
     dots = numpy.concatenate([dots.get_offsets()[:, 1] for dots in figure.axes[0].collections])
     assert dots.tolist() == pytest.approx(frame.loc[chosen, [f"a3.h{h}" for h in range(4)]].tolist())
     assert f"{frame.rho[chosen]:.2f}" in alt and "l3d-beside-gim" in FIGURES
-
-
-def kept(h, count):
-    return (h >= h.flatten().topk(count).values[-1]).to(h.dtype)
-
-
-def test_a_wrong_reconstruction_hears_why(capsys):
-    def wrong(score=torch.abs, rows=False, nothing=False, mask=False, decoder=False):
-        def answer(gradients, v_in, v_out, k):
-            h = gradients @ (v_out if decoder else v_in).T
-            size = score(h)
-            each = torch.stack([kept(row, max(1, int(k * len(row)))) for row in size])
-            keep = each if rows else kept(size, int(k * h.numel()))
-            return (keep if mask else h * (1 if nothing else keep)) @ v_out
-        return answer
-
-    checks.sparse_reconstruction(wrong())
-    assert capsys.readouterr().out.startswith("Correct: ")
-    for answer, lesson in (
-            (wrong(score=lambda h: h), "compare .h."), (wrong(rows=True), "whole batch"),
-            (wrong(nothing=True), "Nothing was left out"), (wrong(mask=True), "mask itself"),
-            (wrong(decoder=True), "come from V_in"), (lambda g, a, b, k: g[0], "shape"),
-            (lambda g, a, b, k: 2 * wrong()(g, a, b, k), "Not the reconstruction")):
-        with pytest.raises(AssertionError, match=lesson):
-            checks.sparse_reconstruction(answer)
-
-
-def test_a_wrong_direction_hears_why(capsys):
-    def unit(v):
-        return v / v.norm()
-
-    checks.planted_direction(lambda g: -torch.linalg.svd(g).Vh[0])
-    checks.planted_direction(lambda g: torch.linalg.eigh(g.T @ g).eigenvectors[:, -1])
-    assert capsys.readouterr().out.count("Correct: ") == 2
-    for answer, lesson in (
-            (lambda g: unit(g.mean(0)), "cancel"), (lambda g: g.mean(0), "cancel"), (lambda g: unit(g[0]), "Use all"),
-            (lambda g: torch.linalg.svd(g).Vh[-1], "first one"), (lambda g: torch.linalg.svd(g).Vh[:, 0], "rows"),
-            (lambda g: 2 * torch.linalg.svd(g).Vh[0], "unit vector"), (lambda g: g, "one direction"),
-            (lambda g: unit(torch.ones(8, dtype=g.dtype)), "first right singular vector")):
-        with pytest.raises(AssertionError, match=lesson):
-            checks.planted_direction(answer)
