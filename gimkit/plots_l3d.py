@@ -50,7 +50,7 @@ def encoder_plane(original: numpy.ndarray, found: numpy.ndarray, ax=None):
         ax.annotate(str(i), (1.12 * x, 1.12 * y), ha="center", va="center", fontsize=9)
     most = 1.3 * numpy.abs(original).max()
     ax.set(xlim=(-most, most), ylim=(-most, most), aspect="equal", xlabel="hidden unit 0", ylabel="hidden unit 1")
-    ax.legend(loc="upper right", fontsize=8, frameon=True)
+    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2, fontsize=8, frameon=False)
     return ax
 
 
