@@ -24,7 +24,7 @@ VARIANTS = {
     "superposed": {"paper": {}, "short": SHORT, "divergence of the code": CODE,
                    "divergence of the code, long": {"divergence": "mse of the code"}},
     "squared": {"short": SHORT, **{f"{n} subnetworks, rank 1": {"n": n, "rank": 1, **SHORT} for n in (3, 10)}},
-    "tms x3": {"short": SHORT},
+    "tms x3": {"short": SHORT, "paper": {}},
     "high rank": {"short": SHORT, "rank 1": {"rank": 1, **SHORT}, "5 subnetworks": {"n": 5, **SHORT}},
 }
 
