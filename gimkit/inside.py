@@ -3,6 +3,7 @@
 import torch
 
 from gimkit.errors import GimkitError
+from gimkit.interventions.blocked_attention import blocked_attention
 from gimkit.rules import centre, inverse_scale, scale_grad, with_grad_of
 from gimkit.sandbox import scale_of
 
@@ -63,8 +64,8 @@ def soften_attention(attention, path: str, temperature: float, q_scale: float, k
                      constant: bool):
     """Scale the gradients of q, k and v, and give the softmax its gradient at another temperature.
 
-    At temperature T the model's own kernel runs twice: once as it is, for the value and the gradient to v; once
-    with scores / T and v fixed, for the gradient to q and k. The factor T undoes the chain rule's 1/T.
+    The model's own kernel gives the value. Where it is known how it makes its pattern, the gradient is recomputed in
+    blocks in the backward pass; elsewhere the kernel runs a second time.
     """
     kernel, call = attention_call(attention)
     (module, q, k, v, mask, *rest), options = call.inputs
@@ -77,8 +78,24 @@ def soften_attention(attention, path: str, temperature: float, q_scale: float, k
         return
     if options.get("dropout"):
         raise GimkitError(f"{path}: attention dropout is on, so a second softmax would differ; call model.eval() first")
+    if not any(x.requires_grad for x in (q, k, v)):
+        return
     call.inputs = ((module, q.detach(), k.detach(), v, mask, *rest), options)
     output, weights = call.output
+    scales = q_scale, k_scale, v_scale
+    blocked = None if rest else blocked_attention(output, module, q, k, v, mask, options, temperature, scales)
+    if blocked is None:
+        blocked = second_run(kernel, output, module, q, k, v, mask, rest, options, temperature, scales)
+    call.output = (blocked, weights)
+
+
+def second_run(kernel, output, module, q, k, v, mask, rest, options, temperature: float, scales: tuple):
+    """A kernel's output with the tempered gradient, from the kernel itself.
+
+    The first run, with q and k fixed, gave the value and the gradient to v; the second, with scores / T and v fixed,
+    gives the gradient to q and k. The factor T undoes the chain rule's 1/T.
+    """
+    q_scale, k_scale, v_scale = scales
     soft = dict(options)
     soft["scaling"] = (q.shape[-1] ** -0.5 if options.get("scaling") is None else options["scaling"]) / temperature
     for name in ("softcap", "s_aux", "position_bias"):
@@ -95,7 +112,7 @@ def soften_attention(attention, path: str, temperature: float, q_scale: float, k
     again = kernel(module, q, k, v.detach(), mask, *rest, **soft)[0]
     value = output.detach()
     direct = torch.add(value, output - value, alpha=v_scale)
-    call.output = (torch.add(direct, again - again.detach(), alpha=temperature * share), weights)
+    return torch.add(direct, again - again.detach(), alpha=temperature * share)
 
 
 def attention_pattern(kernel, call) -> torch.Tensor:

@@ -6,9 +6,10 @@ import pytest
 import torch
 from nnsight import NNsight
 from oracle import FP64_REAL, OracleRules, oracle_gradient
-from tiny import GIM_NAMES, REFUSED_NAMES, TRIED_NAMES, VOCAB, build, implementations, token_ids
+from tiny import GIM_NAMES, LAYERS, REFUSED_NAMES, TRIED_NAMES, VOCAB, build, implementations, token_ids
 
 import gimkit
+from gimkit import inside
 from gimkit.anatomy import dissect
 
 torch.set_num_threads(1)
@@ -59,17 +60,32 @@ def check(name, rules, dtype=torch.float32, attn=None, tolerance=1e-5):
     _, plain_logits = gradient(model, ids)
     assert torch.equal(logits, plain_logits)
     assert relative(got, want) < tolerance
-    return want
+    return got
+
+
+def check_both_ways(name, dtype, attn, to_oracle, to_each_other, monkeypatch):
+    """GIM by blocks, which every kernel here must be taken for, and by a second run of the kernel."""
+    blocked_attention, by_blocks = inside.blocked_attention, []
+
+    def watched(*arguments):
+        by_blocks.append(blocked_attention(*arguments))
+        return by_blocks[-1]
+
+    monkeypatch.setattr(inside, "blocked_attention", watched)
+    got = check(name, gimkit.GIM, dtype, attn, to_oracle)
+    assert len(by_blocks) == LAYERS and all(output is not None for output in by_blocks)
+    monkeypatch.setattr(inside, "blocked_attention", lambda *arguments: None)
+    assert relative(got, check(name, gimkit.GIM, dtype, attn, to_oracle)) < to_each_other
 
 
 @pytest.mark.parametrize(("name", "attn"), EVERY)
-def test_gim_on_every_architecture(name, attn):
-    check(name, gimkit.GIM, attn=attn)
+def test_gim_on_every_architecture(name, attn, monkeypatch):
+    check_both_ways(name, torch.float32, attn, 1e-5, 1e-6, monkeypatch)
 
 
 @pytest.mark.parametrize(("name", "attn"), [(name, attn) for name in FP64_REAL for attn in FP64_REAL[name]])
-def test_gim_in_float64(name, attn):
-    check(name, gimkit.GIM, torch.float64, attn, 1e-10)
+def test_gim_in_float64(name, attn, monkeypatch):
+    check_both_ways(name, torch.float64, attn, 1e-10, 1e-12, monkeypatch)
 
 
 @pytest.mark.parametrize("subset", SUBSETS, ids="+".join)

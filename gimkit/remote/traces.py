@@ -9,11 +9,12 @@ from gimkit.remote.backend import server_of
 from gimkit.traced import on_cpu
 
 # An installed package does not ship itself; these modules' functions run inside traces.
-SHIPPED = ("gimkit.errors", "gimkit.rules", "gimkit.sandbox", "gimkit.inside", "gimkit.traced", "gimkit.traced_layers",
-           "gimkit.circuits.traced", "gimkit.circuits.streams", "gimkit.circuits.between", "gimkit.circuits.within",
-           "gimkit.circuits.gradients", "gimkit.circuits.runs", "gimkit.circuits.one_edge",
-           "gimkit.circuits.attention", "gimkit.forward.arithmetic", "gimkit.forward.pushing",
-           "gimkit.forward.starting", "gimkit.selfrepair.traced_scores", "gimkit.selfrepair.traced_heads")
+SHIPPED = ("gimkit.errors", "gimkit.rules", "gimkit.sandbox", "gimkit.interventions.blocked_attention", "gimkit.inside",
+           "gimkit.traced", "gimkit.traced_layers", "gimkit.circuits.traced", "gimkit.circuits.streams",
+           "gimkit.circuits.between", "gimkit.circuits.within", "gimkit.circuits.gradients", "gimkit.circuits.runs",
+           "gimkit.circuits.one_edge", "gimkit.circuits.attention", "gimkit.forward.arithmetic",
+           "gimkit.forward.pushing", "gimkit.forward.starting", "gimkit.selfrepair.traced_scores",
+           "gimkit.selfrepair.traced_heads")
 
 
 def register() -> None:
