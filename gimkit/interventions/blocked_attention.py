@@ -54,16 +54,25 @@ def readable(q, k, v, mask, sinks) -> bool:
 
 
 def reproduces(output, q, k, v, mask, sinks, rule: tuple) -> bool:
-    """Whether scores by this rule give the kernel's output on up to 16 queries of each row, up to rounding."""
+    """Whether scores by this rule give the kernel's output for some queries of each row, up to rounding."""
+    output = output.transpose(1, 2).unflatten(1, (k.shape[1], -1))
     q, k, v, sinks = in_groups(q, k, v, sinks)
-    some = torch.linspace(0, q.shape[3] - 1, min(q.shape[3], 16)).long()
+    own, some = evenly(k.shape[1], 4), evenly(q.shape[3], 16)
     part = None if mask is None else by_group(mask[:, :, some], q.shape[2])
-    q = q[:, :, :, some]
-    scores, _ = scores_of(q, k, some, part, sinks, rule)
-    found = product(softmax(scores, part)[..., : k.shape[2]], v).flatten(1, 2).transpose(1, 2)
+    part = part if part is None or part.shape[1] == 1 else part[:, own]
+    q, k, v, output = q[:, own, :, some], k[:, own], v[:, own], output[:, own, :, some]
+    queries = torch.arange(some.stop)[some]
+    scores, _ = scores_of(q, k, queries, part, None if sinks is None else sinks[own], rule, 1)
+    found = product(softmax(scores, part)[..., : k.shape[2]], v)
     largest = abs(rule[0]) * q.norm(dim=-1).max() * k.norm(dim=-1).max()  # scores are rounded to a part of this
     tolerance = 1e-6 * (10 + largest) if output.dtype in (torch.float32, torch.float64) else 2e-2
-    return bool((found - output[:, some]).abs().max() <= tolerance * v.abs().max())
+    return bool((found - output).abs().max() <= tolerance * v.abs().max())
+
+
+def evenly(n: int, most: int) -> slice:
+    """At most so many of the numbers below n, at even distances, the last one among them."""
+    step = -(-n // most)
+    return slice((n - 1) % step, n, step)
 
 
 def forward(ctx, value, q, k, v, mask, sinks, rule: tuple, temperature: float, scales: tuple):
@@ -100,14 +109,15 @@ def gradients(q, k, v, mask, sinks, g, rule: tuple, temperature: float, scales) 
         q_, g_ = q[rows, own, :, block], g[rows, own, :, block]
         k_, v_ = k[rows, own, columns], v[rows, own, columns]
         queries, width = torch.arange(block.start, block.stop), k_.shape[2]
-        scores, slope = scores_of(q_, k_, queries, part, None if sinks is None else sinks[own], rule)
-        soft = softmax(scores / temperature, part)
-        hard = soft.square() if temperature == 2 else softmax(scores, part)  # up to a factor
+        scores, slope = scores_of(q_, k_, queries, part, None if sinks is None else sinks[own], rule, temperature)
+        soft = softmax(scores, part)
+        hard = torch.square(soft, out=scores) if temperature == 2 else softmax(scores * temperature, part)
         if scales[2]:
-            total = hard.sum(-1, keepdim=True).clamp(min=torch.finfo(hard.dtype).tiny)
+            total = hard.sum(-1, keepdim=True).clamp(min=torch.finfo(hard.dtype).tiny)  # the square is not normalised
             add_product(to_v[rows, own, columns], hard[..., :width], g_ / total)
         if scales[0] or scales[1]:
-            change = torch.nn.functional.pad(product(g_, v_.mT), (0, soft.shape[-1] - width))
+            change = product(g_, v_.mT)
+            change = change if sinks is None else torch.nn.functional.pad(change, (0, 1))
             change = torch._softmax_backward_data(change, soft, -1, soft.dtype)[..., :width]
             change = change if slope is None else change * slope
             to_q[rows, own, :, block] = product(change, k_)
@@ -137,7 +147,7 @@ def blocks(g, mask, m: int, causal: bool):
     Only queries with a gradient and keys that they see; as many rows and heads at a time as make a block.
     """
     b, keys, group, n, _ = g.shape
-    live = (g != 0).any(4).any(2).any(1).any(0).nonzero()
+    live = g.abs().amax((0, 1, 2, 4)).nonzero()
     first, last = (int(live[0]), int(live[-1]) + 1) if len(live) else (0, 0)
     step = max(1, 32 // group, min(QUERIES, BLOCK // (group * m)))
     for rows in pieces(0, b, BLOCK // (min(step, n) * group * m * keys)):
@@ -167,28 +177,30 @@ def seen(part) -> slice:
     return slice(int(visible[0]), int(visible[-1]) + 1) if len(visible) else slice(0, 1)
 
 
-def scores_of(q, k, queries, part, sinks, rule: tuple) -> tuple:
-    """The rows that the kernel's softmax reads, [rows, key heads, heads of each, queries, keys], sinks as one more key.
+def scores_of(q, k, queries, part, sinks, rule: tuple, temperature: float) -> tuple:
+    """The rows that the kernel's softmax reads, over T, [rows, key heads, heads of each, queries, keys].
 
-    And the softcap's slope there, None without one. queries: their positions. part: the mask's, by group. rule: the
-    scores' scaling, softcap, whether causal.
+    Sinks are one more key, and from each row any constant may be missing. And the softcap's slope, None without one.
+    queries: their positions. part: the mask's, by group. rule: the scores' scaling, softcap, whether causal.
     """
     scaling, softcap, causal = rule
-    scores, slope = product(q * scaling, k.mT), None
-    if softcap is not None:
-        scores = torch.tanh(scores / softcap)
-        slope = 1 - scores.square()
-        scores = scores * softcap
+    added = part is not None and part.dtype != torch.bool
+    early, slope = 1 if added else temperature, None
+    if softcap is None:
+        scores = product(q * (scaling / early), k.mT)
+    else:
+        scores = torch.tanh(product(q * (scaling / softcap), k.mT))
+        scores, slope = scores * (softcap / early), 1 - scores.square()
     if causal:
-        after = int(queries[0]) + 1  # no query of these may see it
+        after = int(queries[0]) + 1  # what none of these queries may see
         hidden = torch.arange(after, k.shape[2]) > queries[:, None]
         scores[..., after:].masked_fill_(hidden, -torch.inf)
     elif part is not None:
-        scores = scores.masked_fill_(~part, -torch.inf) if part.dtype == torch.bool else scores.add_(part)
+        scores = scores.add_(part) if added else scores.masked_fill_(~part, -torch.inf)
     if sinks is not None:
-        scores = torch.cat([scores, sinks.expand(*scores.shape[:-1], 1)], -1)
-    if part is not None and part.dtype != torch.bool:  # so that a mask's finite minimum divided by T < 1 stays a number
-        scores = scores.sub_(scores.amax(-1, keepdim=True).clamp(min=torch.finfo(scores.dtype).min))
+        scores = torch.cat([scores, (sinks / early).expand(*scores.shape[:-1], 1)], -1)
+    if added:  # the largest goes before T < 1 makes infinity of a mask's finite minimum
+        scores = scores.sub_(scores.amax(-1, keepdim=True).clamp(min=torch.finfo(scores.dtype).min)).div_(temperature)
     return scores, slope
 
 
