@@ -44,7 +44,8 @@ def load(name: str, *, remote: bool | str = False, **kwargs):
     try:
         if name in BUNDLED:  # loaded in an instant
             logging.disable_progress_bar()
-        model = TransformersModel(source, **options)
+        with torch.inference_mode(False):  # weights made in inference mode could never take part in a backward pass
+            model = TransformersModel(source, **options)
     except (OSError, ConnectionError) as error:
         if source != name:
             raise
