@@ -214,8 +214,8 @@ def test_a_server_is_asked_once_whether_it_gives_gradients(monkeypatch):
     model, asked, trace = NNsight(build("gpt2")), [], traces.in_trace
     monkeypatch.setattr(backend, "in_trace", lambda *given, **options: asked.append(given) or trace(*given, **options))
     assert backend.gives_gradients(model) and backend.gives_gradients(model) and len(asked) == 1
-    with torch.no_grad():  # as in a sandbox, where no graph is kept
-        assert not backend.gives_gradients(NNsight(build("gpt2")))
+    monkeypatch.setattr(backend, "in_trace", lambda *given, **options: trace(*given, gradients=False, **options))
+    assert not backend.gives_gradients(NNsight(build("gpt2")))  # as in a sandbox, where no graph is kept
 
 
 def test_a_large_job_says_what_it_moves(refusing, monkeypatch):
