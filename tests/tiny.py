@@ -227,7 +227,7 @@ _EAGER_ONLY = {"gemma2", "vaultgemma", "gpt_oss", "gptj", "gpt_neo", "bloom", "m
 
 
 def config(name, **changes):
-    """The tiny config of an architecture: `config("llama").hidden_size == 32`. changes: other values of its settings."""
+    """The tiny config of an architecture: `config("llama").hidden_size == 32`. changes: of its settings."""
     cls, own = TABLE[name]
     common = dict(_COMMON)
     if name in _OWN_NAMES:

@@ -9,6 +9,7 @@ import torch
 
 from gimkit.errors import GimkitError
 from gimkit.remote.backend import server_of
+from gimkit.remote.transport import NONSENSE
 from gimkit.traced import on_cpu
 
 LOCK = threading.RLock()  # nnsight keeps one state for each process
@@ -41,18 +42,25 @@ def in_trace(model, ids: torch.Tensor, body, *arguments, remote=False, gradients
     Raises GimkitError as `steady`.
     """
     with _around(model, remote, gradients):
-        ids, arguments = plain(ids), plain(arguments)
+        ids, arguments, found = plain(ids), plain(arguments), None
         with model.trace(input_ids=ids, use_cache=False, **options, **where(model, remote)):
             found = on_cpu(body(model, *arguments)).save()
-    return found
+    return arrived(found)
 
 
 def in_session(model, body, *arguments, remote=False, gradients=True):
     """What body(model, *arguments) returns, which opens traces of its own: together they are one request."""
     with _around(model, remote, gradients):
-        arguments = plain(arguments)
+        arguments, found = plain(arguments), None
         with model.session(**where(model, remote)):
             found = on_cpu(body(model, *arguments)).save()
+    return arrived(found)
+
+
+def arrived(found):
+    """A trace's result. Raises GimkitError where a server left it out."""
+    if found is None:
+        raise GimkitError(NONSENSE)
     return found
 
 
