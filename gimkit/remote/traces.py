@@ -1,7 +1,7 @@
 """The one place that runs a model: here, or on a server that has no gimkit."""
 
 import threading
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from types import SimpleNamespace
 
 import nnsight
@@ -90,7 +90,9 @@ def steady(module: torch.nn.Module, gradients: bool = True):
         check_state(module)
         devices = {parameter.device for parameter in module.parameters()}
         problem, before = None, random_states(devices)
-        with torch.autocast(next(iter(devices), torch.device("cpu")).type, enabled=False):
+        with ExitStack() as settings:
+            for kind in {device.type for device in devices}:
+                settings.enter_context(torch.autocast(kind, enabled=False))
             try:
                 yield
             except Exception as error:  # noise may be its cause
@@ -104,9 +106,12 @@ def steady(module: torch.nn.Module, gradients: bool = True):
 
 def random_states(devices) -> list[bytes]:
     """The state of torch's generators that a model on these devices may draw from."""
-    others = [device for device in devices if device.type != "cpu"]
-    states = [torch.get_device_module(device).get_rng_state(device) for device in others]
-    return [state.numpy().tobytes() for state in (torch.get_rng_state(), *states)]
+    states = [torch.get_rng_state()]
+    for device in devices:
+        if device.type != "cpu":
+            state_of = torch.get_device_module(device).get_rng_state
+            states.append(state_of() if device.type == "mps" else state_of(device))  # there is one mps
+    return [state.numpy().tobytes() for state in states]
 
 
 def check_state(module: torch.nn.Module) -> None:
