@@ -81,10 +81,14 @@ def steady(module: torch.nn.Module, gradients: bool = True):
     ...     model._module(task.clean[:2]).logits.shape
     torch.Size([2, 24, 561])
 
-    One thread runs at a time. Gradients are on or off whatever is set around the call (`torch.no_grad`,
-    `torch.inference_mode`), and autocast is off: the model computes in its own dtype.
-    Raises GimkitError where weights are missing or were made in inference mode, where blocks are checkpointed, and
-    when the forward pass drew random numbers: active dropout, or any other noise.
+    One thread runs at a time, and autocast is off: the model computes in its own dtype.
+
+    Args:
+        module: a model on any devices.
+        gradients: on or off, whatever is set around the call (`torch.no_grad`, `torch.inference_mode`).
+
+    Raises:
+        GimkitError: as `check_state`; or the forward pass drew random numbers (active dropout, or any other noise).
     """
     with LOCK, torch.inference_mode(False), torch.set_grad_enabled(gradients):
         check_state(module)
@@ -118,6 +122,9 @@ def check_state(module: torch.nn.Module) -> None:
     """Refuse a model in a state in which traces fail or, worse, give other numbers.
 
     >>> check_state(model._module)
+
+    Raises:
+        GimkitError: weights that are not in memory or were made in inference mode, checkpointed blocks, tuples.
     """
     name = type(module).__name__
     for path, parameter in module.named_parameters():
