@@ -12,11 +12,11 @@ All examples in these docstrings are run as tests, with these names at hand:
 
 from gimkit import circuits, l3d, tasks
 from gimkit.circuits import faithfulness, rank_correlation, run, score_edges, score_neurons, score_nodes
-from gimkit.coalitions import shapley
-from gimkit.comprehensiveness import token_faithfulness
-from gimkit.edits import apply, receipt, remove
+from gimkit.tokens.shapley import shapley
+from gimkit.tokens.faithfulness import token_faithfulness
+from gimkit.model.apply import apply, receipt, remove
 from gimkit.errors import GimkitError
-from gimkit.explorer import explore
+from gimkit.notebook.explorer import explore
 from gimkit.models import load
 from gimkit.remote import register
 from gimkit.remote.check import check

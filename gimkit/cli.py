@@ -112,27 +112,27 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def demo(options) -> None:
-    from gimkit.demo import demo
+    from gimkit.notebook.demo import demo
 
     demo(options.model)
 
 
 def figures(options) -> None:
-    from gimkit.figures import draw
+    from figures import draw
 
     draw(options.names, options.model, options.n, options.seed, options.tasks)
 
 
 def train(options) -> None:
-    from gimkit.models.train import train
+    from benchmarks.training.train import train
 
     options.out.mkdir(parents=True, exist_ok=True)  # half an hour of training must not end in a refusal
     print(f"wrote {train(options.name, options.seed, options.out)}")
 
 
 def measure(options) -> None:
-    from gimkit.models.measure import accuracy, examined
-    from gimkit.models.phenomena import phenomena
+    from benchmarks.training.measure import accuracy, examined
+    from tests.oracles.phenomena import phenomena
 
     model = load(options.model)
     print("Accuracy: share of prompts whose right answer is above the wrong one. Name pairs are held out of training.")
@@ -140,12 +140,12 @@ def measure(options) -> None:
     tasks = {task.name: task for name, task in examined(model, n=64).items() if name in SHOW_PHENOMENA}
     rows = [(*key.split(".", 1), value) for key, value in phenomena(model._module, tasks).items()]
     table = pandas.DataFrame(rows, columns=["task", "measure", "value"]).set_index(["measure", "task"])["value"]
-    print("\nPhenomena, 64 prompts each; help(gimkit.models.phenomena.phenomena) says what each measure is.")
+    print("\nPhenomena, 64 prompts each; help(tests.oracles.phenomena.phenomena) says what each measure is.")
     print(table.unstack(sort=False).to_string(float_format="{:.2f}".format))
 
 
 def compare(options) -> None:
-    from gimkit.compare import COMPARED, TASKS, compare, over_seeds
+    from benchmarks.compare import COMPARED, TASKS, compare, over_seeds
 
     table, curves = compare(options.model, options.tasks or TASKS, options.methods or COMPARED, n=options.n,
                             seeds=options.seeds)
@@ -162,7 +162,7 @@ def compare(options) -> None:
 
 def explore(options) -> None:
     import gimkit
-    from gimkit.compare import TASKS
+    from benchmarks.compare import TASKS
 
     if options.task not in TASKS:
         raise GimkitError(f"unknown task {options.task!r}; use {', '.join(TASKS)}")
@@ -178,13 +178,13 @@ def explore(options) -> None:
 def shapley(options) -> None:
     check_whole("seeds", options.seeds)
     if options.nodes:
-        from gimkit.compare_nodes import TASKS, compare_nodes
+        from benchmarks.compare_nodes import TASKS, compare_nodes
 
         table = compare_nodes(options.model, options.sets or tuple(TASKS), n=options.n,
                               seeds=range(options.seeds))
         write(table, options.csv, "Correlation with sampled Shapley values; noise: of those with another sample.")
         return
-    from gimkit.compare_tokens import SETS, interactions, measure, summarise
+    from benchmarks.compare_tokens import SETS, interactions, measure, summarise
 
     rows = measure(options.model, options.sets or tuple(SETS), n=options.n, seeds=range(options.seeds))
     write(interactions(rows), options.csv and options.csv.with_name(f"{options.csv.stem}-sets.csv"),
@@ -194,7 +194,7 @@ def shapley(options) -> None:
 
 
 def texts(options) -> None:
-    from gimkit.compare_texts import COMPARED, compare_texts
+    from benchmarks.compare_texts import COMPARED, compare_texts
     from gimkit.tasks import load_texts
 
     model = load(options.model)

@@ -140,7 +140,7 @@ left, right = plots.saturation(effects)
 # Now move the scores and the temperature (this needs a running kernel). Try equal scores of 2, 4, 8. At which does the plain gradient stop being useful?
 
 # %%
-from gimkit.widgets import saturation_explorer
+from gimkit.notebook.widgets import saturation_explorer
 
 saturation_explorer()
 

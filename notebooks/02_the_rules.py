@@ -15,7 +15,7 @@ import torch
 
 import gimkit
 from gimkit import checks, plots
-from gimkit.anatomy import dissect
+from gimkit.model.architecture import dissect
 from gimkit.rules import Rules, scale_grad, with_grad_of
 
 torch.manual_seed(0)
@@ -260,7 +260,7 @@ for ax, (name, changes) in zip(axes, found.items()):
 # The rules do not add up: each one changes what the others receive. Tick rules below (this needs a running kernel; every set is already computed).
 
 # %%
-from gimkit.widgets import rule_explorer
+from gimkit.notebook.widgets import rule_explorer
 
 asked = llama_task[0]
 tokens = {chosen: gimkit.attribute(llama, asked.clean, (asked.answer, asked.wrong), method=rules[chosen]) for chosen in SETS}

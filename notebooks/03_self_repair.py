@@ -18,10 +18,10 @@ from scipy.stats import spearmanr
 
 import gimkit
 from gimkit import checks, plots
-from gimkit.anatomy import dissect
-from gimkit.circuits.metrics import bootstrap
-from gimkit.plots_repair import ablation_effect, direct_against_total, grad_vs_tsg, head_answers
-from gimkit.vocabulary import spell
+from gimkit.model.architecture import dissect
+from gimkit.circuits.faithfulness import bootstrap
+from gimkit.plots.selfrepair import ablation_effect, direct_against_total, grad_vs_tsg, head_answers
+from gimkit.model.tokenizer import spell
 
 torch.manual_seed(0)
 torch.set_num_threads(1)  # the models are small: threads would wait for each other
@@ -229,7 +229,7 @@ checks.direct_effect(direct_effect, llama)
 # <details><summary>Solution</summary>
 #
 # ```python
-# from gimkit.anatomy import dissect
+# from gimkit.model.architecture import dissect
 #
 #
 # def direct_effect(model, task, right, wrong, layer, head):
@@ -276,7 +276,7 @@ summary = pandas.concat({kind: answered(heads) for kind, heads in cases.items()}
 summary.round(2)
 
 # %%
-from gimkit.widgets import repair_explorer
+from gimkit.notebook.widgets import repair_explorer
 
 with plots.seaborn.axes_style("whitegrid"):
     figure, axes = plots.pyplot.subplots(1, 2, figsize=(12, 3.4), layout="constrained")
@@ -309,7 +309,7 @@ checks.nobody_answers(nobody_answers, llama)
 # <details><summary>Solution</summary>
 #
 # ```python
-# from gimkit.anatomy import dissect
+# from gimkit.model.architecture import dissect
 #
 #
 # def nobody_answers(model, task, right, wrong, layer, head):

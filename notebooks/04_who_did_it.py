@@ -18,12 +18,12 @@ from scipy.stats import spearmanr
 
 import gimkit
 from gimkit import checks, plots
-from gimkit.anatomy import dissect
+from gimkit.model.architecture import dissect
 from gimkit.circuits import NodeScores
-from gimkit.circuits.metrics import bootstrap
-from gimkit.compare_tokens import measure, summarise
+from gimkit.circuits.faithfulness import bootstrap
+from benchmarks.compare_tokens import measure, summarise
 from gimkit.tokens import TokenScores
-from gimkit.vocabulary import neutral_token, spell
+from gimkit.model.tokenizer import neutral_token, spell
 
 torch.manual_seed(0)
 torch.set_num_threads(1)  # the models are small: threads would wait for each other
@@ -89,7 +89,7 @@ for scores, ax in zip(words, axes.flat):
     plots.token_bars(scores, ax=ax)
 
 # %%
-from gimkit.widgets import token_tabs
+from gimkit.notebook.widgets import token_tabs
 
 token_tabs(words)  # a tab per method, the score under the pointer; needs a running kernel
 
@@ -197,7 +197,7 @@ for scores, ax in zip((exact, estimates["gradient"], estimates["gim"]), axes):
     plots.node_grid(scores, ax=ax)
 
 # %%
-from gimkit.widgets import node_explorer
+from gimkit.notebook.widgets import node_explorer
 
 node_explorer([exact, *estimates.values()])  # choose a method; needs a running kernel
 

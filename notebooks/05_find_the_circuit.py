@@ -17,7 +17,7 @@ import torch
 import gimkit
 from gimkit import checks, plots
 from gimkit.circuits import Circuit, EdgeScores, head_roles
-from gimkit.circuits.metrics import bootstrap
+from gimkit.circuits.faithfulness import bootstrap
 
 torch.manual_seed(0)
 torch.set_num_threads(1)  # the model is small: threads would wait for each other
@@ -235,7 +235,7 @@ for i, (name, hand) in enumerate(hands.items()):
 # The circuit as it grows. Everything is computed; the slider needs a running kernel. Below it, the same to click through: a node's edges, a head's attention on one prompt. One is not all: on `task[0]`, a2.h1 looks elsewhere.
 
 # %%
-from gimkit.widgets import circuit_size
+from gimkit.notebook.widgets import circuit_size
 
 sizes = gimkit.faithfulness(model, fresh, scored["gim-ig"], absolute=True, sizes=(0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.3), remote=REMOTE)
 circuit_size(scored["gim-ig"], sizes, roles)

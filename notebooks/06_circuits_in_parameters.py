@@ -161,7 +161,7 @@ table.groupby(["direction", "delta"])[["relevant", "irrelevant", "ratio", "auroc
 # AUROC: the chance that a sample with the input changes more than one without it. Now all subnetworks, at every δ:
 
 # %%
-from gimkit.widgets import subnetwork_explorer
+from gimkit.notebook.widgets import subnetwork_explorer
 
 subnetwork_explorer(found, toy.module, inputs)  # two sliders; needs a running kernel
 

@@ -20,8 +20,8 @@ from IPython.display import display
 
 import gimkit
 from gimkit import checks, plots
-from gimkit.circuits.metrics import bootstrap
-from gimkit.figures import FIGURES, Request
+from gimkit.circuits.faithfulness import bootstrap
+from figures import FIGURES, Request
 
 torch.manual_seed(0)
 torch.set_num_threads(1)  # the models are small: threads would wait for each other
@@ -95,7 +95,7 @@ ladder = numbers["ablation-ladder"]
 ladder[ladder.task == "all tasks"].pivot(index="method", columns="measure", values="value").round(3)
 
 # %%
-from gimkit.figures.tokens import measured
+from figures.tokens import measured
 
 request = Request(MODEL, 3, 0, ("ioi", "agreement"), parts)
 rows = measured(request, ["freeze+split", "T=1"])
@@ -159,14 +159,14 @@ checks.replicated(replicated)
 # %% [markdown]
 # <details><summary>Hint</summary>
 #
-# `gimkit.circuits.metrics.bootstrap(lambda index: values[index].mean(), len(values))` gives (value, low, high). Measure once a seed, then compare all pairs, leaving out a seed with itself.
+# `gimkit.circuits.faithfulness.bootstrap(lambda index: values[index].mean(), len(values))` gives (value, low, high). Measure once a seed, then compare all pairs, leaving out a seed with itself.
 # </details>
 #
 # <details><summary>Solution</summary>
 #
 # ```python
 # def replicated(measure, seeds):
-#     from gimkit.circuits.metrics import bootstrap
+#     from gimkit.circuits.faithfulness import bootstrap
 #
 #     found = []
 #     for seed in seeds:
@@ -178,7 +178,7 @@ checks.replicated(replicated)
 # </details>
 
 # %%
-from gimkit.figures.tokens import measure
+from figures.tokens import measure
 
 
 def lead(seed, n=8):

@@ -97,7 +97,7 @@ checks.strengths(my_strengths, model)
 # <details><summary>Solution</summary>
 #
 # ```python
-# from gimkit.anatomy import dissect
+# from gimkit.model.architecture import dissect
 #
 #
 # def my_strengths(model, prompt, where):

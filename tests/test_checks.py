@@ -9,8 +9,8 @@ from test_notebooks import PATHS, exercises
 
 import gimkit
 from gimkit import checks
-from gimkit.anatomy import dissect
-from gimkit.circuits.metrics import bootstrap
+from gimkit.model.architecture import dissect
+from gimkit.circuits.faithfulness import bootstrap
 from gimkit.rules import scale_grad
 
 EXERCISES = [(path.stem[:2], exercise) for path in PATHS for exercise in exercises(path)]

@@ -9,8 +9,8 @@ import torch
 
 import gimkit
 from gimkit.cli import main
-from gimkit.compare import AREAS, COMPARED, DRAWN, DRAWN_TASKS, TASKS, compare, drawing, over_seeds
-from gimkit.memory import growing
+from benchmarks.compare import AREAS, COMPARED, DRAWN, DRAWN_TASKS, TASKS, compare, drawing, over_seeds
+from benchmarks.memory import growing
 
 
 def test_random_edges_lose():

@@ -5,7 +5,7 @@ import pytest
 
 import gimkit
 from gimkit.cli import main
-from gimkit.compare_nodes import TASKS, columns, compare_nodes, repaired_heads
+from benchmarks.compare_nodes import TASKS, columns, compare_nodes, repaired_heads
 
 
 def test_exact_patching_beats_noise():

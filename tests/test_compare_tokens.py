@@ -6,7 +6,7 @@ import pytest
 
 import gimkit
 from gimkit.cli import main
-from gimkit.compare_tokens import (
+from benchmarks.compare_tokens import (
     COMPARED,
     SETS,
     agreement,

@@ -9,7 +9,7 @@ from test_edits import tokenizer
 from tiny import build
 
 import gimkit
-from gimkit.comprehensiveness import SHARES, TokenFaithfulness
+from gimkit.tokens.faithfulness import SHARES, TokenFaithfulness
 
 torch.set_num_threads(1)
 NEUTRAL, TARGET = 3, 5

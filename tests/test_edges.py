@@ -15,11 +15,11 @@ from tiny import build
 import gimkit
 from gimkit.circuits import Circuit, EdgeScores, Graph
 from gimkit.circuits.edges import _pairs_at_once
-from gimkit.circuits.gradients import edge_scores
-from gimkit.circuits.graph import prune
+from gimkit.interventions.edge_scores import edge_scores
+from gimkit.model.graph import prune
 from gimkit.circuits.patching import run_masks
 from gimkit.circuits.scores import answers_of
-from gimkit.circuits.wiring import wiring
+from gimkit.model.residual_stream import wiring
 from gimkit.tasks import Task
 
 torch.set_num_threads(1)

@@ -7,9 +7,9 @@ import torch
 
 import gimkit
 from gimkit import cli, layerwise, plots_papers
-from gimkit.figures import FIGURES, draw, edges, layers, parts, repair, tokens
-from gimkit.figures.captions import write_caption
-from gimkit.figures.parts import Request
+from figures import FIGURES, draw, edges, layers, parts, repair, tokens
+from figures.captions import write_caption
+from figures.parts import Request
 
 TEMPERATURES = [tokens.at_temperature(t) for t in tokens.TEMPERATURES]
 

@@ -7,8 +7,8 @@ from matplotlib import pyplot
 from test_l3d_toys import orthogonal
 
 from gimkit import l3d, plots_l3d, widgets
-from gimkit.figures import FIGURES, draw, parts
-from gimkit.figures import l3d as figures
+from figures import FIGURES, draw, parts
+from figures import l3d as figures
 from gimkit.l3d import intervene, toys
 
 

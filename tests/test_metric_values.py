@@ -18,7 +18,7 @@ import gimkit
 from gimkit import plots
 from gimkit.circuits import Circuit
 from gimkit.circuits.scores import DIVERGENCES, METRICS
-from gimkit.circuits.traced import metric_values
+from gimkit.interventions.node_patching import metric_values
 from gimkit.tasks import Task
 
 torch.set_num_threads(1)

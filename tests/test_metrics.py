@@ -9,7 +9,7 @@ from tiny import build
 
 import gimkit
 from gimkit.circuits import Circuit, Curve, EdgeScores, Graph, auroc, precision_recall
-from gimkit.circuits.metrics import SIZES
+from gimkit.circuits.faithfulness import SIZES
 
 GRAPH = Graph(layers=2, heads=2, parallel=False, width=8)
 

@@ -11,8 +11,8 @@ import torch
 from gimkit import tasks
 from gimkit.errors import GimkitError
 from gimkit.models import BUNDLED, accuracy, corpus, load
-from gimkit.models.measure import metric
-from gimkit.models.train import CONTEXT, RECIPE, Batches, build_model, build_tokenizer, train
+from benchmarks.training.measure import metric
+from benchmarks.training.train import CONTEXT, RECIPE, Batches, build_model, build_tokenizer, train
 
 FOLDER = Path(load.__code__.co_filename).parent
 

@@ -12,8 +12,8 @@ from test_rules import for_oracle, relative
 from tiny import build
 
 import gimkit
-from gimkit.anatomy import dissect
-from gimkit.circuits.graph import nodes
+from gimkit.model.architecture import dissect
+from gimkit.model.graph import nodes
 from gimkit.tasks import Task
 
 torch.set_num_threads(1)

@@ -8,7 +8,7 @@ import transformers
 from nnsight.modeling import huggingface
 
 import gimkit
-from gimkit.remote.backend import Server
+from gimkit.remote.server import Server
 
 SHAPE = dict(num_hidden_layers=80, hidden_size=8192, intermediate_size=28672, num_attention_heads=64,
              num_key_value_heads=8, vocab_size=128256, max_position_embeddings=8192)  # Llama-3.1-70B's

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from gimkit import plots, plots_repair
 from gimkit.selfrepair import HeadRepair, SelfRepair
-from gimkit.selfrepair.scores import NUMBERS, PLACES, tidy
+from gimkit.selfrepair.attention import NUMBERS, PLACES, tidy
 
 
 @pytest.fixture(autouse=True)

@@ -11,12 +11,12 @@ from nnsight import NNsight
 from tiny import GIM, build, token_ids
 
 import gimkit
-from gimkit.anatomy import dissect
+from gimkit.model.architecture import dissect
 from gimkit.circuits import head_roles
-from gimkit.circuits.roles import ATTENDS, LOOKS, STEERS, WRITES, _named, occasions
+from gimkit.circuits.head_roles import ATTENDS, LOOKS, STEERS, WRITES, _named, occasions
 from gimkit.errors import GimkitError
-from gimkit.inside import attention_call, attention_pattern
-from gimkit.models.phenomena import direct_attribution
+from gimkit.interventions.backward_rules import attention_call, attention_pattern
+from tests.oracles.phenomena import direct_attribution
 from gimkit.tasks import Task
 
 torch.set_num_threads(1)

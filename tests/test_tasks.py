@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 from gimkit import tasks
 from gimkit.errors import GimkitError
 from gimkit.models import corpus
-from gimkit.models.train import build_tokenizer
+from benchmarks.training.train import build_tokenizer
 from gimkit.tasks.names import CLAUSES, OPENINGS
 from gimkit.tasks.words import NAMES, held_out_names
 

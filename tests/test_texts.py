@@ -12,7 +12,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 import gimkit
 from gimkit import cli
-from gimkit.compare_texts import compare_texts
+from benchmarks.compare_texts import compare_texts
 from gimkit.tasks import load_texts
 from gimkit.tasks.text_sets import TEXT_SETS
 

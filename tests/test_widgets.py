@@ -10,7 +10,7 @@ from gimkit import plots, widgets
 from gimkit.circuits import Curve, EdgeScores, Graph, NodeScores
 from gimkit.errors import GimkitError
 from gimkit.selfrepair import HeadRepair, SelfRepair
-from gimkit.selfrepair.scores import NUMBERS, PLACES, tidy
+from gimkit.selfrepair.attention import NUMBERS, PLACES, tidy
 from gimkit.tokens import TokenScores
 
 

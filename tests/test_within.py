@@ -10,7 +10,7 @@ from test_rules import relative
 from tiny import build
 
 import gimkit
-from gimkit.anatomy import dissect
+from gimkit.model.architecture import dissect
 from gimkit.circuits.neurons import output_projections
 
 torch.set_num_threads(1)

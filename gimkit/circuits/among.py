@@ -5,15 +5,15 @@ from dataclasses import dataclass
 import pandas
 import torch
 
-from gimkit.anatomy import dissect
+from gimkit.model.architecture import dissect
 from gimkit.circuits.edges import METHODS, score_edges
-from gimkit.circuits.graph import Graph, nodes
+from gimkit.model.graph import Graph, nodes
 from gimkit.circuits.scores import answers_of, check_metric, check_slope, check_task, check_whole, rules_of
-from gimkit.circuits.wiring import graph_of, wiring
-from gimkit.edits import check_unedited
+from gimkit.model.residual_stream import graph_of, wiring
+from gimkit.model.apply import check_unedited
 from gimkit.errors import GimkitError, require_finite
 from gimkit.forward import check_backend, forward_task_scores, in_either_mode, plan_of
-from gimkit.forward.rows import starts_of
+from gimkit.jvp.rows import starts_of
 from gimkit.rules import RULES, Rules
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from gimkit.circuits import files
-from gimkit.circuits.graph import Graph
+from gimkit.model.graph import Graph
 from gimkit.errors import GimkitError
 
 
@@ -69,7 +69,7 @@ class Circuit:
         >>> Circuit.load(path, model=model) == edges.top(100)
         True
 
-        model: refuse a file of another shape. Raises GimkitError as `gimkit.circuits.files.read`.
+        model: refuse a file of another shape. Raises GimkitError as `gimkit.circuits.mib_files.read`.
         """
         found = files.read(path, model)
         return cls(found.graph, found.keep, found.scores)
@@ -104,8 +104,8 @@ class Circuit:
         return tuple(name for name, used in zip(self.graph.sources, self.keep.any(1).tolist()) if used)
 
     def plot(self, roles=None, ax=None):
-        """Draw the circuit layer above layer, as `gimkit.drawing.circuit_graph`; returns the matplotlib axes."""
-        from gimkit.drawing import circuit_graph
+        """Draw the circuit layer above layer, as `gimkit.plots.circuit.circuit_graph`; returns the matplotlib axes."""
+        from gimkit.plots.circuit import circuit_graph
 
         return circuit_graph(self, roles, ax=ax)
 

@@ -9,13 +9,13 @@ from tqdm.auto import tqdm
 
 from gimkit.circuits import files
 from gimkit.circuits.circuit import Circuit
-from gimkit.circuits.gradients import edge_scores, scores_along_path
-from gimkit.circuits.graph import Graph, greedy_edges, prune, top_edges
-from gimkit.circuits.one_edge import exact_edge_scores
-from gimkit.circuits.points import points
+from gimkit.interventions.edge_scores import edge_scores, scores_along_path
+from gimkit.model.graph import Graph, greedy_edges, prune, top_edges
+from gimkit.interventions.edge_patching import exact_edge_scores
+from gimkit.circuits.integration_points import points
 from gimkit.circuits.scores import answers_of, check_metric, check_slope, check_task, check_whole, rules_of
-from gimkit.circuits.wiring import Wiring, graph_of, wiring
-from gimkit.edits import apply, check_unedited
+from gimkit.model.residual_stream import Wiring, graph_of, wiring
+from gimkit.model.apply import apply, check_unedited
 from gimkit.errors import GimkitError, require_finite
 from gimkit.forward import check_backend, in_either_mode
 from gimkit.remote import in_session, in_trace
@@ -89,7 +89,7 @@ class EdgeScores:
         'gim'
 
         model: refuse a file of another shape. Raises GimkitError for a file of node scores and as
-        `gimkit.circuits.files.read`.
+        `gimkit.circuits.mib_files.read`.
         """
         found = files.read(path, model)
         if found.node_scores is not None and not found.scores.any():

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 import pandas
 import torch
 
-from gimkit.anatomy import LINEAR, Anatomy, dissect
+from gimkit.model.architecture import LINEAR, Anatomy, dissect
 from gimkit.circuits.scores import batches, check_metric, check_slope, check_task, check_whole, rows_of, rules_of
-from gimkit.circuits.within import neuron_scores
-from gimkit.edits import apply, check_unedited
+from gimkit.interventions.parts_of_nodes import neuron_scores
+from gimkit.model.apply import apply, check_unedited
 from gimkit.errors import GimkitError, require_finite
 from gimkit.remote import in_trace
 from gimkit.rules import Rules

@@ -8,7 +8,7 @@ import torch
 
 from gimkit.circuits import files
 from gimkit.circuits.circuit import Circuit
-from gimkit.circuits.graph import Graph, check_size, prune
+from gimkit.model.graph import Graph, check_size, prune
 from gimkit.errors import GimkitError, require_finite
 
 KINDS = {"": "head", "q": "query", "k": "key", "v": "value"}
@@ -82,7 +82,7 @@ class NodeScores:
         torch.Size([1, 26])
 
         model: refuse a file of another shape. Raises GimkitError for a file without node scores and as
-        `gimkit.circuits.files.read`.
+        `gimkit.circuits.mib_files.read`.
         """
         found = files.read(path, model)
         if found.node_scores is None:

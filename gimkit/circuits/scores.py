@@ -3,17 +3,17 @@
 import torch
 from tqdm.auto import tqdm
 
-from gimkit.anatomy import dissect
-from gimkit.circuits.gradients import node_scores
-from gimkit.circuits.graph import nodes
+from gimkit.model.architecture import dissect
+from gimkit.interventions.edge_scores import node_scores
+from gimkit.model.graph import nodes
 from gimkit.circuits.nodes import NodeScores
-from gimkit.circuits.points import points
-from gimkit.circuits.traced import exact_node_scores
-from gimkit.circuits.wiring import graph_if_covered, norms_after
-from gimkit.edits import apply, check_unedited
+from gimkit.circuits.integration_points import points
+from gimkit.interventions.node_patching import exact_node_scores
+from gimkit.model.residual_stream import graph_if_covered, norms_after
+from gimkit.model.apply import apply, check_unedited
 from gimkit.errors import GimkitError, require_finite
 from gimkit.forward import check_backend, forward_task_scores, in_either_mode
-from gimkit.forward.rows import starts_of
+from gimkit.jvp.rows import starts_of
 from gimkit.remote import in_trace
 from gimkit.rules import PLAIN, RULES, Rules
 

@@ -6,14 +6,14 @@ import pandas
 import torch
 from tqdm.auto import tqdm
 
-from gimkit.anatomy import dissect
-from gimkit.circuits.graph import nodes
-from gimkit.circuits.metrics import bootstrap
+from gimkit.model.architecture import dissect
+from gimkit.model.graph import nodes
+from gimkit.circuits.faithfulness import bootstrap
 from gimkit.circuits.nodes import NodeScores
 from gimkit.circuits.scores import answers_of, check_task, check_whole
-from gimkit.circuits.traced import coalition_values
-from gimkit.circuits.wiring import graph_if_covered
-from gimkit.edits import check_unedited
+from gimkit.interventions.node_patching import coalition_values
+from gimkit.model.residual_stream import graph_if_covered
+from gimkit.model.apply import check_unedited
 from gimkit.errors import require_finite
 from gimkit.remote import in_trace
 

@@ -8,7 +8,7 @@ import torch
 from torch.func import stack_module_state, vmap
 
 from gimkit.errors import GimkitError
-from gimkit.l3d.found import Decomposition, described
+from gimkit.l3d.decomposition import Decomposition, described
 from gimkit.l3d.gradients import DIVERGENCES, chosen, outputs_of, per_sample_gradients
 from gimkit.l3d.training import Settings, Trained, settings_of, train
 

@@ -6,10 +6,10 @@ import pandas
 import torch
 from scipy.stats import spearmanr
 
-from gimkit.anatomy import dissect
+from gimkit.model.architecture import dissect
 from gimkit.circuits import score_nodes
 from gimkit.errors import GimkitError
-from gimkit.l3d.found import Decomposition
+from gimkit.l3d.decomposition import Decomposition
 
 
 def head_shares(found: Decomposition, model) -> pandas.DataFrame:

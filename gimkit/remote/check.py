@@ -9,9 +9,9 @@ import nnsight
 import torch
 
 from gimkit.errors import GimkitError
-from gimkit.forward.backend import gives_gradients
-from gimkit.remote.backend import server_of
-from gimkit.remote.words import SHOWN, names_of
+from gimkit.jvp.modes import gives_gradients
+from gimkit.remote.server import server_of
+from gimkit.remote.messages import SHOWN, names_of
 from gimkit.tokens import attribute
 
 

@@ -8,7 +8,7 @@ import torch
 
 from gimkit.errors import GimkitError
 from gimkit.tasks.task import Pair, Task
-from gimkit.vocabulary import answer_id, text_ids
+from gimkit.model.tokenizer import answer_id, text_ids
 
 
 def tokenizer_of(model):

@@ -8,11 +8,11 @@ import torch
 from tqdm.auto import tqdm
 
 from gimkit.errors import GimkitError
-from gimkit.masking import masked_values
-from gimkit.question import Question
+from gimkit.tokens.masking import masked_values
+from gimkit.model.prompt import Question
 from gimkit.tasks.encode import tokenizer_of
 from gimkit.tasks.text_sets import TEXT_SETS, Table
-from gimkit.vocabulary import answer_id
+from gimkit.model.tokenizer import answer_id
 
 LONGEST = 1024
 

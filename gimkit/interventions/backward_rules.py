@@ -1,0 +1,149 @@
+"""What runs inside a trace: each function puts one rule at one module. Shipped to servers by value."""
+
+import torch
+
+from gimkit.errors import GimkitError
+from gimkit.rules import centre, inverse_scale, scale_grad, with_grad_of
+from gimkit.interventions.weights import scale_of
+
+
+def freeze_norm(norm, path: str, eps: float, centred: bool):
+    """The norm's own output, with the gradient of the same norm whose denominator is a constant."""
+    x, y = norm.input, norm.output
+    value = x.detach()
+    inverse = inverse_scale(centre(value, centred), eps)
+    factor = norm_factor(value, y.detach(), *scale_of(norm, eps, y.dtype), path, eps, centred)
+    frozen, y = centre(x - value, centred) * inverse, y.detach()  # frozen is zero in value, so y keeps every bit
+    if factor is not None and factor.dtype == y.dtype == frozen.dtype:
+        norm.output = torch.addcmul(y, frozen, factor)
+    else:
+        norm.output = y + (frozen if factor is None else frozen * factor).to(y.dtype)
+
+
+def norm_factor(x, y, weight, bias, path: str, eps: float, centred: bool):
+    """Which factor (none, weight, or 1 + weight) reproduces the norm's own output on up to 16 rows, or an error."""
+    kept = 1 if weight is None else weight.dim()
+    rows, want = (t.reshape(-1, *t.shape[-kept:]) for t in (x, y))
+    some = slice(None, None, max(1, rows.shape[0] // 16))
+    top = centre(rows[some], centred)
+    want = want[some].to(top.dtype)
+    if not bool(torch.isfinite(want).all()):
+        raise GimkitError(f"{path}: the model's own output is NaN or infinite here; check its weights and its dtype")
+    plain = top * inverse_scale(top, eps)
+    shift = 0 if bias is None else bias.detach().to(top.dtype)
+    tolerance = 1e-4 if y.dtype in (torch.float32, torch.float64) else 4e-2
+    w = None if weight is None else weight.detach().to(top.dtype)
+    for factor in [None] if w is None else [w, 1 + w]:
+        error = (plain * (1 if factor is None else factor) + shift - want).abs().max()
+        if bool(error <= tolerance * (1 + want.abs().max())):
+            return factor
+    raise GimkitError(f"{path}: recomputing this norm does not reproduce its output (an unknown norm, or quantised "
+                      "weights), so it cannot be frozen; use full-precision weights, or rules with freeze_norm=False")
+
+
+class Tempered:
+    """An attention module whose sinks are divided by the temperature; everything else is the module's."""
+
+    def __init__(self, module, temperature: float):
+        self._module, self.sinks = module, module.sinks / temperature
+
+    def __getattr__(self, name):
+        return getattr(self._module, name)
+
+
+def attention_call(attention):
+    """The kernel that an attention module picks, and its call: .inputs are ((module, q, k, v, mask, ...), options)."""
+    source = attention.source
+    names = [name for name in source.names if name.startswith("attention_interface_")]
+    call = getattr(source, names[-1])
+    return getattr(source, names[0]).output, call
+
+
+def soften_attention(attention, path: str, temperature: float, q_scale: float, k_scale: float, v_scale: float,
+                     constant: bool):
+    """Scale the gradients of q, k and v, and give the softmax its gradient at another temperature.
+
+    At temperature T the model's own kernel runs twice: once as it is, for the value and the gradient to v; once
+    with scores / T and v fixed, for the gradient to q and k. The factor T undoes the chain rule's 1/T.
+    """
+    kernel, call = attention_call(attention)
+    (module, q, k, v, mask, *rest), options = call.inputs
+    if constant:
+        q_scale = k_scale = 0
+    if constant or temperature == 1:
+        scaled = (x if a == 1 else scale_grad(x, a) if a else x.detach()
+                  for x, a in ((q, q_scale), (k, k_scale), (v, v_scale)))
+        call.inputs = ((module, *scaled, mask, *rest), options)
+        return
+    if options.get("dropout"):
+        raise GimkitError(f"{path}: attention dropout is on, so a second softmax would differ; call model.eval() first")
+    call.inputs = ((module, q.detach(), k.detach(), v, mask, *rest), options)
+    output, weights = call.output
+    soft = dict(options)
+    soft["scaling"] = (q.shape[-1] ** -0.5 if options.get("scaling") is None else options["scaling"]) / temperature
+    for name in ("softcap", "s_aux", "position_bias"):
+        if soft.get(name) is not None:
+            soft[name] = soft[name] / temperature
+    if isinstance(mask, torch.Tensor) and mask.is_floating_point():
+        mask = mask / temperature
+    if isinstance(getattr(module, "sinks", None), torch.Tensor):
+        module = Tempered(module, temperature)
+    # Only v has a gradient in the first run, only q and k in the second: factors on outputs save copies of q, k and v.
+    share = q_scale if q_scale == k_scale else 1
+    if q_scale != k_scale:
+        q, k = scale_grad(q, q_scale), scale_grad(k, k_scale)
+    again = kernel(module, q, k, v.detach(), mask, *rest, **soft)[0]
+    value = output.detach()
+    direct = torch.add(value, output - value, alpha=v_scale)
+    call.output = (torch.add(direct, again - again.detach(), alpha=temperature * share), weights)
+
+
+def attention_pattern(kernel, call) -> torch.Tensor:
+    """What each query gives each position, [rows, heads, seq, seq]: the model's own kernel, run on values of 0 and 1.
+
+    The columns of the identity matrix as values make the kernel return its weights, with its own scaling, mask, softcap
+    and sinks, whether it is sdpa, eager or flash. Values keep the model's own width, which some kernels insist on.
+    kernel, call: of `attention_call`.
+    """
+    (module, q, k, v, mask, *rest), options = call.inputs
+    positions, width = v.shape[-2:]
+    identity = torch.eye(positions, positions + -positions % width, device=v.device, dtype=v.dtype)
+    found = [kernel(module, q, k, columns.expand_as(v), mask, *rest, **options)[0] for columns in
+             identity.split(width, 1)]
+    return torch.cat(found, -1)[..., :positions].transpose(1, 2).detach()
+
+
+def put_pattern_difference(attention):
+    """Give the softmax the gradient (s - s') g: s is the first row's pattern, s' the second's, g the gradient to s.
+
+    The rows are a clean prompt and its other version. Only the first one's gradient is replaced, the second has none.
+    """
+    kernel, call = attention_call(attention)
+    pattern = attention_pattern(kernel, call)
+    (module, q, k, v, mask, *rest), options = call.inputs
+    call.inputs = ((module, q.detach(), k.detach(), v, mask, *rest), options)
+    output, weights = call.output
+    keys, values = (x[:1].repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v.detach()))
+    scaling = q.shape[-1] ** -0.5 if options.get("scaling") is None else options["scaling"]
+    scores = q[:1] @ keys.transpose(-1, -2) * scaling
+    if options.get("softcap") is not None:
+        scores = torch.tanh(scores / options["softcap"]) * options["softcap"]
+    term = ((pattern[:1] - pattern[1:]) * scores @ values).transpose(1, 2)
+    call.output = (torch.cat([output[:1] + (term - term.detach()).to(output.dtype), output[1:]]), weights)
+
+
+def split_input(module, factor: float):
+    """Scale the gradient of a module's first input: at a down projection, of both factors of the gated product."""
+    module.input = scale_grad(module.input, factor)
+
+
+def split_output(module, factor: float):
+    """Scale the gradient of a module's output: one branch of a gated product."""
+    module.output = scale_grad(module.output, factor)
+
+
+def linearise_activation(activation):
+    """The activation's value, with the gradient of multiplying by the constant act(x) / x."""
+    x, y = activation.input, activation.output
+    slope = torch.where(x == 0, torch.zeros_like(x), y / x).detach()
+    activation.output = with_grad_of(y, x * slope)

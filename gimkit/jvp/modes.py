@@ -1,0 +1,56 @@
+"""Backward pass or forward mode: which one computes the scores."""
+
+import warnings
+from weakref import WeakKeyDictionary
+
+import nnsight
+import torch
+
+from gimkit.model.architecture import dissect
+from gimkit.errors import GimkitError
+from gimkit.interventions.jvp import gradient_arrives
+from gimkit.remote import in_trace
+
+BACKENDS = ("auto", "reverse", "forward")
+ANSWERS = WeakKeyDictionary()  # model -> {(where, host, key): whether it gives gradients}
+
+
+def check_backend(backend: str) -> None:
+    """Refuse an unknown backend."""
+    if backend not in BACKENDS:
+        raise GimkitError(f"unknown backend {backend!r}; use {', '.join(BACKENDS)}")
+
+
+def in_either_mode(model, backend: str, reverse, forward, remote):
+    """The result of reverse() or of forward(); "auto" is reverse, and forward where a server refuses gradients.
+
+    >>> in_either_mode(model, "forward", lambda: "by a backward pass", lambda: "by tangents", remote=False)
+    'by tangents'
+
+    forward: why there is none, where it is a text; that is then the GimkitError.
+    """
+    refused = backend == "auto" and remote and not gives_gradients(model, remote)
+    if backend != "forward" and not refused:
+        return reverse()
+    if isinstance(forward, str):
+        raise GimkitError(f"the server refuses gradients to this key, and {forward}" if refused else forward)
+    if refused:
+        warnings.warn("the server refuses gradients to this key, so the scores are computed in forward mode: the same "
+                      "numbers, with more rows in place of a backward pass", stacklevel=3)
+    return forward()
+
+
+def gives_gradients(model, remote=False) -> bool:
+    """Does autograd reach from a trace's logits to its embeddings? Not in the sandbox of an ordinary NDIF key.
+
+    >>> gives_gradients(model)
+    True
+
+    A server is asked once, by a request of its own (one token), and its answer holds for this host, key and model.
+    """
+    asked = (str(remote), nnsight.CONFIG.API.HOST, nnsight.CONFIG.API.APIKEY)
+    known = ANSWERS.setdefault(model, {})
+    if asked not in known:
+        known[asked] = in_trace(model, torch.zeros(1, 1, dtype=torch.long), gradient_arrives, dissect(model).embedding,
+                                remote=remote)
+    return known[asked]
