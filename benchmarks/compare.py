@@ -1,21 +1,22 @@
-"""Every scoring method on every task, side by side: `python -m gimkit compare`."""
+"""Every scoring method on every task, side by side: `python -m benchmarks.compare`."""
 
+import argparse
+import sys
 import time
+from pathlib import Path
 
 import pandas
 
 import gimkit
+from benchmarks.measuring import growing
 from gimkit.circuits.edges import METHODS
-from gimkit.circuits.scores import check_whole
-from gimkit.errors import GimkitError
-from benchmarks.memory import growing
-from figures.comparison import faithfulness_by_edges
+from gimkit.cli import run_command
+from gimkit.errors import GimkitError, check_whole
 from gimkit.rules import LADDER
 
 TASKS = ("ioi", "greater_than", "agreement", "pronoun", "capital", "hypernymy", "odd_one_out", "induction", "ioi_twice")
 COMPARED = tuple(method for method in METHODS if method not in LADDER or method in ("gradient", "freeze", "gim"))
 AREAS = tuple(f"{area}{end}" for area in ("cpr", "cmd") for end in ("", "_low", "_high"))
-DRAWN_TASKS, DRAWN = TASKS[:6], {"gradient": "EAP", "ig-inputs": "EAP-IG", "gp": "EAP-GP", "gim": "GIM"}
 
 
 def compare(name: str, tasks=TASKS, methods=COMPARED, n: int = 32,
@@ -32,7 +33,7 @@ def compare(name: str, tasks=TASKS, methods=COMPARED, n: int = 32,
     half of a draw gives the scores, the other half evaluates the circuits, as MIB has a train and a validation split.
     cpr: signed ranking, cmd: absolute ranking, over linear shares (`gimkit.circuits.Curve`), with 95% bootstrap
     intervals over the n prompts. cpu_seconds: of scoring, of the whole process. growth_mib: by how much the process's
-    resident memory grew at most while scoring (`benchmarks.memory.growing`; empty elsewhere than on Linux).
+    resident memory grew at most while scoring (`benchmarks.measuring.growing`; empty elsewhere than on Linux).
     curves: faithfulness by seed, task, method, ranking and share; requested: that share of the edges, edges: how many
     of them are no dead ends.
     A task that the model does not solve is reported with empty numbers and a note, not left out.
@@ -75,24 +76,32 @@ def over_seeds(table: pandas.DataFrame) -> pandas.DataFrame:
     return by.mean(numeric_only=True).assign(solved=by["cpr"].count()).reset_index()
 
 
-def drawing(curves: pandas.DataFrame):
-    """EAP-GP's comparison: faithfulness by number of edges for EAP, EAP-IG, EAP-GP and GIM on six tasks.
+def main(arguments: list[str] | None = None) -> int:
+    """Print CPR and CMD of every method on every task; bad input gives one line and exit code 2."""
+    parser = argparse.ArgumentParser("python -m benchmarks.compare",
+                                     description="CPR and CMD of every edge-scoring method on every task.")
+    parser.add_argument("model", metavar="NAME", help="a bundled name, a folder or a hub id")
+    parser.add_argument("--tasks", nargs="+", metavar="TASK", default=TASKS, help="default: all of gimkit.tasks")
+    parser.add_argument("--methods", nargs="+", metavar="METHOD", default=COMPARED, help="default: all")
+    parser.add_argument("-n", type=int, default=32, help="prompt pairs a task for scores, and as many others to "
+                        "evaluate circuits (default: %(default)s)")
+    parser.add_argument("--seeds", type=int, default=1, help="draws of prompts (default: %(default)s)")
+    parser.add_argument("--csv", type=Path, help="write a row per seed here, and the curves to NAME-curves.csv")
+    return run_command(print_comparison, parser.parse_args(arguments))
 
-    >>> curves = compare("mini-llama", ["ioi"], ["gim", "gradient"], n=4)[1]
-    >>> figure, rows, text = drawing(curves)
 
-    curves: from `compare`; of its tasks and methods those six and four are drawn, with absolute ranking. Returns the
-    matplotlib figure, the rows that it shows, and its alternative text. Raises GimkitError when none of them is there.
-    """
-    if curves.empty or not (curves.task.isin(DRAWN_TASKS) & curves.method.isin(list(DRAWN))).any():
-        raise GimkitError(f"nothing to draw: the figure is of {', '.join(DRAWN)} on {', '.join(DRAWN_TASKS)}")
-    chosen = curves[curves.task.isin(DRAWN_TASKS) & curves.method.isin(list(DRAWN)) & (curves.ranking == "absolute")]
-    chosen = chosen.sort_values("method", key=lambda names: names.map(list(DRAWN).index), kind="stable")
-    chosen = chosen.assign(method=chosen.method.map(DRAWN))
-    axes = faithfulness_by_edges(chosen)
-    away = (1 - chosen.faithfulness).abs().groupby([chosen.task, chosen.method], sort=False).mean()
-    told = "; ".join(f"{task}: " + ", ".join(f"{method} {value:.2f}" for method, value in part.droplevel(0).items())
-                     for task, part in away.groupby(level=0, sort=False))
-    alt = (f"Faithfulness against number of edges on {chosen.model.iloc[0]}, a panel per task, a line per method, mean "
-           f"over draws of prompts ({chosen.seed.nunique()}). Mean distance from 1 over the sizes: {told}.")
-    return axes[0].figure, chosen, alt
+def print_comparison(options) -> None:
+    table, curves = compare(options.model, options.tasks, options.methods, n=options.n, seeds=options.seeds)
+    print("Scores are from some prompts, circuits run on others. Means over seeds, also of the ends of the 95%\n"
+          "bootstrap intervals over prompts; growth_mib: the most that resident memory grew while scoring.")
+    print(over_seeds(table).to_string(index=False, float_format="{:.2f}".format))
+    for note in table.get("note", pandas.Series(dtype=str)).dropna().unique():
+        print(note)
+    if options.csv:
+        for frame, path in ((table, options.csv), (curves, options.csv.with_name(f"{options.csv.stem}-curves.csv"))):
+            frame.to_csv(path, index=False, float_format="%.4g")
+            print(f"wrote {path}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

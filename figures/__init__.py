@@ -1,4 +1,4 @@
-"""The papers' figures on any model: `python -m gimkit figures`."""
+"""The papers' figures on any model: `python -m figures`."""
 
 from figures.draw import FIGURES, draw
 from figures.parts import Request

@@ -6,7 +6,11 @@ import pandas
 import seaborn
 from matplotlib import pyplot
 
-from gimkit.plots import DARK, _plain
+from benchmarks.compare import TASKS
+from gimkit.errors import GimkitError
+from gimkit.plots.style import DARK, _plain
+
+DRAWN_TASKS, DRAWN = TASKS[:6], {"gradient": "EAP", "ig-inputs": "EAP-IG", "gp": "EAP-GP", "gim": "GIM"}
 
 
 def faithfulness_by_edges(curves: pandas.DataFrame, axes=None) -> list:
@@ -41,3 +45,26 @@ def faithfulness_by_edges(curves: pandas.DataFrame, axes=None) -> list:
         ax.tick_params(labelbottom=True)
     axes[0].legend(frameon=True, title=None, loc="lower right")
     return axes
+
+
+def drawing(curves: pandas.DataFrame):
+    """EAP-GP's comparison: faithfulness by number of edges for EAP, EAP-IG, EAP-GP and GIM on six tasks.
+
+    >>> curves = compare("mini-llama", ["ioi"], ["gim", "gradient"], n=4)[1]
+    >>> figure, rows, text = drawing(curves)
+
+    curves: from `compare`; of its tasks and methods those six and four are drawn, with absolute ranking. Returns the
+    matplotlib figure, the rows that it shows, and its alternative text. Raises GimkitError when none of them is there.
+    """
+    if curves.empty or not (curves.task.isin(DRAWN_TASKS) & curves.method.isin(list(DRAWN))).any():
+        raise GimkitError(f"nothing to draw: the figure is of {', '.join(DRAWN)} on {', '.join(DRAWN_TASKS)}")
+    chosen = curves[curves.task.isin(DRAWN_TASKS) & curves.method.isin(list(DRAWN)) & (curves.ranking == "absolute")]
+    chosen = chosen.sort_values("method", key=lambda names: names.map(list(DRAWN).index), kind="stable")
+    chosen = chosen.assign(method=chosen.method.map(DRAWN))
+    axes = faithfulness_by_edges(chosen)
+    away = (1 - chosen.faithfulness).abs().groupby([chosen.task, chosen.method], sort=False).mean()
+    told = "; ".join(f"{task}: " + ", ".join(f"{method} {value:.2f}" for method, value in part.droplevel(0).items())
+                     for task, part in away.groupby(level=0, sort=False))
+    alt = (f"Faithfulness against number of edges on {chosen.model.iloc[0]}, a panel per task, a line per method, mean "
+           f"over draws of prompts ({chosen.seed.nunique()}). Mean distance from 1 over the sizes: {told}.")
+    return axes[0].figure, chosen, alt

@@ -4,12 +4,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from gimkit import plots
-from benchmarks.compare import DRAWN_TASKS
-from gimkit.errors import GimkitError
 from figures import edges, l3d, layers, repair, tokens
-from figures.captions import write_caption
+from figures.comparison import DRAWN_TASKS
 from figures.parts import FOLDER, SIX, TASKS, Request
+from gimkit import plots
+from gimkit.errors import GimkitError
 from gimkit.l3d.attention import TASKS as TASKS_OF_L3D
 
 
@@ -130,7 +129,7 @@ def draw(names, name: str = "mini-llama", n: int = 12, seed: int = 0, tasks=()) 
     [PosixPath('figures/toy.png')]
 
     names: of FIGURES; none for all. name: the model, whatever `gimkit.load` takes. n, seed: prompts of each task.
-    tasks: names of tasks instead of each figure's own. Measured parts are kept in figures/data and read back when
+    tasks: names of tasks instead of each figure's own. Measured parts are kept in runs/figures and read back when
     model, prompts and settings are the same.
     Raises GimkitError for an unknown figure or task, listing those that exist.
     """
@@ -143,9 +142,9 @@ def draw(names, name: str = "mini-llama", n: int = 12, seed: int = 0, tasks=()) 
         named = FIGURES[wanted]
         figure, frame, alt = named.make(request)
         stem = f"{wanted}-{request.label}" if named.tasks else wanted
-        drawn.append(plots.save(figure, FOLDER / stem, frame, alt))
         made = "no model" if not named.tasks else (
             f"{name}, {min(n, named.prompts)} prompts of each of {', '.join(request.chosen(named.tasks))}, seed {seed}")
-        write_caption(FOLDER / "CAPTIONS.md", stem, alt, named.paper, made, named.differs)
+        drawn.append(plots.save(figure, FOLDER / stem, frame, alt, Paper=f"{named.paper}.", Made_on=f"{made}.",
+                                Differs=named.differs))
         print(f"wrote {drawn[-1]}", flush=True)
     return drawn

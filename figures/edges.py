@@ -4,10 +4,11 @@ import pandas
 import torch
 from tqdm.auto import tqdm
 
-from gimkit import compare, plots_papers
-from gimkit.model.architecture import dissect
+from benchmarks.compare import compare
+from figures import comparison, papers
 from figures.parts import Request
 from gimkit.interventions.layer_scores import along_path
+from gimkit.model.architecture import dissect
 
 POINTS, DRAWS = 41, 2
 
@@ -38,35 +39,35 @@ def saturation(request: Request):
            f"{task.name}, {request.label}: the logit difference, and the norm of its gradient, largest at "
            f"{where.min():.2f} to {where.max():.2f} of the way; at the clean end, where EAP takes it, it has "
            f"{ends.min():.0%} to {ends.max():.0%} of that.")
-    return plots_papers.saturation_path(frame), frame, alt
+    return papers.saturation_path(frame), frame, alt
 
 
 def compared(request: Request) -> pandas.DataFrame:
     """Faithfulness of EAP, EAP-IG, EAP-GP and GIM by size of circuit, and their CPU seconds, task by task."""
     found = []
-    for name in tqdm(request.chosen(compare.DRAWN_TASKS), desc=f"edges of {request.label}", delay=2, leave=False):
+    for name in tqdm(request.chosen(comparison.DRAWN_TASKS), desc=f"edges of {request.label}", delay=2, leave=False):
         found.append(request.part("edges", request.task(name), "curves", lambda name=name: curves(request, name)))
     return pandas.concat(found, ignore_index=True)
 
 
 def curves(request: Request, name: str) -> pandas.DataFrame:
     """The curves of `benchmarks.compare` with the scoring's CPU seconds beside."""
-    table, found = compare.compare(request.name, [name], list(compare.DRAWN), n=request.n, seeds=DRAWS,
+    table, found = compare(request.name, [name], list(comparison.DRAWN), n=request.n, seeds=DRAWS,
                                    seed=request.seed)
     return found.merge(table[["task", "seed", "method", "cpu_seconds"]], on=["task", "seed", "method"])
 
 
 def faithfulness(request: Request):
     """Faithfulness against the number of edges: figure, numbers, text."""
-    return compare.drawing(compared(request).drop(columns="cpu_seconds"))
+    return comparison.drawing(compared(request).drop(columns="cpu_seconds"))
 
 
 def runtime(request: Request):
     """CPU seconds as multiples of EAP's: figure, numbers, text."""
     rows = compared(request).groupby(["task", "method"], sort=False, as_index=False).cpu_seconds.mean()
     eap = rows[rows.method == "gradient"].set_index("task").cpu_seconds
-    frame = rows.assign(ratio=rows.cpu_seconds / rows.task.map(eap), method=rows.method.map(compare.DRAWN))
+    frame = rows.assign(ratio=rows.cpu_seconds / rows.task.map(eap), method=rows.method.map(comparison.DRAWN))
     means = frame.groupby("method", sort=False).ratio.mean()
     alt = (f"Bars: CPU time to score all edges of {request.label} as a multiple of EAP's, mean over {len(eap)} tasks. "
            + ", ".join(f"{method} {value:.1f}" for method, value in means.items()) + ".")
-    return plots_papers.runtimes(frame), frame, alt
+    return papers.runtimes(frame), frame, alt

@@ -4,14 +4,17 @@ import pandas
 import torch
 
 import gimkit
-from gimkit import plots_l3d
-from gimkit.model.architecture import dissect
+from benchmarks.l3d_runs import runs
+from figures import l3d_heads
 from figures.parts import FOLDER, Request
-from gimkit.l3d import Decomposition, attention, decompose, heads, intervene, recovery, runs
+from gimkit import plots
+from gimkit.l3d import Decomposition, attention, decompose, recovery
+from gimkit.l3d import interventions as moves
 from gimkit.l3d.toys import FAMILIES
-from figures.papers import panels
+from gimkit.model.architecture import dissect
+from gimkit.plots.style import panels
 
-TOYS = FOLDER / "l3d"  # kept with the figures: the full runs take half an hour
+TOYS = FOLDER / "data" / "l3d"  # kept with the figures: the full runs take half an hour
 TARGETS = {"tms, paper": 0.19, "tms, divergence of the code": 0.19, "superposed, paper": 0.064,
            "superposed, divergence of the code": 0.064, "superposed, divergence of the code, long": 0.064,
            "squared, short": 0.32}
@@ -32,9 +35,9 @@ def subnetworks(_: Request):
         toy_runs(name)
         toy, found = runs.middle(name, TOYS)
         first = "layers.0.weight" if name == "squared" else "W_in"
-        table = plots_l3d.reads(found, first, inputs_first=name != "squared")
+        table = plots.reads(found, first, inputs_first=name != "squared")
         names = [f"{i} ({p:.2f})" for i, p in enumerate(found.p_act.tolist())]
-        plots_l3d.reading_grid(table, names, title, ax)
+        plots.reading_grid(table, names, title, ax)
         rows += [{"toy": name, "subnetwork": i, "p_act": float(found.p_act[i]), "input": j, "reads": table[i, j]}
                  for i in range(len(found)) for j in range(table.shape[1])]
         cosines, _ = recovery.matched(found.decoder, recovery.planted(toy))
@@ -61,7 +64,7 @@ def encoder(_: Request):
                      "cosine": float(torch.cosine_similarity(original[feature], direction, dim=0).abs())})
     frame = pandas.DataFrame(rows)
     figure, (ax,) = panels(1, 4.4, 4.4)
-    plots_l3d.encoder_plane(original.numpy(), frame[["x", "y"]].to_numpy(), ax)
+    plots.encoder_plane(original.numpy(), frame[["x", "y"]].to_numpy(), ax)
     alt = (f"The five directions of the toy's encoder in the plane of its two hidden units, and the subnetworks' on "
            f"top of them: |cosine| from {frame.cosine.min():.4f} to {frame.cosine.max():.4f}; "
            f"{frame.feature.nunique()} of 5 inputs have a subnetwork.")
@@ -78,15 +81,15 @@ def interventions(_: Request):
         _, which = recovery.matched(found.decoder, recovery.planted(toy))
         circuit, spread = 1, deltas if name == "tms" else deltas / 3
         direction, x = found.subnetwork(which[circuit]), toy.inputs(1000, seed=2)
-        change = intervene.sweep(toy.module, direction, spread, x)
-        control = intervene.sweep(toy.module, intervene.random_like(direction), spread, x)
-        far = intervene.change(toy.module, direction, few[1], x)
-        plots_l3d.change_scatter(x[:, circuit].numpy(), far.numpy(), (x[:, circuit] != 0).numpy(), pair[0],
+        change = moves.sweep(toy.module, direction, spread, x)
+        control = moves.sweep(toy.module, moves.random_like(direction), spread, x)
+        far = moves.change(toy.module, direction, few[1], x)
+        plots.change_scatter(x[:, circuit].numpy(), far.numpy(), (x[:, circuit] != 0).numpy(), pair[0],
                                  f"input {circuit}")
         pair[0].set_title(f"{SHOWN[name]}: circuit {circuit}, delta {few[1]:g}", fontsize=10)
-        plots_l3d.sweep_lines(spread.numpy(), change.numpy(), circuit, control.numpy(), pair[1])
+        plots.sweep_lines(spread.numpy(), change.numpy(), circuit, control.numpy(), pair[1])
         pair[1].set_title(SHOWN[name], fontsize=10)
-        table = intervene.interventions(toy, found, few)
+        table = moves.interventions(toy, found, few)
         frames.append(table)
         for label, part in table.groupby("direction", sort=False):
             said.append(f"{SHOWN[name]}, {label}: AUROC {part.auroc.mean():.2f} for samples with the circuit's input, "
@@ -110,7 +113,7 @@ def coefficients(_: Request):
     for name, one, ax in (("the text", found, axes[0]), ("the code", Decomposition.load(stem), axes[1])):
         guessed, true = recovery.coefficients(one, toy)
         r2 = recovery.r_squared(guessed, true)
-        plots_l3d.coefficient_scatter(guessed, true, r2, ax)
+        plots.coefficient_scatter(guessed, true, r2, ax)
         ax.set_title(f"divergence of {name}: $r^2$ = {r2:.2f}")
         frames.append(pandas.DataFrame({"divergence": name, "true": true.ravel(), "guessed": guessed.ravel()}))
         variant = "paper" if name == "the text" else "divergence of the code"
@@ -127,7 +130,7 @@ def errors(_: Request):
     frame = pandas.concat(tables, ignore_index=True)
     frame = frame.assign(group=frame.toy + ", " + frame.variant, error=frame["squared"])
     figure, (ax,) = panels(1, 8, 1.0 + 0.34 * frame.group.nunique())
-    plots_l3d.error_bars(frame, TARGETS, ax)
+    plots.error_bars(frame, TARGETS, ax)
     means = frame.groupby("group", sort=False)["error"].mean()
     alt = ("Errors of the last epoch, squared as in the reference implementation, a dot per seed. Means: "
            + "; ".join(f"{group} {value:.3f}" + (f" (paper {TARGETS[group]:g})" if group in TARGETS else "")
@@ -150,7 +153,7 @@ def digits(_: Request):
 
 def _selection(table: pandas.DataFrame, what: str):
     figure, (ax,) = panels(1, 6.5, 1.4 + 0.36 * len(table))
-    plots_l3d.selection_dots(table, ax)
+    plots.selection_dots(table, ax)
     first = table.iloc[0]
     alt = (f"Dots of AUROC per kind of sample, {what}: mean {table.auroc.mean():.2f} for the best of {first.n} "
            f"subnetworks, {table.untrained_auroc.mean():.2f} for the best of as many untrained directions, "
@@ -167,16 +170,16 @@ def beside_gim(request: Request, blocks=(3,), **settings):
     def measure():
         found, table = attention.attention_run(request.model, blocks, **settings)
         row = table.set_index("kind").loc["ioi"]
-        beside = heads.beside_gim(found, request.model, ioi, table)
+        beside = l3d_heads.beside_gim(found, request.model, ioi, table)
         beside = beside.assign(auroc=row["auroc"], untrained_auroc=row["untrained_auroc"])
-        return pandas.concat([beside, heads.head_shares(found, request.model)], axis=1)
+        return pandas.concat([beside, l3d_heads.head_shares(found, request.model)], axis=1)
 
     frame = request.part("l3d", ioi[:1], name, measure)
     chosen = int(frame.kind.fillna("").str.split(", ").map(lambda kinds: "ioi" in kinds).idxmax())
     shares = frame.loc[chosen, frame.columns.str.fullmatch(r"a\d+\.h\d+")].astype(float)
     scores = gimkit.score_nodes(request.model, ioi, method="gim")
     scores = scores.frame().set_index("node")["score"].abs()[list(shares.index)]
-    figure = plots_l3d.beside_gim(shares, scores, frame.rho.tolist(), chosen, "ioi")
+    figure = plots.beside_gim(shares, scores, frame.rho.tolist(), chosen, "ioi")
     others, mine = frame.rho.drop(chosen), frame.loc[chosen]
     alt = (f"The subnetwork that selects IOI best does so with AUROC {mine.auroc:.2f} on new prompts, the best "
            f"untrained direction with {mine.untrained_auroc:.2f}. Left, its share in each of {len(shares)} heads "

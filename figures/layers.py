@@ -3,7 +3,7 @@
 import pandas
 from tqdm.auto import tqdm
 
-from gimkit import plots_papers
+from figures import papers
 from figures.parts import Request
 from figures.tokens import MEASURES, POOLED, intervals, prompts_of
 from gimkit.tokens.layers import layer_faithfulness, layer_scores
@@ -35,4 +35,4 @@ def layers(request: Request):
                      for measure in MEASURES)
     alt = (f"Lines of comprehensiveness (high is good) and sufficiency (low is good) of residual streams over layers, "
            f"{request.label}, a line per method with intervals over prompts. Means over layers, {said}.")
-    return plots_papers.layers(frame[frame.task == POOLED]), frame, alt
+    return papers.layers(frame[frame.task == POOLED]), frame, alt

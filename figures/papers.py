@@ -5,20 +5,9 @@ import seaborn
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from gimkit.plots import BLUE, DARK, GREEN, GREY, ORANGE, _plain
+from gimkit.plots.style import BLUE, DARK, GREEN, GREY, MARKERS, ORANGE, _plain, panels
 
 MEASURES = {"comprehensiveness": "comprehensiveness (high is good)", "sufficiency": "sufficiency (low is good)"}
-MARKERS = "osD^vP*Xhp"
-
-
-def panels(n: int, width: float, height: float, **options):
-    """A figure with n axes side by side, in the kit's style.
-
-    >>> figure, (left, right) = panels(2, 10, 4)
-    """
-    figure = Figure(figsize=(width, height), layout="constrained")
-    with seaborn.axes_style("whitegrid"):
-        return figure, figure.subplots(1, n, squeeze=False, **options)[0]
 
 
 def toy(frame) -> Figure:

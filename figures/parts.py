@@ -37,7 +37,7 @@ class Request:
     n: int = 12
     seed: int = 0
     tasks: tuple[str, ...] = ()
-    folder: Path = FOLDER / "data"
+    folder: Path = Path("runs/figures")
     made: dict = field(default_factory=dict, repr=False, compare=False)
 
     @cached_property
@@ -72,7 +72,7 @@ class Request:
         return self.made[name]
 
     def part(self, kind: str, prompts: Task, method: str, measure: Callable[[], pandas.DataFrame]) -> pandas.DataFrame:
-        """What measure() returns, read from figures/data/MODEL/KIND/TASK-METHOD.csv where that holds the same already.
+        """What measure() returns, read from runs/figures/MODEL/KIND/TASK-METHOD.csv where that holds the same already.
 
         >>> request = Request("mini-llama", n=4)
         >>> request.part("demo", request.task("ioi"), "none", lambda: pandas.DataFrame({"x": [1.5]})).loc[0, "x"].item()

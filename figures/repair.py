@@ -3,8 +3,9 @@
 import pandas
 
 import gimkit
-from gimkit import plots, plots_papers, plots_repair
+from figures import papers
 from figures.parts import Request
+from gimkit import plots
 from gimkit.selfrepair import SelfRepair
 
 TOYS = {"two that say the same": ((6, 6, 0, 0, 0), (10, 10, 0, 0, 0)), "one alone": ((6, 0, 0, 0, 0), (10, 0, 0, 0, 0))}
@@ -24,7 +25,7 @@ def toy(_: Request):
            f"alone: ablating it costs {alone['truth', 'first']:.3f}, with the empty second one "
            f"{alone['truth', 'both']:.3f}; gradient {alone['gradient', 'both']:.3f}, at temperature 2 "
            f"{alone['gradient, T = 2', 'both']:.3f}.")
-    return plots_papers.toy(frame), frame, alt
+    return papers.toy(frame), frame, alt
 
 
 def repairs(request: Request) -> list[SelfRepair]:
@@ -39,14 +40,14 @@ def repairs(request: Request) -> list[SelfRepair]:
 
 def ablation_effect(request: Request):
     """Joint against summed single effects: figure, numbers, text."""
-    return scatters(request, plots_repair.ablation_effect, lambda rows: (rows.d1 + rows.d2, rows.d12),
+    return scatters(request, plots.ablation_effect, lambda rows: (rows.d1 + rows.d2, rows.d12),
                     "Joint effect of two ablated attention scores against the sum of their single effects",
                     "rows have a joint effect above the sum")
 
 
 def grad_vs_tsg(request: Request):
     """Tempered against plain gradient sums: figure, numbers, text."""
-    return scatters(request, plots_repair.grad_vs_tsg, lambda rows: (rows.gradient, rows.tsg),
+    return scatters(request, plots.grad_vs_tsg, lambda rows: (rows.gradient, rows.tsg),
                     "Gradient sum of two attention scores at temperature 2 against the plain one",
                     "rows have a larger gradient at temperature 2")
 
@@ -54,7 +55,7 @@ def grad_vs_tsg(request: Request):
 def scatters(request: Request, draw, xy, title: str, above: str):
     """A panel per task; xy picks what is drawn, above is what holds over the diagonal."""
     found = repairs(request)
-    figure, axes = plots_papers.panels(len(found), 4.0 * len(found), 3.7)
+    figure, axes = papers.panels(len(found), 4.0 * len(found), 3.7)
     for repair, ax in zip(found, axes):
         draw(repair, ax=ax)
     plotted, said = [], []

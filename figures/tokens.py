@@ -7,10 +7,10 @@ import torch
 from tqdm.auto import tqdm
 
 import gimkit
-from gimkit import plots_papers
-from gimkit.circuits.faithfulness import bootstrap
+from figures import papers
 from figures.parts import Request
 from gimkit.rules import GIM, LADDER
+from gimkit.statistics import bootstrap
 from gimkit.tokens import TokenScores
 
 TEMPERATURES = (1.0, 1.5, 2.0, 2.5, 3.0, 5.0, 10.0, 100.0)
@@ -124,7 +124,7 @@ def temperature_sweep(request: Request):
     frame.insert(0, "temperature", frame.method.map({at_temperature(t): t for t in TEMPERATURES}))
     alt = (f"Lines of comprehensiveness (high is good) and sufficiency (low is good) over the softmax temperature, "
            f"{request.label}, a line per task and their mean. Best over all tasks, {extremes(frame)}.")
-    return plots_papers.temperature_sweep(frame, POOLED), frame, alt
+    return papers.temperature_sweep(frame, POOLED), frame, alt
 
 
 def ablation_ladder(request: Request):
@@ -133,7 +133,7 @@ def ablation_ladder(request: Request):
     alt = (f"Dots: comprehensiveness and sufficiency of token scores minus those of gradient x input, for seven sets "
            f"of rules on {request.label}, a dot per task and their mean with its interval. Best over all tasks, "
            f"{extremes(frame)}.")
-    return plots_papers.ladder(frame, POOLED), frame, alt
+    return papers.ladder(frame, POOLED), frame, alt
 
 
 def token_faithfulness(request: Request):
@@ -141,4 +141,4 @@ def token_faithfulness(request: Request):
     frame = intervals(measured(request, TABLE))
     alt = (f"Two tables, comprehensiveness (high is good) and sufficiency (low is good), methods by tasks, "
            f"{request.label}. Best over all tasks, {extremes(frame)}.")
-    return plots_papers.faithfulness_table(frame, POOLED), frame, alt
+    return papers.faithfulness_table(frame, POOLED), frame, alt

@@ -16,7 +16,8 @@ REMOTE = False
 import pandas
 import torch
 
-from gimkit import checks, plots
+from gimkit import plots
+from gimkit.notebook import checks
 
 # %% [markdown]
 # ## One query, five positions

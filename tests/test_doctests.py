@@ -10,7 +10,7 @@ from matplotlib import pyplot
 
 import gimkit
 
-EXPORTING = ("gimkit", "gimkit.circuits", "gimkit.circuits.known", "gimkit.models", "gimkit.plots", "gimkit.selfrepair",
+EXPORTING = ("gimkit", "gimkit.circuits", "gimkit.circuits.known", "gimkit.plots", "gimkit.selfrepair",
              "gimkit.tasks", "gimkit.notebook.widgets", "gimkit.l3d")
 MODULES = {name: importlib.import_module(name) for name in
            ("gimkit", *(found.name for found in pkgutil.walk_packages(gimkit.__path__, "gimkit.")))

@@ -113,8 +113,8 @@ def test_layers(name):
 def test_the_forward_pass_is_untouched():
     hf, prompt = build("gpt2"), torch.tensor([prompt_of()] * 2)
     model = NNsight(hf)
+    from gimkit.interventions.attention import put_pattern_difference
     from gimkit.model.architecture import dissect
-    from gimkit.interventions.backward_rules import put_pattern_difference
 
     with model.trace(input_ids=prompt, use_cache=False):
         for block in dissect(model).blocks:

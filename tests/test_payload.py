@@ -18,7 +18,7 @@ SHAPE = dict(num_hidden_layers=80, hidden_size=8192, intermediate_size=28672, nu
 def large(tmp_path_factory):
     """Its config with mini-llama's tokenizer, no weights."""
     folder = tmp_path_factory.mktemp("large")
-    for file in (Path(gimkit.__file__).parent / "models/mini-llama").glob("*.json"):
+    for file in (Path(gimkit.__file__).parent / "model/bundled/mini-llama").glob("*.json"):
         shutil.copy(file, folder)
     transformers.LlamaConfig(**SHAPE, architectures=["LlamaForCausalLM"]).save_pretrained(folder)
     model = gimkit.load(str(folder), remote=True)

@@ -10,11 +10,11 @@ from test_nodes import changed, places, value_of
 from tiny import build, implementations, token_ids
 
 import gimkit
-from gimkit.model.architecture import dissect
-from gimkit.models import phenomena
-from gimkit.selfrepair.heads import EFFECTS
 from gimkit.interventions.score_ablation import ablations, one_layer
+from gimkit.model.architecture import dissect
+from gimkit.selfrepair.heads import EFFECTS
 from gimkit.tasks import Task
+from tests.oracles.phenomena import phenomena
 
 torch.set_num_threads(1)
 PLACES = ["example", "layer", "head", "query", "i", "j"]

@@ -11,11 +11,11 @@ from test_rules import relative
 from tiny import build
 
 import gimkit
-from gimkit.model.architecture import dissect
 from gimkit.circuits import node_intervals, shapley_nodes
-from gimkit.circuits.scores import answers_of
 from gimkit.circuits.shapley import gains_in_order
 from gimkit.interventions.node_patching import coalition_values
+from gimkit.model.architecture import dissect
+from gimkit.tasks.task import answers_of
 from gimkit.tokens.shapley import shapley_values, subsets
 
 torch.set_num_threads(1)

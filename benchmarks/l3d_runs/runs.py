@@ -1,4 +1,4 @@
-"""The full runs on toys: `python -m gimkit l3d tms --seeds 5 --out figures/l3d/tms.csv`."""
+"""The full runs on toys: `python -m benchmarks.l3d_runs tms --seeds 5 --out figures/l3d/tms.csv`."""
 
 import time
 from pathlib import Path
@@ -6,14 +6,14 @@ from pathlib import Path
 import pandas
 from scipy.stats import t
 
+from benchmarks.l3d_runs.digits import digits_run
 from gimkit.errors import GimkitError
 from gimkit.l3d import recovery, toys
 from gimkit.l3d.activity import activity
 from gimkit.l3d.attention import attention_run
 from gimkit.l3d.decompose import decompose_alike
-from benchmarks.l3d_runs.digits import digits_run
 from gimkit.l3d.decomposition import Decomposition
-from gimkit.models import load
+from gimkit.model.load import load
 
 SUMMARISED = ("new_squared", "new_norm", "cosine", "cosine_random", "r2", "dead", "squared", "norm", "auroc",
               "untrained_auroc", "shuffled_auroc", "bits", "untrained_bits", "shuffled_bits")

@@ -1,24 +1,19 @@
-"""What a model can do: the numbers of the model cards, `python -m gimkit measure mini-gpt2`."""
+"""What a model can do: the numbers of the model cards, `python -m benchmarks.training.measure mini-gpt2`."""
+
+import argparse
+import sys
 
 import pandas as pd
-import torch
 
+import gimkit
 from gimkit import tasks
-from gimkit.circuits.scores import answers_of
-from gimkit.interventions.node_patching import metric_values
+from gimkit.cli import run_command
 from gimkit.tasks import Task
+from gimkit.tasks.measure import metric
+from tests.oracles.phenomena import phenomena
 
-
-def metric(model, task: Task) -> torch.Tensor:
-    """logsumexp(good) - logsumexp(bad) of the logits behind each clean prompt, [n].
-
-    `model`: an nnsight model or a transformers one.
-    """
-    model = getattr(model, "_module", model)
-    device = next(model.parameters()).device
-    with torch.no_grad():
-        logits = model(input_ids=task.clean.to(device), attention_mask=task.mask.to(device)).logits
-    return metric_values("logit", logits, *answers_of(task))[0].cpu()
+SHOW_PHENOMENA = ("ioi, trained templates", "ioi_twice, trained templates", "odd_one_out, 3 people",
+                  "induction, three times")
 
 
 def examined(model, n: int = 1000, seed: int = 1000) -> dict[str, Task]:
@@ -45,7 +40,7 @@ def examined(model, n: int = 1000, seed: int = 1000) -> dict[str, Task]:
 def accuracy(model, n: int = 1000, seed: int = 1000) -> pd.DataFrame:
     """Accuracy and mean logit difference of each task, on pairs of names that the training held out.
 
-    >>> table = gimkit.models.accuracy(model, n=8)            # a row per task
+    >>> table = accuracy(model, n=8)            # a row per task
     >>> table.shape
     (14, 4)
 
@@ -56,3 +51,26 @@ def accuracy(model, n: int = 1000, seed: int = 1000) -> pd.DataFrame:
         values = metric(model, task)
         rows.append((name, (values > 0).float().mean().item(), values.mean().item(), len(task)))
     return pd.DataFrame(rows, columns=["task", "accuracy", "logit_difference", "prompts"])
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Print accuracies and phenomena of a model; bad input gives one line and exit code 2."""
+    parser = argparse.ArgumentParser("python -m benchmarks.training.measure",
+                                     description="Accuracies per task, and the phenomena that the notebooks teach.")
+    parser.add_argument("model", metavar="NAME_OR_FOLDER", help="a bundled name, or a folder that training wrote")
+    return run_command(print_measures, parser.parse_args(arguments))
+
+
+def print_measures(options) -> None:
+    model = gimkit.load(options.model)
+    print("Accuracy: share of prompts whose right answer is above the wrong one. Name pairs are held out of training.")
+    print(accuracy(model).to_string(index=False, float_format="{:.3f}".format), flush=True)
+    chosen = {task.name: task for name, task in examined(model, n=64).items() if name in SHOW_PHENOMENA}
+    rows = [(*key.split(".", 1), value) for key, value in phenomena(model._module, chosen).items()]
+    table = pd.DataFrame(rows, columns=["task", "measure", "value"]).set_index(["measure", "task"])["value"]
+    print("\nPhenomena, 64 prompts each; tests/oracles/phenomena.py says what each measure is.")
+    print(table.unstack(sort=False).to_string(float_format="{:.2f}".format))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

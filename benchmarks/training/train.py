@@ -1,5 +1,7 @@
-"""Trains a bundled model from one seed: `python -m gimkit train mini-gpt2 --seed 2 --out DIR`."""
+"""Trains a bundled model from one seed: `python -m benchmarks.training.train mini-gpt2 --seed 2 --out DIR`."""
 
+import argparse
+import sys
 import time
 from pathlib import Path
 from random import Random
@@ -10,7 +12,9 @@ import transformers
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
 from torch.nn.functional import cross_entropy
 
-from gimkit.models import corpus
+from benchmarks.training import corpus
+from gimkit.cli import run_command
+from gimkit.model.load import BUNDLED
 
 CONTEXT = 64
 ROWS = 12  # documents are packed into rows of CONTEXT tokens and do not see each other
@@ -147,7 +151,7 @@ def run_stage(model, batches: Batches, recipe: dict, watch=None) -> None:
 def train(name: str, seed: int, out: str | Path, report=print, stages=STAGES, watch=None) -> Path:
     """Trains `name` from `seed` and writes weights (fp16 safetensors), config and tokenizer to the folder `out`.
 
-    On a command line: `python -m gimkit train mini-gpt2 --seed 2 --out runs/mini-gpt2`, some 1,500 CPU seconds.
+    `python -m benchmarks.training.train mini-gpt2 --seed 2 --out runs/mini-gpt2` takes some 1,500 CPU seconds.
     The same seed gives the same bytes on the same machine. `report` gets a line every 250 steps;
     `watch(model, tokenizer, stage, step)` may add to it.
     """
@@ -169,3 +173,22 @@ def train(name: str, seed: int, out: str | Path, report=print, stages=STAGES, wa
     model.half().save_pretrained(out)
     tokenizer.save_pretrained(out)
     return out
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Train a bundled model; bad input gives one line and exit code 2."""
+    parser = argparse.ArgumentParser("python -m benchmarks.training.train", description="Train a bundled model.")
+    parser.add_argument("name", metavar="NAME", choices=BUNDLED, help=" or ".join(BUNDLED))
+    parser.add_argument("--seed", type=int, default=0, help="same seed, same weights (default: %(default)s)")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the weights, config and tokenizer")
+    return run_command(save_trained, parser.parse_args(arguments))
+
+
+def save_trained(options) -> None:
+    torch.set_num_threads(1)  # the same bytes on every machine
+    options.out.mkdir(parents=True, exist_ok=True)  # half an hour of training must not end in a refusal
+    print(f"wrote {train(options.name, options.seed, options.out)}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

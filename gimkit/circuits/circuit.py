@@ -5,9 +5,9 @@ from pathlib import Path
 
 import torch
 
-from gimkit.circuits import files
-from gimkit.model.graph import Graph
+from gimkit.circuits import mib_files
 from gimkit.errors import GimkitError
+from gimkit.model.graph import Graph
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,7 +71,7 @@ class Circuit:
 
         model: refuse a file of another shape. Raises GimkitError as `gimkit.circuits.mib_files.read`.
         """
-        found = files.read(path, model)
+        found = mib_files.read(path, model)
         return cls(found.graph, found.keep, found.scores)
 
     def save(self, path) -> Path:
@@ -82,7 +82,7 @@ class Circuit:
 
         Raises GimkitError for another ending and for NaN scores.
         """
-        return files.write(path, self.graph, self.keep.float() if self.scores is None else self.scores, self.keep)
+        return mib_files.write(path, self.graph, self.keep.float() if self.scores is None else self.scores, self.keep)
 
     def __len__(self) -> int:
         return int(self.keep.sum())

@@ -1,8 +1,6 @@
 """How well scores, and the circuits cut from them, agree with the truth."""
 
-import warnings
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy
 import pandas
@@ -11,49 +9,17 @@ from scipy import stats
 
 from gimkit.circuits.circuit import Circuit
 from gimkit.circuits.edges import EdgeScores
-from gimkit.model.graph import greedy_edges, prune, top_edges
+from gimkit.circuits.metric import check_metric
 from gimkit.circuits.nodes import NodeScores
 from gimkit.circuits.patching import run_masks
-from gimkit.circuits.scores import check_metric, check_task
-from gimkit.model.residual_stream import check_graph, wiring
-from gimkit.model.apply import check_unedited
 from gimkit.errors import GimkitError, require_finite
+from gimkit.model.apply import check_unedited
+from gimkit.model.graph import greedy_edges, prune, top_edges
+from gimkit.model.residual_stream import check_graph, wiring
+from gimkit.statistics import Interval, bootstrap
+from gimkit.tasks.task import check_task
 
 SIZES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)  # MIB's shares of all edges
-
-
-class Interval(NamedTuple):
-    """An estimate with its bootstrap interval.
-
-    >>> print(Interval(value=0.931, low=0.907, high=0.952))
-    0.93 [0.91, 0.95]
-    """
-
-    value: float
-    low: float
-    high: float
-
-    def __str__(self) -> str:
-        return f"{self.value:.2f} [{self.low:.2f}, {self.high:.2f}]"
-
-
-def bootstrap(statistic, n: int, *, level: float = 0.95, resamples: int = 999, seed: int = 0) -> Interval:
-    """The value of statistic(indices of examples) on all n examples, with a percentile interval over examples.
-
-    >>> values = numpy.array([1.0, 2.0, 3.0, 4.0])
-    >>> bootstrap(lambda index: values[index].mean(), 4).value
-    2.5
-    """
-    everything = numpy.arange(n)
-    value = float(statistic(everything))
-    if n < 2:
-        return Interval(value, value, value)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", stats.DegenerateDataWarning)  # an interval of NaN says as much
-        interval = stats.bootstrap((everything,), statistic, vectorized=False, n_resamples=resamples,
-                                   confidence_level=level, method="percentile",
-                                   rng=numpy.random.default_rng(seed)).confidence_interval
-    return Interval(value, float(interval.low), float(interval.high))
 
 
 def rank_correlation(scores, truth, *, level: float = 0.95, resamples: int = 999, seed: int = 0) -> Interval:

@@ -4,15 +4,16 @@ import pandas
 import torch
 from tqdm.auto import tqdm
 
-from gimkit.model.architecture import dissect
-from gimkit.interventions.head_roles import head_numbers
 from gimkit.circuits.circuit import Circuit
+from gimkit.circuits.nodes import score_nodes
 from gimkit.circuits.patching import run
-from gimkit.circuits.scores import answers_of, check_task, check_whole, score_nodes
-from gimkit.model.residual_stream import graph_of, wiring
+from gimkit.errors import check_whole, require_finite
+from gimkit.interventions.head_roles import head_numbers
 from gimkit.model.apply import check_unedited
-from gimkit.errors import require_finite
+from gimkit.model.architecture import dissect
+from gimkit.model.residual_stream import graph_of, wiring
 from gimkit.remote import in_trace
+from gimkit.tasks.task import answers_of, check_task
 
 ATTENDS = 0.5  # mean attention from which a head "attends" to something
 WRITES = 0.1  # direct effect, as a share of the mean clean metric, from which it "writes"

@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 import torch
 
+from gimkit.errors import GimkitError, require_finite
 from gimkit.model.graph import Graph
 from gimkit.model.residual_stream import check_graph, wiring
-from gimkit.errors import GimkitError, require_finite
 
 LABELS = ("task", "method", "metric")
 NEURONS = ("neurons", "neurons_scores", "neurons_in_graph")

@@ -2,8 +2,8 @@
 
 import torch
 
-from gimkit.interventions.residual_stream import heads_of, read_norm, read_weights
-from gimkit.interventions.node_patching import at_answers, metric_values, tensor_of
+from gimkit.interventions.metric import at_answers, metric_values
+from gimkit.interventions.residual_stream import heads_of, read_norm, read_weights, tensor_of
 from gimkit.interventions.weights import matrix_of
 
 

@@ -6,8 +6,8 @@ plain forward has as many edges as rows; `runs.py`, which is for any circuit, bu
 
 import torch
 
-from gimkit.interventions.residual_stream import heads_of, heads_written, read_norm, scaled_gap, written
-from gimkit.interventions.node_patching import metric_values, tensor_of
+from gimkit.interventions.metric import metric_values
+from gimkit.interventions.residual_stream import heads_of, heads_written, read_norm, scaled_gap, tensor_of, written
 from gimkit.interventions.weights import matrix_of
 
 

@@ -5,10 +5,10 @@ The rows are b clean prompts, b corrupt ones, and for each ablated head b clean 
 
 import torch
 
-from gimkit.interventions.residual_stream import Reading
-from gimkit.interventions.node_patching import by_row, metric_values, tensor_of
 from gimkit.errors import GimkitError
-from gimkit.rules import centre
+from gimkit.interventions.gradients import centre
+from gimkit.interventions.metric import metric_values
+from gimkit.interventions.residual_stream import Reading, by_row, tensor_of
 from gimkit.interventions.weights import matrix_of, scale_of
 
 

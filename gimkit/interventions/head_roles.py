@@ -2,8 +2,8 @@
 
 import torch
 
+from gimkit.interventions.attention import attention_call, attention_pattern
 from gimkit.interventions.residual_stream import read_norm
-from gimkit.interventions.backward_rules import attention_call, attention_pattern
 from gimkit.interventions.weights import leaf_of, matrix_of
 
 

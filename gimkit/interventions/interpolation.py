@@ -5,7 +5,7 @@ Rows of a batch are b clean prompts, then their b corrupt ones, then further poi
 
 import torch
 
-from gimkit.interventions.node_patching import by_row, tensor_of
+from gimkit.interventions.residual_stream import by_row, tensor_of
 from gimkit.interventions.weights import leaf_of
 
 

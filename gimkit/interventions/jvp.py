@@ -8,7 +8,15 @@ beside large biases lose digits.
 
 import torch
 
+from gimkit.interventions.gradients import centre, inverse_scale
 from gimkit.interventions.residual_stream import heads_of
+from gimkit.interventions.tangent_starts import (
+    edges_into_heads,
+    edges_into_mlp,
+    start_after_norm,
+    start_heads,
+    start_output,
+)
 from gimkit.interventions.tangents import (
     activation_and_slope,
     attention_tangent,
@@ -20,8 +28,6 @@ from gimkit.interventions.tangents import (
     share_off,
     tangents_of,
 )
-from gimkit.interventions.tangent_starts import edges_into_heads, edges_into_mlp, start_after_norm, start_heads, start_output
-from gimkit.rules import centre, inverse_scale
 from gimkit.interventions.weights import scale_of
 
 

@@ -2,9 +2,9 @@
 
 import torch
 
-from gimkit.interventions.backward_rules import put_pattern_difference
-from gimkit.interventions.weights import leaf_of
+from gimkit.interventions.attention import put_pattern_difference
 from gimkit.interventions.token_scores import explained_logit, last_values
+from gimkit.interventions.weights import leaf_of
 
 
 def stream_scores(model, blocks: list, answers: list):

@@ -6,7 +6,7 @@ Shipped to servers by value. Rows of a batch are b clean prompts, then their b c
 import torch
 
 from gimkit.interventions.backward_rules import norm_factor
-from gimkit.rules import centre, inverse_scale
+from gimkit.interventions.gradients import centre, inverse_scale
 from gimkit.interventions.weights import matrix_of, scale_of
 
 
@@ -114,3 +114,13 @@ def heads_written(projection, gap: torch.Tensor, after, heads: int) -> torch.Ten
     weight = matrix_of(projection, gap.dtype)[0].unflatten(0, (heads, -1))
     parts = torch.einsum("bshd,hdw->hbsw", gap.unflatten(-1, (heads, -1)).to(weight.dtype), weight)
     return parts if after is None else parts * after.factor
+
+
+def tensor_of(output):
+    """A module's hidden state, when it returns it alone or first in a tuple."""
+    return output[0] if isinstance(output, tuple) else output
+
+
+def by_row(x: torch.Tensor, rows: int) -> torch.Tensor:
+    """A view as [rows, seq, width]; OPT-like blocks run their MLP with rows and positions in one axis."""
+    return x.view(rows, -1, x.shape[-1])

@@ -7,8 +7,8 @@ as what a carrier has become where the edge's target reads. After the zero row c
 
 import torch
 
+from gimkit.interventions.gradients import centre, inverse_scale
 from gimkit.interventions.tangents import attention_tangent, clean_of
-from gimkit.rules import centre, inverse_scale
 
 
 def corrupt_of(x: torch.Tensor, g: int) -> torch.Tensor:

@@ -9,7 +9,7 @@ import math
 import torch
 
 from gimkit.errors import GimkitError
-from gimkit.rules import centre, inverse_scale
+from gimkit.interventions.gradients import centre, inverse_scale
 
 
 def clean_of(x: torch.Tensor, g: int) -> torch.Tensor:

@@ -2,7 +2,7 @@
 
 import torch
 
-from gimkit.interventions.backward_rules import put_pattern_difference
+from gimkit.interventions.attention import put_pattern_difference
 from gimkit.interventions.weights import leaf_of
 
 

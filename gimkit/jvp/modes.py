@@ -1,18 +1,11 @@
 """Backward pass or forward mode: which one computes the scores."""
 
 import warnings
-from weakref import WeakKeyDictionary
 
-import nnsight
-import torch
-
-from gimkit.model.architecture import dissect
 from gimkit.errors import GimkitError
-from gimkit.interventions.jvp import gradient_arrives
-from gimkit.remote import in_trace
+from gimkit.remote.capabilities import gives_gradients
 
 BACKENDS = ("auto", "reverse", "forward")
-ANSWERS = WeakKeyDictionary()  # model -> {(where, host, key): whether it gives gradients}
 
 
 def check_backend(backend: str) -> None:
@@ -40,17 +33,3 @@ def in_either_mode(model, backend: str, reverse, forward, remote):
     return forward()
 
 
-def gives_gradients(model, remote=False) -> bool:
-    """Does autograd reach from a trace's logits to its embeddings? Not in the sandbox of an ordinary NDIF key.
-
-    >>> gives_gradients(model)
-    True
-
-    A server is asked once, by a request of its own (one token), and its answer holds for this host, key and model.
-    """
-    asked = (str(remote), nnsight.CONFIG.API.HOST, nnsight.CONFIG.API.APIKEY)
-    known = ANSWERS.setdefault(model, {})
-    if asked not in known:
-        known[asked] = in_trace(model, torch.zeros(1, 1, dtype=torch.long), gradient_arrives, dissect(model).embedding,
-                                remote=remote)
-    return known[asked]

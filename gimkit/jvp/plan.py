@@ -2,11 +2,11 @@
 
 import inspect
 
-from gimkit.model.architecture import Anatomy, dissect
-from gimkit.model.residual_stream import wiring
+from gimkit.errors import GimkitError
 from gimkit.model.apply import check_unedited
 from gimkit.model.apply import plan as placed
-from gimkit.errors import GimkitError
+from gimkit.model.architecture import Anatomy, dissect
+from gimkit.model.residual_stream import wiring
 from gimkit.rules import Rules
 
 ACTIVATIONS = ("NewGELUActivation", "GELUTanh", "GELUActivation", "GELU", "SiLUActivation", "SiLU", "ReLU")

@@ -4,9 +4,9 @@ import warnings
 
 import torch
 
-from gimkit.model.apply import resolve
-from gimkit.jvp.plan import plan_of
 from gimkit.interventions.jvp import task_scores_of, token_scores_of
+from gimkit.jvp.plan import plan_of
+from gimkit.model.apply import resolve
 from gimkit.model.prompt import Question
 from gimkit.remote import in_session
 from gimkit.rules import PLAIN, Rules

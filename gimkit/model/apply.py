@@ -1,8 +1,14 @@
 """The one place that puts rules into a model: apply, and the receipt of what acts where."""
 
-from gimkit.model.architecture import Anatomy, dissect
 from gimkit.errors import GimkitError
-from gimkit.interventions.backward_rules import freeze_norm, linearise_activation, soften_attention, split_input, split_output
+from gimkit.interventions.backward_rules import (
+    freeze_norm,
+    linearise_activation,
+    soften_attention,
+    split_input,
+    split_output,
+)
+from gimkit.model.architecture import Anatomy, dissect
 from gimkit.rules import RULES, Rules
 
 

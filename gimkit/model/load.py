@@ -30,7 +30,7 @@ def load(name: str, *, remote: bool | str = False, **kwargs):
     from transformers.utils import logging
 
     if name in BUNDLED:
-        source = str(Path(__file__).parent / name)
+        source = str(Path(__file__).parent / "bundled" / name)
     elif Path(name).expanduser().is_dir():
         source = str(Path(name).expanduser())
         if not (Path(source) / "config.json").is_file():

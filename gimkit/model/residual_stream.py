@@ -2,9 +2,9 @@
 
 from typing import NamedTuple
 
+from gimkit.errors import GimkitError
 from gimkit.model.architecture import Anatomy, Norm, dissect
 from gimkit.model.graph import Graph
-from gimkit.errors import GimkitError
 
 # Which norms stand before and after attention and MLP, by the names that a block's own norms have.
 ARRANGEMENTS = {

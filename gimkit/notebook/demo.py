@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 import gimkit
 from gimkit import plots
-from benchmarks.training.measure import metric
+from gimkit.tasks.measure import metric
 
 METHODS = ("gim", "gradient")
 FIGURES = Path("figures")
@@ -52,7 +52,7 @@ def demo(name: str, n: int = 64, seed: int = 0) -> None:
         print(f"     {method:<10} {interval}")
 
     drawn = draw(Path(name).name, pair, tokens, exact, estimates, correlations)
-    print("\n4. Figures, each as png, svg and pdf, with its numbers (csv) and a description (txt):")
+    print("\n4. Figures, each as png and svg, numbers in figures/data/, captions in figures/CAPTIONS.md:")
     for path in drawn:
         print(f"     {path}")
     print(f"\nDone in {time.monotonic() - start:.0f} s. Next: `make lab`, then notebooks/00_*.ipynb and on.")

@@ -8,14 +8,14 @@ import anywidget
 import torch
 import traitlets
 
-from gimkit.model.architecture import dissect
 from gimkit.circuits import Circuit, Curve, EdgeScores
-from gimkit.interventions.head_roles import head_patterns
-from gimkit.model.residual_stream import check_graph, wiring
-from gimkit.model.apply import check_unedited
 from gimkit.errors import GimkitError, require_finite
-from gimkit.remote import in_trace
+from gimkit.interventions.head_roles import head_patterns
+from gimkit.model.apply import check_unedited
+from gimkit.model.architecture import dissect
+from gimkit.model.residual_stream import check_graph, wiring
 from gimkit.model.tokenizer import encode, spell
+from gimkit.remote import in_trace
 
 SCRIPT, STYLE = (Path(__file__).with_name(f"explorer.{kind}").read_text(encoding="utf-8") for kind in ("js", "css"))
 PAGE = """<!doctype html>

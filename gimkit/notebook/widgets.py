@@ -9,10 +9,10 @@ import torch
 from IPython.display import display
 from matplotlib import pyplot
 
-from gimkit import plots, plots_l3d, plots_repair
+from gimkit import plots
 from gimkit.errors import GimkitError
+from gimkit.l3d import interventions
 from gimkit.notebook.explorer import curve_circuits
-from gimkit.l3d import intervene
 
 
 def saturation_explorer() -> ipywidgets.VBox:
@@ -136,8 +136,8 @@ def repair_explorer(scores, heads) -> ipywidgets.VBox:
     def draw(layer, head):
         with seaborn.axes_style("whitegrid"):
             figure, (left, right) = pyplot.subplots(1, 2, figsize=(12, 4.2), layout="constrained")
-        plots_repair.ablation_effect(scores, ax=left, head=f"a{layer}.h{head}")
-        plots_repair.head_answers(heads, f"a{layer}.h{head}", ax=right)
+        plots.ablation_effect(scores, ax=left, head=f"a{layer}.h{head}")
+        plots.head_answers(heads, f"a{layer}.h{head}", ax=right)
         _show(figure)
 
     return _explorer(controls, draw)
@@ -155,23 +155,24 @@ def subnetwork_explorer(found, module, inputs) -> ipywidgets.VBox:
     over its value of the input that the subnetwork moves most samples by.
     """
     deltas = torch.linspace(-3, 3, 25)
-    swept = [intervene.sweep(module, found.subnetwork(which), deltas, inputs).numpy() for which in range(len(found))]
+    swept = [interventions.sweep(module, found.subnetwork(which), deltas, inputs).numpy()
+             for which in range(len(found))]
     controls = {"which": ipywidgets.IntSlider(value=0, min=0, max=len(found) - 1, description="subnetwork",
                                               continuous_update=False),
                 "delta": ipywidgets.FloatSlider(value=1.0, min=-3.0, max=3.0, step=0.25, description="delta",
                                                 continuous_update=False)}
 
     def draw(which, delta):
-        far = intervene.change(module, found.subnetwork(which), delta, inputs)
+        far = interventions.change(module, found.subnetwork(which), delta, inputs)
         active = inputs != 0
         means = [float(far[column].mean()) if bool(column.any()) else 0.0 for column in active.T]
         read = means.index(max(means))
         with seaborn.axes_style("whitegrid"):
             figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 3.8), layout="constrained")
-        plots_l3d.sweep_lines(deltas.numpy(), swept[which], int(swept[which].sum(0).argmax()), ax=left)
+        plots.sweep_lines(deltas.numpy(), swept[which], int(swept[which].sum(0).argmax()), ax=left)
         left.axvline(delta, color=plots.ORANGE, linewidth=1.4)
         left.set_title(f"subnetwork {which}, kept for {float(found.p_act[which]):.0%} of the samples")
-        plots_l3d.change_scatter(inputs[:, read].numpy(), far.numpy(), active[:, read].numpy(), right, f"input {read}")
+        plots.change_scatter(inputs[:, read].numpy(), far.numpy(), active[:, read].numpy(), right, f"input {read}")
         right.set_title(f"delta {delta:g}")
         _show(figure)
 

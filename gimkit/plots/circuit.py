@@ -7,7 +7,7 @@ import numpy
 from matplotlib.lines import Line2D
 from matplotlib.patches import FancyBboxPatch
 
-from gimkit.plots import BLUE, DARK, GREY, ORANGE, _axes
+from gimkit.plots.style import BLUE, DARK, GREY, ORANGE, _axes
 
 BOX = (0.47, 0.66)  # width and height of a node, in columns and rows
 STAGGER = (0.0, 0.5, 0.25, 0.75)  # how far layers are moved aside, so that edges pass between the boxes above

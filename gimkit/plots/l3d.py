@@ -1,15 +1,20 @@
 """Circuits in parameter space as figures: matplotlib only, nothing trained here."""
 
 import numpy
+import seaborn
 import torch
 from matplotlib.figure import Figure
+from scipy.stats import t
 
-from gimkit.plots import BLUE, DARK, GREY, ORANGE, _axes, _plain
-from figures.papers import MARKERS, panels
+from gimkit.plots.style import BLUE, DARK, GREY, MARKERS, ORANGE, _axes, _plain, panels
 
 
 def reads(found, first: str, inputs_first: bool = True) -> numpy.ndarray:
     """How much each subnetwork's first layer reads each input, [v, inputs]: norms, each row's largest 1.
+
+    >>> module, inputs = gimkit.l3d.toys.Linear2(5, 2, 5), torch.rand(40, 5)
+    >>> reads(gimkit.l3d.decompose(module, inputs, n=5, epochs=1, progress=False), "W_in").shape
+    (5, 5)
 
     found: `Decomposition`. first: the name of the first layer's weight. inputs_first: whether that is [inputs, hidden],
     as in the toys of two layers, or [hidden, inputs], as in `torch.nn.Linear`.
@@ -21,6 +26,8 @@ def reads(found, first: str, inputs_first: bool = True) -> numpy.ndarray:
 
 def reading_grid(table: numpy.ndarray, names, title: str, ax=None):
     """Which inputs each subnetwork reads: a row per subnetwork, dark where it reads; in order of the input most read.
+
+    >>> ax = reading_grid(numpy.eye(3), ["0", "1", "2"], "what W_in reads")
 
     table: [v, inputs], of `reads`. names: of the rows, such as "2 (0.11)". ax: made when None. Returns the axes.
     """
@@ -38,6 +45,8 @@ def reading_grid(table: numpy.ndarray, names, title: str, ax=None):
 
 def encoder_plane(original: numpy.ndarray, found: numpy.ndarray, ax=None):
     """The encoder's rows of a toy with two hidden units, and the strongest row of each subnetwork's encoder.
+
+    >>> ax = encoder_plane(numpy.eye(2), -numpy.eye(2))
 
     original: [features, 2]. found: [v, 2], scaled and signed to lie beside them. ax: made when None. Returns the axes.
     """
@@ -57,6 +66,8 @@ def encoder_plane(original: numpy.ndarray, found: numpy.ndarray, ax=None):
 def sweep_lines(deltas, change: numpy.ndarray, own: int, control: numpy.ndarray | None = None, ax=None):
     """Mean change of every output as the parameters move along a subnetwork; its own output is blue.
 
+    >>> ax = sweep_lines(numpy.linspace(-1, 1, 5), numpy.ones((5, 3)), own=0)
+
     deltas: [d]. change: [d, outputs]. own: the output that belongs to it. control: the same for a random direction of
     equal norm, drawn dotted as the mean over outputs. ax: made when None. Returns the axes.
     """
@@ -75,6 +86,8 @@ def sweep_lines(deltas, change: numpy.ndarray, own: int, control: numpy.ndarray 
 def change_scatter(value, change, relevant, ax=None, what: str = "the circuit's input"):
     """How far each sample's output moves, over the value of the input that the circuit reads.
 
+    >>> ax = change_scatter(numpy.arange(4), numpy.arange(4), numpy.arange(4) > 1)
+
     value, change: [n]. relevant: [n], drawn blue. ax: made when None. Returns the axes.
     """
     ax = _axes(ax, 4.2, 3.2)
@@ -89,10 +102,10 @@ def change_scatter(value, change, relevant, ax=None, what: str = "the circuit's 
 def coefficient_scatter(guessed: numpy.ndarray, true: numpy.ndarray, r2: float, ax=None):
     """The coefficients that subnetworks spell out against the true ones, a colour per subnetwork.
 
+    >>> ax = coefficient_scatter(numpy.eye(3), numpy.eye(3), r2=1.0)
+
     guessed, true: [v, outputs]. ax: made when None. Returns the axes.
     """
-    import seaborn
-
     ax = _axes(ax, 4.2, 3.6)
     for which, colour in enumerate(seaborn.color_palette("husl", len(guessed))):
         ax.scatter(true[which], guessed[which], color=colour, s=16, linewidth=0)
@@ -105,11 +118,12 @@ def coefficient_scatter(guessed: numpy.ndarray, true: numpy.ndarray, r2: float, 
 def error_bars(frame, targets: dict, ax=None):
     """Errors of toys: a dot per seed, the mean with its 95% t interval, and the paper's number as a line.
 
+    >>> frame = pandas.DataFrame({"group": "tms, paper", "seed": [0, 1], "error": [0.2, 0.22]})
+    >>> ax = error_bars(frame, {"tms, paper": 0.19})
+
     frame: columns group, seed, error. targets: the paper's number by group, where there is one. ax: made when None.
     Returns the axes.
     """
-    from scipy.stats import t
-
     groups = list(dict.fromkeys(frame["group"]))
     ax = _axes(ax, 7.0, 0.9 + 0.34 * len(groups))
     for row, group in enumerate(groups):
@@ -134,6 +148,9 @@ def error_bars(frame, targets: dict, ax=None):
 def selection_dots(table, ax=None):
     """How well the best subnetwork selects each kind of sample on new samples, beside both controls.
 
+    >>> table = pandas.DataFrame({"kind": ["ioi"], "auroc": [0.9], "untrained_auroc": [0.7], "shuffled_auroc": [0.5]})
+    >>> ax = selection_dots(table)
+
     table: of `attention_run` or `digits_run`. ax: made when None. Returns the axes.
     """
     kinds = table["kind"].tolist()
@@ -153,6 +170,9 @@ def selection_dots(table, ax=None):
 
 def beside_gim(shares, scores, rhos, chosen: int, task: str) -> Figure:
     """A subnetwork's share in each head against GIM's score of the head, and the correlations of all subnetworks.
+
+    >>> heads = pandas.Series({"a3.h0": 0.7, "a3.h1": 0.3})
+    >>> figure = beside_gim(heads, heads, [0.1, 0.9], chosen=1, task="ioi")
 
     shares, scores: a number per head, pandas Series by head. rhos: correlation of every subnetwork. chosen: which one
     was chosen for the task.

@@ -2,7 +2,7 @@
 
 import numpy
 
-from gimkit.plots import BLUE, DARK, GREY, ORANGE, _axes, _name_points, _plain
+from gimkit.plots.style import BLUE, DARK, GREY, ORANGE, _axes, _name_points, _plain
 
 
 def ablation_effect(repair, ax=None, head: str | None = None):

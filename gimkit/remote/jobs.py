@@ -3,7 +3,7 @@
 import inspect
 
 from gimkit.errors import GimkitError
-from gimkit.jvp.modes import gives_gradients
+from gimkit.remote.capabilities import gives_gradients
 from gimkit.remote.server import Server, Unfinished, server_of
 
 

@@ -1,19 +1,19 @@
 """The one place that runs a model: here, or on a server that has no gimkit."""
 
+import inspect
+import pkgutil
 from types import SimpleNamespace
 
 import nnsight
 import torch
 
-from gimkit.remote.server import server_of
+from gimkit import interventions
 from gimkit.interventions.token_scores import on_cpu
+from gimkit.remote.server import server_of
 
 # An installed package does not ship itself; these modules' functions run inside traces.
-SHIPPED = ("gimkit.errors", "gimkit.rules", "gimkit.interventions.weights", "gimkit.interventions.backward_rules", "gimkit.interventions.token_scores", "gimkit.interventions.layer_scores",
-           "gimkit.interventions.node_patching", "gimkit.interventions.residual_stream", "gimkit.interventions.interpolation", "gimkit.interventions.parts_of_nodes",
-           "gimkit.interventions.edge_scores", "gimkit.interventions.circuit_runs", "gimkit.interventions.edge_patching",
-           "gimkit.interventions.head_roles", "gimkit.interventions.tangents", "gimkit.interventions.jvp",
-           "gimkit.interventions.tangent_starts", "gimkit.interventions.score_ablation", "gimkit.interventions.head_ablation")
+SHIPPED = ("gimkit.errors", *(f"{interventions.__name__}.{found.name}" for found in
+                              pkgutil.iter_modules(interventions.__path__)))
 
 
 def register() -> None:
@@ -82,3 +82,12 @@ def where(model, remote) -> dict:
     if hasattr(remote, "backend"):  # a Job
         return {"backend": remote.backend(model)}
     return {"remote": "local"} if remote == "local" else {"backend": server_of(model, remote)}
+
+
+def last_logits_only(model) -> dict:
+    """The model's option to compute logits at the last position only, where it has one.
+
+    >>> last_logits_only(model)
+    {'logits_to_keep': 1}
+    """
+    return {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model._module.forward).parameters else {}

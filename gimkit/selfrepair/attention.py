@@ -7,14 +7,14 @@ import pandas
 import torch
 from tqdm.auto import tqdm
 
-from gimkit.model.architecture import dissect
-from gimkit.circuits.scores import check_task, check_whole
-from gimkit.model.apply import check_unedited
-from gimkit.errors import GimkitError, require_finite
-from gimkit.remote import in_trace
+from gimkit.errors import GimkitError, check_whole, require_finite
 from gimkit.interventions.score_ablation import score_rows
-from gimkit.tasks import Task
+from gimkit.model.apply import check_unedited
+from gimkit.model.architecture import dissect
 from gimkit.model.tokenizer import encode
+from gimkit.remote import in_trace
+from gimkit.tasks import Task
+from gimkit.tasks.task import check_task
 
 PLACES = ("example", "layer", "head", "query", "i", "j")
 NUMBERS = ("contribution_i", "contribution_j", "d1", "d2", "d12", "gradient", "tsg")

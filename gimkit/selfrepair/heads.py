@@ -6,14 +6,14 @@ import pandas
 import torch
 from tqdm.auto import tqdm
 
-from gimkit.model.architecture import dissect
-from gimkit.circuits.faithfulness import bootstrap
-from gimkit.circuits.scores import answers_of, check_task, check_whole, rows_of
-from gimkit.model.residual_stream import wiring
-from gimkit.model.apply import check_unedited
-from gimkit.errors import require_finite
-from gimkit.remote import in_trace
+from gimkit.errors import check_whole, require_finite
 from gimkit.interventions.head_ablation import head_effects
+from gimkit.model.apply import check_unedited
+from gimkit.model.architecture import dissect
+from gimkit.model.residual_stream import wiring
+from gimkit.remote import in_trace
+from gimkit.statistics import bootstrap
+from gimkit.tasks.task import answers_of, check_task, rows_of
 
 EFFECTS = ("direct", "direct_live", "total", "total_frozen")
 

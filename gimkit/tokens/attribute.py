@@ -6,17 +6,23 @@ from dataclasses import dataclass
 import pandas
 import torch
 
-from gimkit.model.architecture import dissect
-from gimkit.model.apply import apply, check_unedited
 from gimkit.errors import GimkitError, require_finite
-from gimkit.forward import check_backend, forward_token_scores, in_either_mode
-from gimkit.tokens.perturbation import METHODS as PERTURBING
-from gimkit.tokens.perturbation import perturbed
+from gimkit.interventions.token_scores import (
+    integrated_token_scores,
+    pattern_token_scores,
+    rescaled_token_scores,
+    token_scores,
+)
+from gimkit.jvp.modes import check_backend, in_either_mode
+from gimkit.jvp.scores import forward_token_scores
+from gimkit.model.apply import apply, check_unedited
+from gimkit.model.architecture import dissect
 from gimkit.model.prompt import Question, ask
+from gimkit.model.tokenizer import spell
 from gimkit.remote import in_trace
 from gimkit.rules import RULES, Rules
-from gimkit.interventions.token_scores import integrated_token_scores, pattern_token_scores, rescaled_token_scores, token_scores
-from gimkit.model.tokenizer import spell
+from gimkit.tokens.perturbation import METHODS as PERTURBING
+from gimkit.tokens.perturbation import perturbed
 
 METHODS = (*RULES, "ig", "deeplift", "atp*", *PERTURBING)
 NO_FORWARD = ("{} has no forward mode, for it compares two runs inside the backward pass; use 'ig', any rules ('gim', "

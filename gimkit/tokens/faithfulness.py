@@ -6,12 +6,12 @@ import pandas
 import torch
 from tqdm.auto import tqdm
 
-from gimkit.circuits.faithfulness import bootstrap
-from gimkit.model.apply import check_unedited
 from gimkit.errors import GimkitError, require_finite
-from gimkit.tokens.masking import masked_values
+from gimkit.model.apply import check_unedited
 from gimkit.model.prompt import ask, free_mask, inner_positions
+from gimkit.statistics import bootstrap
 from gimkit.tokens import TokenScores
+from gimkit.tokens.masking import masked_values
 
 MOST_REMOVED = 50
 SHARES = (0.5, 0.8, 0.9, 0.95, 0.99)

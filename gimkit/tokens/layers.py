@@ -3,20 +3,20 @@
 import torch
 from tqdm.auto import tqdm
 
-from gimkit.model.architecture import dissect
-from gimkit.tokens.faithfulness import MOST_REMOVED, TokenFaithfulness, removals
-from gimkit.model.apply import apply, check_unedited
 from gimkit.errors import GimkitError, require_finite
-from gimkit.model.prompt import ask, inner_positions
-from gimkit.remote import in_trace
-from gimkit.rules import RULES
-from gimkit.interventions.token_scores import last_values
 from gimkit.interventions.layer_scores import (
     integrated_stream_scores,
     pattern_stream_scores,
     replaced_values,
     stream_scores,
 )
+from gimkit.interventions.token_scores import last_values
+from gimkit.model.apply import apply, check_unedited
+from gimkit.model.architecture import dissect
+from gimkit.model.prompt import ask, inner_positions
+from gimkit.remote import in_trace
+from gimkit.rules import RULES
+from gimkit.tokens.faithfulness import MOST_REMOVED, TokenFaithfulness, removals
 
 MOST_TOKENS = 2**13  # of one forward
 

@@ -1,12 +1,11 @@
 """What a model answers when some tokens of a prompt are neutral: many variants of one prompt, as rows of a batch."""
 
-import inspect
-
 import torch
 
+from gimkit.interventions.token_scores import last_values
 from gimkit.model.prompt import Question
 from gimkit.remote import in_trace
-from gimkit.interventions.token_scores import last_values
+from gimkit.remote.trace import last_logits_only
 
 
 def masked_values(model, asked: Question, keep: torch.Tensor, remote: bool | str = False,
@@ -24,10 +23,8 @@ def masked_values(model, asked: Question, keep: torch.Tensor, remote: bool | str
     """
     ids = torch.where(keep, asked.ids, asked.neutral)
     answers, found = asked.answers, []
-    accepted = inspect.signature(model._module.forward).parameters
-    short = {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}  # a large vocabulary need not be held whole
     with torch.no_grad():
         for rows in ids.split(max(1, most // ids.shape[1])):
-            values, answers = in_trace(model, rows, last_values, answers, remote=remote, **short)
+            values, answers = in_trace(model, rows, last_values, answers, remote=remote, **last_logits_only(model))
             found.append(values)
     return torch.cat(found), answers

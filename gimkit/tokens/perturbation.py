@@ -5,8 +5,8 @@ import math
 import torch
 
 from gimkit.errors import GimkitError
-from gimkit.tokens.masking import masked_values
 from gimkit.model.prompt import Question
+from gimkit.tokens.masking import masked_values
 
 METHODS = ("occlusion", "lime", "kernelshap", "random")
 LIME_SAMPLES, SAMPLES_PER_TOKEN = 100, 3  # of LIME, and of KernelSHAP, as in GIM's evaluation

@@ -4,11 +4,12 @@ import math
 
 import torch
 
-from gimkit.model.apply import check_unedited
 from gimkit.errors import GimkitError, require_finite
-from gimkit.tokens.masking import masked_values
+from gimkit.model.apply import check_unedited
 from gimkit.model.prompt import ask, inner_positions
-from gimkit.tokens import TokenScores, label_scores
+from gimkit.tokens import TokenScores
+from gimkit.tokens.attribute import label_scores
+from gimkit.tokens.masking import masked_values
 
 MOST = 12  # free tokens: 4096 variants of the prompt
 

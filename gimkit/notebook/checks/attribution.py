@@ -3,10 +3,10 @@
 import torch
 from scipy import stats
 
-from gimkit.model.architecture import dissect
-from gimkit.notebook.checks.answers import close, random_numbers, recognise, unwritten
 from gimkit.circuits import score_nodes
 from gimkit.model.apply import apply
+from gimkit.model.architecture import dissect
+from gimkit.notebook.checks.answers import close, random_numbers, recognise, unwritten
 from gimkit.tasks import ioi
 
 

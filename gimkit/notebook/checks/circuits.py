@@ -3,8 +3,8 @@
 import numpy
 import torch
 
-from gimkit.notebook.checks.answers import close, random_numbers, recognise, unwritten
 from gimkit.circuits import Graph
+from gimkit.notebook.checks.answers import close, random_numbers, recognise, unwritten
 
 
 def cut_circuit(answer) -> None:

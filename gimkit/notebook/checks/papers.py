@@ -3,7 +3,7 @@
 import numpy
 
 from gimkit.notebook.checks.answers import unwritten
-from gimkit.circuits.faithfulness import bootstrap
+from gimkit.statistics import bootstrap
 
 SEEDS = range(306_000, 306_008)  # of these no mean lies near an end of an interval, whichever prompts are resampled
 

@@ -5,9 +5,9 @@ from unittest import mock
 import torch
 from nnsight.tracing.tracer import _saves
 
+from gimkit.interventions.residual_stream import tensor_of
 from gimkit.model.architecture import dissect
 from gimkit.notebook.checks.answers import close, recognise, unwritten
-from gimkit.interventions.node_patching import tensor_of
 
 IN_THE_SANDBOX = {
     "A": ("yes", "A puts neutral tokens in and reads logits: no gradient, so any key will do."),

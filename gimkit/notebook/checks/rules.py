@@ -2,9 +2,9 @@
 
 import torch
 
+from gimkit.model.apply import apply
 from gimkit.model.architecture import dissect
 from gimkit.notebook.checks.answers import close, gradients_of, random_numbers, recognise, same_bits, unwritten
-from gimkit.model.apply import apply
 from gimkit.rules import Rules
 
 
