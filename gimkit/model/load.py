@@ -56,7 +56,8 @@ def load(name: str, *, remote: bool | str = False, **kwargs):
     try:
         if name in KNOWN:  # loaded in seconds
             logging.disable_progress_bar()
-        model = TransformersModel(source, **options)
+        with torch.inference_mode(False):  # weights made in inference mode could never take part in a backward pass
+            model = TransformersModel(source, **options)
     except (OSError, ConnectionError) as error:
         if source != name:
             raise

@@ -3,6 +3,7 @@
 import torch
 
 from gimkit.interventions.metric import metric_values
+from gimkit.remote.trace import steady
 from gimkit.tasks.task import Task, answers_of
 
 
@@ -13,6 +14,6 @@ def metric(model, task: Task) -> torch.Tensor:
     """
     model = getattr(model, "_module", model)
     device = next(model.parameters()).device
-    with torch.no_grad():
+    with steady(model, gradients=False):
         logits = model(input_ids=task.clean.to(device), attention_mask=task.mask.to(device)).logits
     return metric_values("logit", logits, *answers_of(task))[0].cpu()

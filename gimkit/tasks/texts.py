@@ -124,8 +124,8 @@ def prompt_of(tokenizer, asked: str) -> str:
 
 
 def says_yes(model, ids: torch.Tensor, yes: int, no: int, remote: bool) -> bool:
-    with torch.no_grad():
-        values, _ = in_trace(model, ids[None], last_values, [yes, no], remote=remote, **last_logits_only(model))
+    values, _ = in_trace(model, ids[None], last_values, [yes, no], remote=remote, gradients=False,
+                         **last_logits_only(model))
     return bool(values[0, 0] > 0)
 
 

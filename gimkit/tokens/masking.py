@@ -23,8 +23,8 @@ def masked_values(model, asked: Question, keep: torch.Tensor, remote: bool | str
     """
     ids = torch.where(keep, asked.ids, asked.neutral)
     answers, found = asked.answers, []
-    with torch.no_grad():
-        for rows in ids.split(max(1, most // ids.shape[1])):
-            values, answers = in_trace(model, rows, last_values, answers, remote=remote, **last_logits_only(model))
-            found.append(values)
+    for rows in ids.split(max(1, most // ids.shape[1])):
+        values, answers = in_trace(model, rows, last_values, answers, remote=remote, gradients=False,
+                                   **last_logits_only(model))
+        found.append(values)
     return torch.cat(found), answers
