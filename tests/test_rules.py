@@ -9,7 +9,7 @@ from oracle import FP64_REAL, OracleRules, oracle_gradient
 from tiny import GIM_NAMES, REFUSED_NAMES, TRIED_NAMES, VOCAB, build, implementations, token_ids
 
 import gimkit
-from gimkit.anatomy import dissect
+from gimkit.model.architecture import dissect
 
 torch.set_num_threads(1)
 TWICE = ("diffllama", "nanochat")  # refused: attention_interface, and the final norm, are called twice

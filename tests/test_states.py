@@ -12,7 +12,7 @@ from tiny import build, token_ids
 
 import gimkit
 from gimkit import circuits, l3d
-from gimkit.layerwise import layer_scores
+from gimkit.tokens.layers import layer_scores
 
 torch.set_num_threads(1)
 IDS = token_ids(1, 6)[0]

@@ -4,12 +4,13 @@ import torch
 from tqdm.auto import tqdm
 
 from gimkit.circuits.circuit import Circuit
-from gimkit.circuits.runs import run_circuits
-from gimkit.circuits.scores import DIVERGENCES, answers_of, check_metric, check_task
-from gimkit.circuits.wiring import Wiring, check_graph, graph_of, wiring
-from gimkit.edits import check_unedited
+from gimkit.circuits.metric import DIVERGENCES, check_metric
 from gimkit.errors import GimkitError, require_finite
+from gimkit.interventions.circuit_runs import run_circuits
+from gimkit.model.apply import check_unedited
+from gimkit.model.residual_stream import Wiring, check_graph, graph_of, wiring
 from gimkit.remote import in_trace
+from gimkit.tasks.task import answers_of, check_task
 
 
 def run(model, task, circuits: Circuit | list[Circuit], *, metric: str = "logit",

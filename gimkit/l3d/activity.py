@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from gimkit.l3d.decompose import divergence_of, evaluating, given
-from gimkit.l3d.found import Decomposition
+from gimkit.l3d.decomposition import Decomposition
 from gimkit.l3d.gradients import chosen, others, outputs_of, per_sample_gradients
 from gimkit.l3d.sparse import energies, reconstruct
 

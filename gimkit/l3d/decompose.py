@@ -7,12 +7,12 @@ from contextlib import ExitStack, contextmanager
 import torch
 from torch.func import stack_module_state, vmap
 
-from gimkit.edits import check_unedited
 from gimkit.errors import GimkitError
-from gimkit.l3d.found import Decomposition, described
+from gimkit.l3d.decomposition import Decomposition, described
 from gimkit.l3d.gradients import DIVERGENCES, chosen, outputs_of, per_sample_gradients
 from gimkit.l3d.training import Settings, Trained, settings_of, train
-from gimkit.remote.traces import LOCK, steady
+from gimkit.model.apply import check_unedited
+from gimkit.remote.trace import LOCK, steady
 
 
 def decompose(module, inputs, *, parameters=None, seed: int = 0, chunk: int | None = None, checkpoint=None,

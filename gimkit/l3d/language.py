@@ -3,9 +3,9 @@
 import torch
 from torch import nn
 
-from gimkit.edits import check_unedited
 from gimkit.errors import GimkitError
-from gimkit.remote.traces import steady
+from gimkit.model.apply import check_unedited
+from gimkit.remote.trace import steady
 
 
 class NextToken(nn.Module):
