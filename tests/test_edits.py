@@ -111,7 +111,7 @@ def test_a_server_knows_an_edited_model_by_the_name_of_the_original(tmp_path):
 
 def test_several_invokes_are_the_single_prompts(model):
     edited = gimkit.apply(TransformersModel(model._module, task="text-generation", tokenizer=tokenizer()))
-    embedding = gimkit.model.architecture.dissect(edited).embedding
+    embedding = gimkit.model.architecture.architecture_of(edited).embedding
     rows = token_ids(2, 8)
     singles = torch.cat([gradient(edited, row[None])[0] for row in rows])
     with edited.trace() as tracer:

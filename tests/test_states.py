@@ -12,7 +12,7 @@ from tiny import build, token_ids
 
 import gimkit
 from gimkit import circuits, l3d
-from gimkit.model.residual_stream import graph_of, wiring
+from gimkit.model.residual_stream import graph_of, residual_stream_of
 from gimkit.tokens.layers import layer_scores
 
 torch.set_num_threads(1)
@@ -29,7 +29,7 @@ def subnetworks(model):
 
 
 def half_of_the_edges(model, task):
-    graph = graph_of(wiring(model))
+    graph = graph_of(residual_stream_of(model))
     drawn = torch.rand(graph.real.shape, generator=torch.Generator().manual_seed(0)) < 0.5
     return gimkit.run(model, task, circuits.Circuit(graph, graph.real & drawn))
 
