@@ -11,7 +11,7 @@ from tiny import build, token_ids
 from transformers import AttentionInterface
 
 import gimkit
-from gimkit import inside
+from gimkit.interventions import backward_rules
 from gimkit.interventions import blocked_attention as blocked
 
 torch.set_num_threads(1)
@@ -188,7 +188,7 @@ def test_an_unknown_kernel_runs_twice():
 
 
 def test_without_a_gradient_the_kernel_runs_once(monkeypatch):
-    monkeypatch.setattr(inside, "blocked_attention", None)  # would fail if it were called
+    monkeypatch.setattr(backward_rules, "blocked_attention", None)  # would fail if it were called
     edited, ids = gimkit.apply(NNsight(build("gpt2"))), token_ids()
     with edited.trace(input_ids=ids, use_cache=False):
         logits = edited.output.logits.save()

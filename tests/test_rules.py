@@ -9,8 +9,8 @@ from oracle import FP64_REAL, OracleRules, oracle_gradient
 from tiny import GIM_NAMES, LAYERS, REFUSED_NAMES, TRIED_NAMES, VOCAB, build, implementations, token_ids
 
 import gimkit
-from gimkit import inside
-from gimkit.anatomy import dissect
+from gimkit.interventions import backward_rules
+from gimkit.model.architecture import architecture_of
 
 torch.set_num_threads(1)
 TWICE = ("diffllama", "nanochat")  # refused: attention_interface, and the final norm, are called twice
@@ -36,7 +36,7 @@ def relative(a, b):
 
 def gradient(model, ids, aim=target, **inputs):
     """The gradient at the embedding's output [rows, seq, width] and the logits, through an nnsight trace."""
-    embedding = dissect(model).embedding
+    embedding = architecture_of(model).embedding
     with model.trace(input_ids=ids, use_cache=False, **inputs):
         leaf = model.get(embedding).output.detach().requires_grad_(True)
         model.get(embedding).output = leaf
@@ -63,18 +63,29 @@ def check(name, rules, dtype=torch.float32, attn=None, tolerance=1e-5):
     return got
 
 
+def by_a_second_run(monkeypatch):
+    """From here on no kernel is known, so that each runs twice."""
+    monkeypatch.setattr(backward_rules, "blocked_attention", lambda *arguments: None)
+
+
+@pytest.fixture(params=["blocks", "second run"])
+def either_way(request, monkeypatch):
+    if request.param == "second run":
+        by_a_second_run(monkeypatch)
+
+
 def check_both_ways(name, dtype, attn, to_oracle, to_each_other, monkeypatch):
     """GIM by blocks, which every kernel here must be taken for, and by a second run of the kernel."""
-    blocked_attention, by_blocks = inside.blocked_attention, []
+    blocked_attention, by_blocks = backward_rules.blocked_attention, []
 
     def watched(*arguments):
         by_blocks.append(blocked_attention(*arguments))
         return by_blocks[-1]
 
-    monkeypatch.setattr(inside, "blocked_attention", watched)
+    monkeypatch.setattr(backward_rules, "blocked_attention", watched)
     got = check(name, gimkit.GIM, dtype, attn, to_oracle)
     assert len(by_blocks) == LAYERS and all(output is not None for output in by_blocks)
-    monkeypatch.setattr(inside, "blocked_attention", lambda *arguments: None)
+    by_a_second_run(monkeypatch)
     assert relative(got, check(name, gimkit.GIM, dtype, attn, to_oracle)) < to_each_other
 
 
@@ -111,7 +122,7 @@ def test_no_rule_is_a_no_op(name):
     """The control: leave one rule out of GIM, and the gradient differs from the oracle's whole GIM."""
     hf, ids = build(name), token_ids()
     whole, _ = oracle_gradient(hf, ids, target, for_oracle(gimkit.GIM))
-    gated = any(block.products for block in dissect(NNsight(hf)).blocks)
+    gated = any(block.products for block in architecture_of(NNsight(hf)).blocks)
     for part, settings in PARTS.items():
         off = gimkit.GIM._replace(**{key: gimkit.Rules._field_defaults[key] for key in settings})
         got, _ = gradient(gimkit.apply(NNsight(hf), off), ids)
@@ -123,7 +134,7 @@ def test_no_rule_is_a_no_op(name):
 
 @pytest.mark.parametrize("name", ["gpt2", "llama", "gemma2", "mistral", "gpt_neox", "gpt_oss"])
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_padding_changes_nothing(name, side):
+def test_padding_changes_nothing(name, side, either_way):
     model = gimkit.apply(NNsight(build(name)))
     prompts = [token_ids(1, length, seed=length)[0] for length in (5, 8, 10)]
     longest = max(map(len, prompts))
@@ -142,6 +153,58 @@ def test_padding_changes_nothing(name, side):
         outside = torch.ones(longest, dtype=torch.bool)
         outside[places[row]] = False
         assert not batched[row, outside].any()
+
+
+@pytest.mark.parametrize("temperature", [0.5, 0.01, 1e-8])
+@pytest.mark.parametrize(("name", "attn"), [("gpt2", "eager"), ("llama", "eager"), ("llama", "sdpa"),
+                                            ("gemma2", "eager"), ("gpt_oss", "eager")])
+def test_low_temperatures_with_left_padding(name, attn, temperature, either_way):
+    """A float mask divided by a temperature below 1 leaves float32's range, and a padded row holds nothing else."""
+    hf, ids, rules = build(name, attn=attn), token_ids(2, 8), gimkit.GIM._replace(temperature=temperature)
+    mask = torch.ones_like(ids)
+    mask[0, :3] = 0
+    inputs = dict(attention_mask=mask, position_ids=(mask.cumsum(1) - 1).clamp(min=0))
+    want, _ = oracle_gradient(hf, ids, target, for_oracle(rules), **inputs)
+    got, logits = gradient(gimkit.apply(NNsight(hf), rules), ids, **inputs)
+    assert torch.equal(logits, gradient(NNsight(hf), ids, **inputs)[1])
+    assert relative(got, want) < 1e-5
+
+
+def test_a_temperature_whose_scores_leave_the_range_is_refused_by_a_second_run(monkeypatch):
+    """Blocks take the largest score off first."""
+    check("gpt2", gimkit.Rules(temperature=1e-38), attn="eager")
+    by_a_second_run(monkeypatch)
+    model = gimkit.apply(NNsight(build("gpt2", attn="eager")), gimkit.Rules(temperature=1e-38))
+    with pytest.raises(gimkit.GimkitError, match="temperature 1e-38 leave the range of torch.float32"):
+        gradient(model, token_ids())
+
+
+@pytest.mark.parametrize("name", ["llama", "mistral"])
+def test_position_biases_are_tempered(name):
+    """Sdpa adds to its scores the position_bias that a model, or here the caller, hands down to it."""
+    hf, ids = build(name, attn="sdpa"), token_ids()
+    bias = 2 * torch.randn(1, 4, 10, 10, generator=torch.Generator().manual_seed(0))
+    want, _ = oracle_gradient(hf, ids, target, for_oracle(gimkit.GIM), position_bias=bias)
+    got, logits = gradient(gimkit.apply(NNsight(hf)), ids, position_bias=bias)
+    assert torch.equal(logits, gradient(NNsight(hf), ids, position_bias=bias)[1])
+    assert relative(got, want) < 1e-5
+    assert relative(gradient(NNsight(hf), ids)[1], logits) > 0.1  # the bias matters
+
+
+@pytest.mark.parametrize(("name", "first"), [("gpt2", "transformer.h.1.mlp.c_fc"),
+                                             ("llama", "model.layers.1.mlp.gate_proj")])
+def test_a_dead_unit_has_slope_zero_under_the_identity_rule(name, first):
+    """act(x) / x is 0 / 0 there."""
+    hf, ids, rules = build(name), token_ids(), gimkit.RULES["attnlrp"]
+    with torch.no_grad():
+        layer = hf.get_submodule(first)
+        layer.weight.zero_()
+        if layer.bias is not None:
+            layer.bias[:20] = 0
+    want, _ = oracle_gradient(hf, ids, target, for_oracle(rules))
+    got, logits = gradient(gimkit.apply(NNsight(hf), rules), ids)
+    assert torch.equal(logits, gradient(NNsight(hf), ids)[1])
+    assert torch.isfinite(got).all() and relative(got, want) < 1e-5
 
 
 @pytest.mark.parametrize("name", GIM_NAMES)

@@ -4,12 +4,13 @@ import torch
 from tqdm.auto import tqdm
 
 from gimkit.circuits.circuit import Circuit
-from gimkit.circuits.runs import run_circuits
-from gimkit.circuits.scores import DIVERGENCES, answers_of, check_metric, check_task
-from gimkit.circuits.wiring import Wiring, check_graph, graph_of, wiring
-from gimkit.edits import check_unedited
+from gimkit.circuits.metric import DIVERGENCES, check_metric
 from gimkit.errors import GimkitError, require_finite
+from gimkit.interventions.circuit_runs import run_circuits
+from gimkit.model.apply import check_unedited
+from gimkit.model.residual_stream import ResidualStream, check_graph, graph_of, residual_stream_of
 from gimkit.remote import in_trace
+from gimkit.tasks.task import answers_of, check_task
 
 
 def run(model, task, circuits: Circuit | list[Circuit], *, metric: str = "logit",
@@ -28,7 +29,7 @@ def run(model, task, circuits: Circuit | list[Circuit], *, metric: str = "logit"
     """
     check_task(task)
     check_metric(metric)
-    w = wiring(model)
+    w = residual_stream_of(model)
     check_unedited(model)
     several = [circuits] if isinstance(circuits, Circuit) else list(circuits) if isinstance(circuits, list) else []
     if not several or not all(isinstance(circuit, Circuit) for circuit in several):
@@ -41,7 +42,7 @@ def run(model, task, circuits: Circuit | list[Circuit], *, metric: str = "logit"
     return values[0] if isinstance(circuits, Circuit) else values
 
 
-def run_masks(model, w: Wiring, task, keep: torch.Tensor, metric: str, remote: bool,
+def run_masks(model, w: ResidualStream, task, keep: torch.Tensor, metric: str, remote: bool,
               most: int = 2**25) -> torch.Tensor:
     """The metric [circuits, examples] of each mask [sources, targets], as many rows at a time as memory likes.
 
@@ -60,9 +61,8 @@ def run_masks(model, w: Wiring, task, keep: torch.Tensor, metric: str, remote: b
                 chosen = keep[first:first + together]
                 masks = torch.cat([chosen, graph_of(w).real[None]]) if metric in DIVERGENCES else chosen
                 ids = torch.cat([batch.corrupt, batch.clean.repeat(len(masks) * copies, 1)])
-                with torch.no_grad():
-                    values = in_trace(model, ids, run_circuits, w, len(batch), masks, metric, *answers_of(batch),
-                                      remote=remote)
+                values = in_trace(model, ids, run_circuits, w, len(batch), masks, metric, *answers_of(batch),
+                                  remote=remote, gradients=False)
                 found.append(values[:len(chosen)])
                 progress.update(found[-1].numel())
             columns.append(torch.cat(found))

@@ -1,1 +1,1 @@
-"""Code that runs inside a trace, and is shipped to servers by value: it imports torch, math and typing only."""
+"""All code that runs inside a trace. It is sent to servers by value, so it imports torch, math and typing only."""

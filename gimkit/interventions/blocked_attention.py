@@ -33,8 +33,9 @@ def blocked_attention(output, module, q, k, v, mask, options: dict, temperature:
         return None  # kernels differ in where they put the diagonal
     scaling = q.shape[-1] ** -0.5 if options.get("scaling") is None else options["scaling"]
     rule = scaling, options.get("softcap"), causal
-    if not reproduces(output.detach(), q.detach(), k.detach(), v.detach(), mask, sinks, rule):
-        return None
+    with torch.autocast("cpu", enabled=False):
+        if not reproduces(output.detach(), q.detach(), k.detach(), v.detach(), mask, sinks, rule):
+            return None
     return Blocked.apply(output.detach(), q, k, v, mask, sinks, rule, temperature, scales)
 
 
@@ -89,7 +90,9 @@ def backward(ctx, g):
                           "leave out create_graph=True")
     rule, temperature, scales = ctx.settings
     scales = [scale if wanted else 0 for scale, wanted in zip(scales, ctx.needs_input_grad[1:4])]
-    return None, *gradients(*ctx.saved_tensors, g, rule, temperature, scales), None, None, None, None, None
+    with torch.autocast("cpu", enabled=False):
+        found = gradients(*ctx.saved_tensors, g, rule, temperature, scales)
+    return None, *found, None, None, None, None, None
 
 
 class Blocked(torch.autograd.Function):
@@ -109,11 +112,17 @@ def gradients(q, k, v, mask, sinks, g, rule: tuple, temperature: float, scales) 
         q_, g_ = q[rows, own, :, block], g[rows, own, :, block]
         k_, v_ = k[rows, own, columns], v[rows, own, columns]
         queries, width = torch.arange(block.start, block.stop), k_.shape[2]
-        scores, slope = scores_of(q_, k_, queries, part, None if sinks is None else sinks[own], rule, temperature)
-        soft = softmax(scores, part)
-        hard = torch.square(soft, out=scores) if temperature == 2 else softmax(scores * temperature, part)
+        divisor = 2 if temperature == 2 else 1
+        scores, slope = scores_of(q_, k_, queries, part, None if sinks is None else sinks[own], rule, divisor)
+        if temperature == 2:
+            soft = softmax(scores, part)
+            hard = torch.square(soft, out=scores)  # but for a factor in each row
+        else:
+            hard = softmax(scores, part)
+            largest = scores.amax(-1, keepdim=True).clamp(min=torch.finfo(scores.dtype).min)
+            soft = softmax(scores.sub_(largest).div_(temperature), part)  # a row's largest is 0 at every T
         if scales[2]:
-            total = hard.sum(-1, keepdim=True).clamp(min=torch.finfo(hard.dtype).tiny)  # the square is not normalised
+            total = hard.sum(-1, keepdim=True).clamp(min=torch.finfo(hard.dtype).tiny)
             add_product(to_v[rows, own, columns], hard[..., :width], g_ / total)
         if scales[0] or scales[1]:
             change = product(g_, v_.mT)
@@ -177,30 +186,29 @@ def seen(part) -> slice:
     return slice(int(visible[0]), int(visible[-1]) + 1) if len(visible) else slice(0, 1)
 
 
-def scores_of(q, k, queries, part, sinks, rule: tuple, temperature: float) -> tuple:
-    """The rows that the kernel's softmax reads, over T, [rows, key heads, heads of each, queries, keys].
+def scores_of(q, k, queries, part, sinks, rule: tuple, divisor: int) -> tuple:
+    """The rows that the kernel's softmax reads, divided, [rows, key heads, heads of each, queries, keys and sinks].
 
-    Sinks are one more key, and from each row any constant may be missing. And the softcap's slope, None without one.
-    queries: their positions. part: the mask's, by group. rule: the scores' scaling, softcap, whether causal.
+    And the softcap's slope, None without one. queries: their positions. part: the mask's, by group.
+    rule: the scores' scaling, softcap, whether causal.
     """
     scaling, softcap, causal = rule
-    added = part is not None and part.dtype != torch.bool
-    early, slope = 1 if added else temperature, None
+    slope = None
     if softcap is None:
-        scores = product(q * (scaling / early), k.mT)
+        scores = product(q * (scaling / divisor), k.mT)
     else:
         scores = torch.tanh(product(q * (scaling / softcap), k.mT))
-        scores, slope = scores * (softcap / early), 1 - scores.square()
+        scores, slope = scores * (softcap / divisor), 1 - scores.square()
     if causal:
         after = int(queries[0]) + 1  # what none of these queries may see
         hidden = torch.arange(after, k.shape[2]) > queries[:, None]
         scores[..., after:].masked_fill_(hidden, -torch.inf)
+    elif part is not None and part.dtype == torch.bool:
+        scores.masked_fill_(~part, -torch.inf)
     elif part is not None:
-        scores = scores.add_(part) if added else scores.masked_fill_(~part, -torch.inf)
+        scores.add_(part, alpha=1 / divisor)
     if sinks is not None:
-        scores = torch.cat([scores, (sinks / early).expand(*scores.shape[:-1], 1)], -1)
-    if added:  # the largest goes before T < 1 makes infinity of a mask's finite minimum
-        scores = scores.sub_(scores.amax(-1, keepdim=True).clamp(min=torch.finfo(scores.dtype).min)).div_(temperature)
+        scores = torch.cat([scores, (sinks / divisor).expand(*scores.shape[:-1], 1)], -1)
     return scores, slope
 
 

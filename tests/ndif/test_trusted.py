@@ -6,8 +6,8 @@ from cloudpickle import cloudpickle
 from nnsight.intervention.backends.remote import RemoteError
 
 import gimkit
-from gimkit.layerwise import layer_faithfulness, layer_scores
-from gimkit.remote.traces import where
+from gimkit.remote import where
+from gimkit.tokens.layers import layer_faithfulness, layer_scores
 
 pytestmark = pytest.mark.xdist_group("ndif")  # one worker, so one server
 
@@ -86,7 +86,8 @@ def test_the_blocked_gradient_of_attention_runs_there(server, llama):
     assert name == "BlockedBackward"
 
 
-@pytest.mark.parametrize("forgotten", ["gimkit.inside", "gimkit.interventions.blocked_attention", "gimkit.traced"])
+@pytest.mark.parametrize("forgotten", ["gimkit.interventions.backward_rules", "gimkit.interventions.token_scores",
+                                       "gimkit.interventions.blocked_attention"])
 def test_a_module_that_is_not_registered_is_missed(server, llama, monkeypatch, forgotten):
     monkeypatch.setattr(cloudpickle, "_PICKLE_BY_VALUE_MODULES", set(gimkit.remote.SHIPPED) - {forgotten})
     with pytest.raises((RemoteError, gimkit.GimkitError), match="No module named 'gimkit'"):
