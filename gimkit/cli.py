@@ -7,8 +7,7 @@ from pathlib import Path
 import pandas
 import torch
 
-from gimkit.circuits.scores import check_whole
-from gimkit.errors import GimkitError
+from gimkit.errors import GimkitError, check_whole
 from gimkit.models import BUNDLED, load
 from gimkit.tasks.text_sets import TEXT_SETS
 

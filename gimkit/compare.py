@@ -6,8 +6,7 @@ import pandas
 
 import gimkit
 from gimkit.circuits.edges import METHODS
-from gimkit.circuits.scores import check_whole
-from gimkit.errors import GimkitError
+from gimkit.errors import GimkitError, check_whole
 from gimkit.memory import growing
 from gimkit.plots_compare import faithfulness_by_edges
 from gimkit.rules import LADDER

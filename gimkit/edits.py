@@ -1,7 +1,7 @@
 """The one place that puts rules into a model: apply, and the receipt of what acts where."""
 
 from gimkit.anatomy import Anatomy, dissect
-from gimkit.errors import GimkitError
+from gimkit.errors import GimkitError, check_flag, check_number
 from gimkit.inside import freeze_norm, linearise_activation, soften_attention, split_input, split_output
 from gimkit.rules import RULES, Rules
 
@@ -59,18 +59,23 @@ def _place(edited, act, path: str, arguments: tuple) -> None:
 
 
 def resolve(rules: Rules | str) -> Rules:
-    """Rules from their name.
+    """Rules from their name, or given ones with every setting checked.
 
     >>> resolve("freeze").freeze_norm
     True
 
-    Raises GimkitError for an unknown name, listing those that exist.
+    Raises GimkitError for an unknown name, listing those that exist, and for settings that are no finite numbers, no
+    True or False, or a temperature that is not above 0.
     """
-    if isinstance(rules, Rules):
-        return rules
-    if rules in RULES:
-        return RULES[rules]
-    raise GimkitError(f"unknown rules {rules!r}; use a gimkit.Rules, or one of {', '.join(RULES)}")
+    if not isinstance(rules, Rules):
+        if isinstance(rules, str) and rules in RULES:
+            return RULES[rules]
+        raise GimkitError(f"unknown rules {rules!r}; use a gimkit.Rules, or one of {', '.join(RULES)}")
+    checked = Rules(*((check_flag if isinstance(default, bool) else check_number)(f"Rules({name}=...)", value)
+                      for (name, default), value in zip(Rules()._asdict().items(), rules)))
+    if checked.temperature <= 0:
+        raise GimkitError(f"temperature must be above 0, not {checked.temperature}")
+    return checked
 
 
 def plan(anatomy: Anatomy, rules: Rules) -> dict[str, list[tuple]]:
@@ -80,8 +85,6 @@ def plan(anatomy: Anatomy, rules: Rules) -> dict[str, list[tuple]]:
         places["norm frozen"] = [(freeze_norm, norm.path, tuple(norm)) for norm in anatomy.norms]
     softmax = (rules.temperature, rules.q, rules.k, rules.v, rules.detach_attention)
     if softmax != (1, 1, 1, 1, False):
-        if rules.temperature <= 0:
-            raise GimkitError(f"temperature must be above 0, not {rules.temperature}")
         label = "attention constant" if rules.detach_attention else f"softmax at T={rules.temperature:g}"
         label += f", q x{rules.q:g}, k x{rules.k:g}, v x{rules.v:g}"
         places[label] = [(soften_attention, b.attention, (b.attention, *softmax)) for b in anatomy.blocks]

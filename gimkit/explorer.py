@@ -14,8 +14,9 @@ from gimkit.circuits.attention import head_patterns
 from gimkit.circuits.wiring import check_graph, wiring
 from gimkit.edits import check_unedited
 from gimkit.errors import GimkitError, require_finite
+from gimkit.question import prompt_ids
 from gimkit.remote import in_trace
-from gimkit.vocabulary import encode, spell
+from gimkit.vocabulary import spell
 
 SCRIPT, STYLE = (Path(__file__).with_name(f"explorer.{kind}").read_text(encoding="utf-8") for kind in ("js", "css"))
 PAGE = """<!doctype html>
@@ -73,7 +74,7 @@ def explore(model, prompt, edges: EdgeScores, curve: Curve, roles=None, *, remot
     A click on a node lists its incoming and outgoing edges; pointing at a head or moving to it with the arrow keys
     shows its role and its attention. Edges are sums over positions: a node's place in its layer is its number.
 
-    model: an unedited nnsight model. prompt: text, or token ids [seq], whose attention is shown, to four decimals.
+    model: an unedited nnsight model. prompt: as in `gimkit.attribute`, whose attention is shown, to four decimals.
     edges: the `EdgeScores` that the curve's circuits were cut from; every score is kept as it is. curve: their `Curve`.
     roles: mapping from a node to a text, as in `circuit_graph`. remote: as in `gimkit.attribute`.
     `.data` holds title, tokens, sources, targets, shares, sizes (edges of each circuit), faithfulness, roles,
@@ -86,7 +87,7 @@ def explore(model, prompt, edges: EdgeScores, curve: Curve, roles=None, *, remot
     circuits = curve_circuits(edges, curve)
     first = torch.stack([circuit.keep for circuit in circuits]).int().cumsum(0).eq(0).sum(0)
     tokenizer = getattr(model, "tokenizer", None)
-    ids = encode(tokenizer, prompt)
+    ids = prompt_ids(model, prompt)
     return Explorer(data={
         "title": f"{curve.task}: {curve.label}",
         "tokens": [spell(tokenizer, i) for i in ids.tolist()],

@@ -7,11 +7,12 @@ import matplotlib
 import numpy
 import pandas
 import seaborn
+import torch
 from matplotlib import pyplot
 from matplotlib.transforms import Bbox
 
 from gimkit.circuits import rank_correlation
-from gimkit.circuits.scores import METRICS
+from gimkit.circuits.scores import UNITS
 from gimkit.errors import GimkitError
 
 BLUE, ORANGE, GREEN, PINK, GREY = (seaborn.color_palette("colorblind")[i] for i in (0, 1, 2, 4, 7))
@@ -24,11 +25,11 @@ def token_bars(scores, ax=None):
 
     >>> ax = token_bars(gimkit.attribute(model, "Mary drove to the farm with John. John lent a map to", "Mary"))
 
-    scores: `TokenScores`, [seq] in logits; a token that comes twice has two bars. ax: matplotlib axes, made when None.
-    Returns the axes.
+    scores: `TokenScores`, [seq] in units of their metric; a token that comes twice has two bars. ax: matplotlib axes,
+    made when None. Returns the axes.
     """
     ax = _axes(ax, min(24.0, max(4.0, 1.2 + 0.42 * len(scores.tokens))), 3.2)
-    values = numpy.asarray(scores.scores, dtype=float)
+    values = torch.as_tensor(scores.scores).double().numpy()
     positions = range(len(values))
     ax.bar(positions, values, color=[BLUE if value > 0 else ORANGE for value in values], width=0.8)
     ax.axhline(0, color=DARK, linewidth=0.8)
@@ -37,7 +38,8 @@ def token_bars(scores, ax=None):
                   rotation=60, ha="right", rotation_mode="anchor")
     ax.set_xlim(-0.7, len(values) - 0.3)
     ax.grid(False, axis="x")
-    ax.set(xlabel="", ylabel="score (logits)", title=_plain(f"{scores.method}: what speaks for {scores.target!r}"))
+    ax.set(xlabel="", ylabel=f"score ({UNITS.get(scores.metric, scores.metric)})",
+           title=_plain(f"{scores.method}: what speaks for {scores.target!r}"))
     return ax
 
 
@@ -59,7 +61,7 @@ def node_grid(scores, ax=None):
     ax = _axes(ax, 2.2 + (0.6 if small else 0.3) * grid.shape[1], 1.2 + (0.45 if small else 0.25) * len(grid))
     most = max(float(grid.abs().to_numpy().max()), 1e-12)
     seaborn.heatmap(grid, ax=ax, cmap=DIVERGING, vmin=-most, vmax=most, annot=small, fmt=".2f", linewidths=0.5,
-                    annot_kws={"size": 8}, cbar_kws={"label": f"score ({METRICS[scores.metric]})"})
+                    annot_kws={"size": 8}, cbar_kws={"label": f"score ({UNITS[scores.metric]})"})
     ax.axvline(heads, color="white", linewidth=5)
     ax.invert_yaxis()  # the network is drawn from the bottom up
     ax.tick_params(axis="both", length=0)
@@ -88,8 +90,8 @@ def method_scatter(scores, exact, ax=None):
                    edgecolor="white", linewidth=0.6, zorder=3)
     ax.margins(0.12)
     ax.axline((0, 0), slope=1, color=DARK, linestyle="--", linewidth=0.9)
-    ax.set(xlabel=f"exact patching ({METRICS[exact.metric]})",
-           ylabel=_plain(f"{scores.method} ({METRICS[scores.metric]})"),
+    ax.set(xlabel=f"exact patching ({UNITS[exact.metric]})",
+           ylabel=_plain(f"{scores.method} ({UNITS[scores.metric]})"),
            title=f"{_plain(f'{scores.method} against exact patching on {exact.task}')}\nSpearman's ρ = {rho}")
     ax.legend(frameon=True, loc="lower right")
     order = table["score"].abs().sort_values(ascending=False).index

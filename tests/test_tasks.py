@@ -177,7 +177,9 @@ def test_own_pairs_from_ids():
     ({"clean": []}, "no prompt pairs"),
     ({"clean": ["The doors", "The door"]}, "2 clean prompts, 1 corrupt"),
     ({"corrupt": ["The door near"]}, "clean has 3 tokens and corrupt 4"),
-    ({"answers": [("are they", "is")]}, "'are they' is not one token but 2: 'are', "),
+    ({"answers": [("are they", ["is", "was"])]}, "one good and one bad answer for each pair, not sets"),
+    ({"answers": [("are", "are")]}, "same answer .* as right and as wrong"),
+    ({"answers": [(None, "is")]}, "an answer is a text, an id, or a list of ids.*not None"),
     ({"answers": [("zzz", "is")]}, "'zzz' is not in the tokenizer's vocabulary"),
     ({"answers": ["are"]}, r"n times \(good, bad\)"),
     ({"answers": [([], "is")]}, "an answer is empty"),
@@ -212,7 +214,7 @@ def test_bad_ids(change, message):
     (lambda t: tasks.ioi(t, names="new"), "'held-out'"),
     (lambda t: tasks.odd_one_out(t, people=9), "people=9"),
     (lambda t: tasks.induction(t, times=1), "times=1"),
-    (lambda t: tasks.ioi(t, n=0), "at least one"),
+    (lambda t: tasks.ioi(t, n=0), "n must be a whole number of at least 1"),
 ])
 def test_bad_arguments(words, call, message):
     with pytest.raises(GimkitError, match=message):

@@ -102,10 +102,10 @@ def test_the_control_differs():
     (dict(prompt=[]), "prompt is empty"),
     (dict(prompt=[[1, 2], [3, 4]]), "one text or a row of token ids"),
     (dict(target="nowhere"), "not in the tokenizer's vocabulary"),
-    (dict(target=("w1", "w2", "w3")), "not 3 tokens"),
-    (dict(target=2.5), "text or an id"),
+    (dict(target=("w1", "w2", "w3")), "not 3 answers"),
+    (dict(target=2.5), "a text, an id, or a list of ids.*not 2.5"),
     (dict(method="gmi"), "unknown method 'gmi'.*ig"),
-    (dict(method="ig", steps=0), "steps must be at least 1"),
+    (dict(method="ig", steps=0), "steps must be a whole number of at least 1"),
 ])
 def test_bad_input(arguments, message):
     with pytest.raises(gimkit.GimkitError, match=message):

@@ -13,12 +13,13 @@ from gimkit.circuits.gradients import edge_scores, scores_along_path
 from gimkit.circuits.graph import Graph, greedy_edges, prune, top_edges
 from gimkit.circuits.one_edge import exact_edge_scores
 from gimkit.circuits.points import points
-from gimkit.circuits.scores import answers_of, check_metric, check_slope, check_task, check_whole, rules_of
+from gimkit.circuits.scores import answer_rows, answers_of, check_slope, check_task, metric_of, rules_of
 from gimkit.circuits.wiring import Wiring, graph_of, wiring
 from gimkit.edits import apply, check_unedited
-from gimkit.errors import GimkitError, require_finite
+from gimkit.errors import GimkitError, check_whole, require_finite
 from gimkit.forward import check_backend, in_either_mode
 from gimkit.remote import in_session, in_trace
+from gimkit.results import Result
 from gimkit.rules import GIM, PLAIN, RULES, Rules
 
 AVERAGED = {"ig-inputs": PLAIN, "gim-ig": GIM, "ig-activations": PLAIN, "clean-corrupted": PLAIN, "gp": PLAIN}
@@ -27,8 +28,8 @@ NO_FORWARD = ("forward mode would need a row for each of {} edges; score nodes, 
               "gimkit.circuits.score_edges_among, by any rules ('gim', 'gradient', 'relp', ...)")
 
 
-@dataclass(frozen=True)
-class EdgeScores:
+@dataclass(frozen=True, eq=False)
+class EdgeScores(Result):
     """One score per edge; positive means that corrupting the edge hurts.
 
     >>> edges.sources[:3], edges.targets[:2]
@@ -149,13 +150,12 @@ def score_edges(model, task, method: str | Rules = "gim", *, metric: str = "logi
     (Gemma-2 and 3, OLMo-2) count as what leaves that norm with its denominator constant. OLMo-2 normalises the queries
     (and keys) of all heads together, so there an edge into one head's query also counts what that does to the others'.
     """
-    check_task(task)
+    check_task(model, task)
     if not isinstance(method, Rules) and method not in METHODS:
         raise GimkitError(f"unknown method {method!r}; use a gimkit.Rules, or one of {', '.join(METHODS)}")
-    check_whole("steps", steps)
-    if batch_size is not None:
-        check_whole("batch_size", batch_size)
-    check_metric(metric)
+    steps, seed = check_whole("steps", steps), check_whole("seed", seed, 0)
+    batch_size = batch_size if batch_size is None else check_whole("batch_size", batch_size)
+    metric, rows = metric_of(task, metric), answer_rows(task)
     check_backend(backend)
     label = method if isinstance(method, str) else "own rules"
     if isinstance(method, Rules) or method in RULES or (method, steps) == ("ig-activations", 1):
@@ -166,11 +166,11 @@ def score_edges(model, task, method: str | Rules = "gim", *, metric: str = "logi
     if method == "random":
         scores = torch.randn(graph.real.shape, generator=torch.Generator().manual_seed(seed)) * graph.real
     elif method == "exact":
-        scores = _exact(model, w, graph, task, metric, batch_size, remote)
+        scores = _exact(model, w, graph, rows, metric, batch_size, remote) * (len(rows) // len(task))
     else:
         scores = in_either_mode(
-            model, backend, lambda: _gradients(model, w, task, method, metric, steps, batch_size, remote),
-            NO_FORWARD.format(graph.n_edges), remote)
+            model, backend, lambda: _gradients(model, w, rows, method, metric, steps, batch_size, remote),
+            NO_FORWARD.format(graph.n_edges), remote) * (len(rows) // len(task))
     require_finite(scores)
     return EdgeScores(task.name, label, graph, scores, metric)
 
@@ -209,7 +209,7 @@ def _exact(model, w: Wiring, graph: Graph, task, metric: str, batch_size: int | 
     logits = task.clean.shape[1] * model._module.get_input_embeddings().weight.shape[0]  # of a row
     rows = max(128, 2**22 // logits)  # larger batches are slower on a CPU
     batch_size = max(1, min(batch_size or 16, rows // 32))  # most rows are for edges, not for clean and corrupt
-    scores = torch.zeros(graph.real.shape)
+    scores = torch.zeros(graph.real.shape, dtype=torch.float32)  # whatever torch's default is
     with tqdm(total=len(edges) * len(task), desc=f"{task.name} exact", delay=2, leave=False) as progress:
         for start in range(0, len(task), batch_size):
             batch = task[start:start + batch_size]

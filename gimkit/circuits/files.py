@@ -9,7 +9,7 @@ import torch
 
 from gimkit.circuits.graph import Graph
 from gimkit.circuits.wiring import check_graph, wiring
-from gimkit.errors import GimkitError, require_finite
+from gimkit.errors import GimkitError, check_flag, check_number, check_whole, require_finite
 
 LABELS = ("task", "method", "metric")
 NEURONS = ("neurons", "neurons_scores", "neurons_in_graph")
@@ -72,8 +72,9 @@ def read(path, model=None) -> Contents:
     try:
         data = json.loads(path.read_text()) if path.suffix == ".json" else torch.load(path, "cpu", weights_only=True)
         config = data["cfg"]
-        graph = Graph(int(config["n_layers"]), int(config["n_heads"]), bool(config["parallel_attn_mlp"]),
-                      int(config["d_model"]))
+        layers, heads, width = (check_whole(f"{path.name}: {key}", config[key]) for key in ("n_layers", "n_heads",
+                                                                                           "d_model"))
+        graph = Graph(layers, heads, check_flag(f"{path.name}: parallel_attn_mlp", config["parallel_attn_mlp"]), width)
         if model is not None:
             check_graph(graph, wiring(model), f"{path.name} is")
         held, found = (_of_json if path.suffix == ".json" else _of_pt)(data, graph, path.name)
@@ -98,7 +99,8 @@ def _of_json(data: dict, graph: Graph, name: str):
     """(the keys that describe nodes, (scores, keep, node scores or None))."""
     scores, keep, known = torch.zeros(graph.real.shape), torch.zeros_like(graph.real), graph.edges
     for edge, entry in data["edges"].items():
-        scores[known[edge]], keep[known[edge]] = float(entry["score"]), bool(entry["in_graph"])
+        scores[known[edge]] = check_number(f"{name}: the score of {edge}", entry["score"])
+        keep[known[edge]] = check_flag(f"{name}: in_graph of {edge}", entry["in_graph"])
     entries = [data["nodes"][source] for source in graph.sources]
     held = {key for entry in entries for key in entry}
     nodes = torch.tensor([float(entry["score"]) for entry in entries]) if "score" in held else None
@@ -106,7 +108,10 @@ def _of_json(data: dict, graph: Graph, name: str):
 
 
 def _of_pt(data: dict, graph: Graph, name: str):
-    scores, keep, nodes = data["edges_scores"].float(), data["edges_in_graph"].bool(), data.get("nodes_scores")
+    scores, keep, nodes = data["edges_scores"].float(), data["edges_in_graph"], data.get("nodes_scores")
+    if not bool(((keep == 0) | (keep == 1)).all()):
+        raise GimkitError(f"{name}: edges_in_graph must be True or False on every edge")
+    keep = keep.bool()
     if ((tuple(data["src_nodes"]), tuple(data["dst_nodes"])) != (graph.sources, graph.targets)
             or not scores.shape == keep.shape == graph.real.shape
             or nodes is not None and nodes.shape != (len(graph.sources),)):

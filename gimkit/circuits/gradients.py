@@ -15,7 +15,7 @@ from gimkit.circuits.streams import (
     scaled_gap,
     written,
 )
-from gimkit.circuits.traced import at_answers, by_row, metric_values, tensor_of
+from gimkit.circuits.traced import at_answers, by_row, metric_values, places_of, tensor_of
 from gimkit.circuits.within import swapped_heads
 
 
@@ -113,7 +113,7 @@ def edge_scores(model, w, frozen: bool, b: int, metric: str, last, good, bad, gr
     if group > 1:
         wanted += [z for _, z in shared]
     logits = at_answers(model, w.unembedding, last)
-    first = torch.zeros_like(last)
+    first = places_of(last)
     value = sum(metric_values(metric, logits[start:start + b], first, good, bad, logits[:b]).sum()
                 for start in gradient_rows)
     gradients = list(torch.autograd.grad(value, wanted, retain_graph=group > 1,

@@ -14,10 +14,11 @@ from gimkit.circuits.edges import EdgeScores
 from gimkit.circuits.graph import greedy_edges, prune, top_edges
 from gimkit.circuits.nodes import NodeScores
 from gimkit.circuits.patching import run_masks
-from gimkit.circuits.scores import check_metric, check_task
+from gimkit.circuits.scores import check_task, metric_of
 from gimkit.circuits.wiring import check_graph, wiring
 from gimkit.edits import check_unedited
-from gimkit.errors import GimkitError, require_finite
+from gimkit.errors import GimkitError, check_flag, check_number, check_whole, require_finite
+from gimkit.results import Result
 
 SIZES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)  # MIB's shares of all edges
 
@@ -43,7 +44,12 @@ def bootstrap(statistic, n: int, *, level: float = 0.95, resamples: int = 999, s
     >>> values = numpy.array([1.0, 2.0, 3.0, 4.0])
     >>> bootstrap(lambda index: values[index].mean(), 4).value
     2.5
+
+    Raises GimkitError for a level outside 0 to 1.
     """
+    resamples, seed = check_whole("resamples", resamples), check_whole("seed", seed, 0)
+    if not 0 < check_number("level", level) < 1:
+        raise GimkitError(f"level is the share of resamples inside the interval, such as 0.95, not {level!r}")
     everything = numpy.arange(n)
     value = float(statistic(everything))
     if n < 2:
@@ -77,8 +83,8 @@ def rank_correlation(scores, truth, *, level: float = 0.95, resamples: int = 999
     return bootstrap(statistic, len(a), level=level, resamples=resamples, seed=seed)
 
 
-@dataclass(frozen=True)
-class Curve:
+@dataclass(frozen=True, eq=False)
+class Curve(Result):
     """Faithfulness of circuits of growing size, cut from one set of scores.
 
     >>> curve.shares[:3], curve.edges[:3]
@@ -130,7 +136,7 @@ class Curve:
 
     def _area(self, values, log: bool) -> float:
         x = numpy.array(self.shares)
-        if log:
+        if check_flag("log", log):
             x = numpy.log10(x)
             x = (x - x[0]) / (x[-1] - x[0])
         return float(numpy.trapezoid(values, x))
@@ -170,13 +176,14 @@ def faithfulness(model, task, edges: EdgeScores, *, absolute: bool, metric: str 
     Raises GimkitError when the clean prompts do not beat the corrupt ones, for faithfulness divides by the difference.
     Source: MIB's evaluation; as there, the x axis is the requested share, and dead ends are pruned before running.
     """
-    check_task(task)
-    check_metric(metric)
+    check_task(model, task)
+    metric = metric_of(task, metric)
+    absolute, greedy = check_flag("absolute", absolute), check_flag("greedy", greedy)
     w = wiring(model)
     graph, cut = edges.graph, greedy_edges if greedy else top_edges
     check_graph(graph, w)
     check_unedited(model)
-    sizes = tuple(sizes)
+    sizes = tuple(check_number("a size", share) for share in sizes)
     if not sizes or any(not 0 <= share <= 1 for share in sizes) or list(sizes) != sorted(set(sizes)):
         raise GimkitError("sizes are increasing shares of all edges between 0 and 1")
     masks = [prune(cut(edges.scores, graph, int(share * graph.n_edges), absolute), graph) for share in sizes]
@@ -238,4 +245,4 @@ def _both(scores: EdgeScores | NodeScores, known: Circuit, absolute: bool):
     else:
         counted, hit = known.graph.real, known.keep
     value = scores.scores[counted].double().numpy()
-    return hit[counted].numpy(), abs(value) if absolute else value
+    return hit[counted].numpy(), abs(value) if check_flag("absolute", absolute) else value

@@ -9,13 +9,14 @@ import torch
 from gimkit.circuits import files
 from gimkit.circuits.circuit import Circuit
 from gimkit.circuits.graph import Graph, check_size, prune
-from gimkit.errors import GimkitError, require_finite
+from gimkit.errors import GimkitError, check_flag, require_finite
+from gimkit.results import Result
 
 KINDS = {"": "head", "q": "query", "k": "key", "v": "value"}
 
 
-@dataclass(frozen=True)
-class NodeScores:
+@dataclass(frozen=True, eq=False)
+class NodeScores(Result):
     """One score per node; positive means that corrupting the node hurts.
 
     >>> nodes.nodes[:3], nodes.scores.shape
@@ -66,9 +67,9 @@ class NodeScores:
         embedding its circuits run as the corrupt prompt, for nothing feeds the other nodes.
         """
         graph = self._covered()
-        check_size(n, len(self.nodes) - 1, "heads and MLPs")
+        n = check_size(n, len(self.nodes) - 1, "heads and MLPs")
         require_finite(self.scores)
-        value = (self.scores.abs() if absolute else self.scores)[1:].double()
+        value = (self.scores.abs() if check_flag("absolute", absolute) else self.scores)[1:].double()
         best = value.argsort(descending=True, stable=True)[:n].tolist()
         circuit = Circuit.between(graph, ["input", *(self.nodes[1 + i] for i in best)])
         return Circuit(graph, prune(circuit.keep, graph))

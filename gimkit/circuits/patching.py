@@ -5,7 +5,7 @@ from tqdm.auto import tqdm
 
 from gimkit.circuits.circuit import Circuit
 from gimkit.circuits.runs import run_circuits
-from gimkit.circuits.scores import DIVERGENCES, answers_of, check_metric, check_task
+from gimkit.circuits.scores import DIVERGENCES, answer_rows, answers_of, check_task, metric_of, per_pair
 from gimkit.circuits.wiring import Wiring, check_graph, graph_of, wiring
 from gimkit.edits import check_unedited
 from gimkit.errors import GimkitError, require_finite
@@ -26,8 +26,8 @@ def run(model, task, circuits: Circuit | list[Circuit], *, metric: str = "logit"
     Source: EAP-IG's evaluate_graph: a target reads the sum of current outputs over kept edges and corrupt ones over
     dropped edges.
     """
-    check_task(task)
-    check_metric(metric)
+    check_task(model, task)
+    metric = metric_of(task, metric)
     w = wiring(model)
     check_unedited(model)
     several = [circuits] if isinstance(circuits, Circuit) else list(circuits) if isinstance(circuits, list) else []
@@ -47,6 +47,7 @@ def run_masks(model, w: Wiring, task, keep: torch.Tensor, metric: str, remote: b
 
     most: numbers in the sources' outputs that are held at once (2^25 float32: 128 MiB).
     """
+    pairs, task = task, answer_rows(task)
     rows = max(1, most // (keep.shape[1] * task.clean.shape[1] * w.width))
     together = min(len(keep), rows)  # circuits, which share the corrupt run, rather than examples
     examples = max(1, rows // together)
@@ -66,4 +67,4 @@ def run_masks(model, w: Wiring, task, keep: torch.Tensor, metric: str, remote: b
                 found.append(values[:len(chosen)])
                 progress.update(found[-1].numel())
             columns.append(torch.cat(found))
-    return torch.cat(columns, 1)
+    return per_pair(pairs, torch.cat(columns, 1), 1)

@@ -8,10 +8,10 @@ from gimkit.anatomy import dissect
 from gimkit.circuits.attention import head_numbers
 from gimkit.circuits.circuit import Circuit
 from gimkit.circuits.patching import run
-from gimkit.circuits.scores import answers_of, check_task, check_whole, score_nodes
+from gimkit.circuits.scores import answers_of, check_one_token, check_task, score_nodes
 from gimkit.circuits.wiring import graph_of, wiring
 from gimkit.edits import check_unedited
-from gimkit.errors import require_finite
+from gimkit.errors import check_whole, require_finite
 from gimkit.remote import in_trace
 
 ATTENDS = 0.5  # mean attention from which a head "attends" to something
@@ -49,8 +49,9 @@ def head_roles(model, task, *, batch_size: int = 32, remote: bool | str = False)
     Source: the roles of arXiv 2211.00593 (IOI) and 2310.04625 (copy suppression), the pattern scores of induction heads
     (Olsson et al. 2022) on the task's own prompts instead of random tokens.
     """
-    check_task(task)
-    check_whole("batch_size", batch_size)
+    check_task(model, task)
+    check_one_token(task, "head_roles")
+    batch_size = check_whole("batch_size", batch_size)
     w = wiring(model)
     check_unedited(model)
     attentions = [block.attention for block in dissect(model).blocks]

@@ -3,7 +3,7 @@
 import torch
 
 from gimkit.circuits.streams import heads_of, read_norm, read_weights
-from gimkit.circuits.traced import at_answers, metric_values, tensor_of
+from gimkit.circuits.traced import at_answers, metric_values, places_of, tensor_of
 from gimkit.sandbox import matrix_of
 
 
@@ -49,7 +49,7 @@ def run_circuits(model, w, b: int, keep: torch.Tensor, metric: str, last, good, 
     reads = streams(final.input[:b], gaps, keep[:, :, column])
     final.input = torch.cat([final.input[:b], reads.repeat(group, 1, 1).to(final.input.dtype)])
     logits = at_answers(model, w.unembedding, last)[b:(1 + circuits) * b]
-    return metric_values(metric, logits, torch.zeros_like(last), good, bad, logits[-b:])
+    return metric_values(metric, logits, places_of(last), good, bad, logits[-b:])
 
 
 def gap(x: torch.Tensor, b: int, circuits: int) -> torch.Tensor:

@@ -1,24 +1,28 @@
 """How much each part of a model matters for a task."""
 
+from dataclasses import replace
+
 import torch
 from tqdm.auto import tqdm
 
-from gimkit.anatomy import dissect
+from gimkit.anatomy import dissect, limits
 from gimkit.circuits.gradients import node_scores
 from gimkit.circuits.graph import nodes
 from gimkit.circuits.nodes import NodeScores
 from gimkit.circuits.points import points
 from gimkit.circuits.traced import exact_node_scores
 from gimkit.circuits.wiring import graph_if_covered, norms_after
-from gimkit.edits import apply, check_unedited
-from gimkit.errors import GimkitError, require_finite
+from gimkit.edits import apply, check_unedited, resolve
+from gimkit.errors import GimkitError, check_answers, check_ids, check_length, check_whole, require_finite
 from gimkit.forward import check_backend, forward_task_scores, in_either_mode
 from gimkit.forward.rows import starts_of
 from gimkit.remote import in_trace
 from gimkit.rules import PLAIN, RULES, Rules
 
 METHODS = (*RULES, "ig-inputs", "ig-activations", "atp*", "exact", "random")
+SEQUENCES = "log-probability"  # what "logit" becomes where answers have several tokens
 METRICS = {"logit": "logits", "probability": "probability", "kl": "nats", "kl-mean": "nats / |vocabulary|"}
+UNITS = METRICS | {SEQUENCES: "nats"}
 DIVERGENCES = ("kl", "kl-mean")  # from the clean run
 NO_FORWARD = ("{} has no forward mode, which knows gradients at the clean run alone; use any rules ('gim', 'gradient', "
               "'relp', ...), or 'exact', which needs no gradient")
@@ -48,6 +52,9 @@ def score_nodes(model, task, method: str | Rules = "gim", *, metric: str = "logi
         "logit": logsumexp(good answers' logits) - logsumexp(bad answers'), the logit difference for single answers.
         "probability": the good answers' summed probability minus the bad ones', for greater-than sum p(> yy) -
         sum p(<= yy). Where the model is sure, its gradient vanishes.
+        With answers of several tokens: "logit" becomes "log-probability", the good answer's minus the bad one's, each
+        given the prompt and the answer's tokens before (teacher forcing), in nats; "probability" likewise. Good and bad
+        answer each stand behind their prompt in a row of their own, and a pair's scores are those of both rows.
         "kl": minus KL(clean run || current run) of the next token, summed over the vocabulary, in nats; "kl-mean": its
         mean over the vocabulary, which is EAP-IG's. Zero, with gradient zero, at the clean run.
     steps: points of the averaged gradients. batch_size: prompt pairs per forward; it does not change the result.
@@ -66,12 +73,11 @@ def score_nodes(model, task, method: str | Rules = "gim", *, metric: str = "logi
     positions, which change together, each query head for itself where several share keys. GradDrop is left out: it
     averages absolute values over a backward pass per layer, so it has no sign.
     """
-    check_task(task)
+    check_task(model, task)
     if not isinstance(method, Rules) and method not in METHODS:
         raise GimkitError(f"unknown method {method!r}; use a gimkit.Rules, or one of {', '.join(METHODS)}")
-    check_whole("steps", steps)
-    check_whole("batch_size", batch_size)
-    check_metric(metric)
+    steps, batch_size = check_whole("steps", steps), check_whole("batch_size", batch_size)
+    seed, metric, rows = check_whole("seed", seed, 0), metric_of(task, metric), answer_rows(task)
     check_backend(backend)
     parts = dissect(model)
     check_unedited(model)
@@ -82,15 +88,15 @@ def score_nodes(model, task, method: str | Rules = "gim", *, metric: str = "logi
     if method == "random":
         values = torch.randn(len(names), generator=torch.Generator().manual_seed(seed)).repeat(len(task), 1)
     elif method == "exact":
-        values = _exact(model, parts, names, task, metric, batch_size, remote)
+        values = per_pair(task, _exact(model, parts, names, rows, metric, batch_size, remote))
     else:
         forward = NO_FORWARD.format(method)
         if isinstance(method, Rules) or method in RULES:
             def forward():
-                return _forward(model, names, task, rules_of(method), metric, batch_size, remote)
-        values = in_either_mode(
-            model, backend, lambda: _gradients(model, parts, task, method, metric, steps, batch_size, remote),
-            forward, remote)
+                return _forward(model, names, rows, rules_of(method), metric, batch_size, remote)
+        values = per_pair(task, in_either_mode(
+            model, backend, lambda: _gradients(model, parts, rows, method, metric, steps, batch_size, remote),
+            forward, remote))
     require_finite(values)
     return NodeScores(task.name, label, _labels(names, parts.n_heads, method == "atp*"), values, metric,
                       graph_if_covered(model, parts))
@@ -104,8 +110,7 @@ def _forward(model, names, task, rules: Rules, metric: str, batch_size: int, rem
             chosen = names[start:start + each]
             yield starts_of(chosen, spare=spare), list(range(len(chosen))), list(range(start, start + len(chosen)))
 
-    _, *answers = answers_of(task)
-    return forward_task_scores(model, task, (metric, *answers), rules, chunks, len(names), batch_size, remote)
+    return forward_task_scores(model, task, (metric, *answers_of(task)), rules, chunks, len(names), batch_size, remote)
 
 
 def _labels(names, n_heads: int, reads: bool) -> tuple[str, ...]:
@@ -161,25 +166,42 @@ def _exact(model, parts, names, task, metric, batch_size: int, remote: bool, mos
 def rules_of(method: str | Rules) -> Rules:
     """The rules that a gradient method runs under, or an error that lists them."""
     if isinstance(method, Rules):
-        return method
+        return resolve(method)
     if method not in RULES:
         raise GimkitError(f"unknown method {method!r}; use a gimkit.Rules, or one of {', '.join(RULES)}")
     return RULES[method]
 
 
-def check_task(task) -> None:
-    """Refuse what is no task, or an empty one."""
+def check_task(model, task) -> None:
+    """Refuse what is no task, an empty one, and one whose prompts or answers the model cannot take."""
     if not hasattr(task, "clean") or not hasattr(task, "good"):
         raise GimkitError(f"{type(task).__name__} is not a task; make one with gimkit.tasks.ioi(model, n=64) "
                           "or gimkit.tasks.pairs(clean=..., corrupt=..., answers=...)")
     if len(task) == 0:
         raise GimkitError(f"the task {task.name} holds no prompt pairs; {'; '.join(task.dropped) or 'make some first'}")
+    vocabulary, context = limits(model)
+    for row, (last, *sets) in enumerate(zip(task.last.tolist(), task.good, task.bad)):
+        what = f"{task.name}, row {row},"
+        check_length(last + (max(map(len, sets)) if task.sequences else 1), context, what)
+        if not all(sets):
+            raise GimkitError(f"{what} has no {'bad' if sets[0] else 'good'} answer; give at least one")
+        check_answers(*(([tuple(ids)] for ids in sets) if task.sequences else sets), what)
+    for name, ids in (("clean prompts", task.clean), ("corrupt prompts", task.corrupt),
+                      ("answers", [answer for sets in (*task.good, *task.bad) for answer in sets])):
+        check_ids(ids, vocabulary, f"{task.name}, {name},")
 
 
-def check_metric(metric: str) -> None:
-    """Refuse an unknown metric."""
-    if metric not in tuple(METRICS):
+def metric_of(task, metric: str) -> str:
+    """The metric's name in results: "logit" is "log-probability" where the task's answers have several tokens.
+
+    Raises GimkitError for an unknown metric, and for a divergence, which has one next token, with such answers.
+    """
+    if metric not in (*METRICS, *([SEQUENCES] if task.sequences else [])):
         raise GimkitError(f"unknown metric {metric!r}; use {', '.join(METRICS)}")
+    if task.sequences and metric in DIVERGENCES:
+        raise GimkitError(f"{metric} compares one next token, but {task.name} has answers of several tokens; use "
+                          "metric logit (their log-probability) or probability")
+    return SEQUENCES if task.sequences and metric == "logit" else metric
 
 
 def check_slope(metric: str, method: str) -> None:
@@ -189,22 +211,63 @@ def check_slope(metric: str, method: str) -> None:
                           "use method ig-inputs or exact, or another metric")
 
 
-def check_whole(name: str, value: int, least: int = 1) -> None:
-    """Refuse a number that is not whole or below the least that makes sense."""
-    if not isinstance(value, int) or value < least:
-        raise GimkitError(f"{name} must be a whole number of at least {least}, not {value!r}")
-
-
 def rows_of(task) -> torch.Tensor:
     """Clean rows, then corrupt ones, [2n, seq]. Padding stands right of the answer, so no mask is needed."""
     return torch.cat([task.clean, task.corrupt])
 
 
-def answers_of(task) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Position of the answer [n], good and bad answers' ids [n, most], as `metric_values` takes them."""
-    return task.last, padded(task.good), padded(task.bad)
+def check_one_token(task, what: str) -> None:
+    """Refuse a task with answers of several tokens."""
+    if task.sequences:
+        raise GimkitError(f"{what} takes answers of one token, but {task.name} has answers of several tokens; use "
+                          "score_nodes, score_edges or run, or other answers")
 
 
-def padded(answers) -> torch.Tensor:
+def answer_rows(task):
+    """The rows to run for a task: its own, or where answers have several tokens two for each pair, the prompts with the
+    good answer and with the bad one behind them, but for its last token.
+
+    >>> answer_rows(task) is task
+    True
+    """
+    if not task.sequences:
+        return task
+    width = int(task.last.max()) + max(map(len, (*task.good, *task.bad)))
+    shape, answers = (2 * len(task), width), [ids for pair in zip(task.good, task.bad) for ids in pair]
+    clean, corrupt = (torch.zeros(shape, dtype=torch.long) for _ in range(2))
+    mask = torch.zeros(shape, dtype=torch.bool)
+    for row, ids in enumerate(answers):
+        start = int(task.last[row // 2]) + 1
+        for rows, prompts in ((clean, task.clean), (corrupt, task.corrupt)):
+            rows[row, :start] = prompts[row // 2, :start]
+            rows[row, start:start + len(ids) - 1] = torch.tensor(ids[:-1], dtype=torch.long)
+        mask[row, :start + len(ids) - 1] = True
+    return replace(task, clean=clean, corrupt=corrupt, mask=mask,
+                   pairs=tuple(pair for pair in task.pairs for _ in range(2)),
+                   good=tuple(ids if row % 2 == 0 else () for row, ids in enumerate(answers)),
+                   bad=tuple(ids if row % 2 else () for row, ids in enumerate(answers)))
+
+
+def per_pair(task, values: torch.Tensor, dim: int = 0) -> torch.Tensor:
+    """Values of `answer_rows(task)` along an axis as values of its pairs: the two rows of a pair add up."""
+    return values.unflatten(dim, (-1, 2)).sum(dim + 1) if task.sequences else values
+
+
+def answers_of(rows) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Position of the answer [n], good and bad answers' ids [n, most], as `metric_values` takes them.
+
+    rows: a task, or its `answer_rows` where answers have several tokens; then positions are [n, most] too.
+    """
+    if not rows.sequences:
+        return rows.last, padded(rows.good), padded(rows.bad)
+    answers = [[*good, *bad] for good, bad in zip(rows.good, rows.bad)]  # one of them is empty
+    most = max(map(len, answers))
+    start = rows.last - torch.tensor([len(ids) for ids in answers]) + 1
+    places = torch.minimum(start[:, None] + torch.arange(most), rows.last[:, None])
+    return places, padded(rows.good, most), padded(rows.bad, most)
+
+
+def padded(answers, most: int = 0) -> torch.Tensor:
     """Sets of answer ids as [n, most] with -1 where a row has fewer."""
-    return torch.nn.utils.rnn.pad_sequence([torch.tensor(ids) for ids in answers], batch_first=True, padding_value=-1)
+    most = max(most, *map(len, answers))
+    return torch.tensor([[*ids, *[-1] * (most - len(ids))] for ids in answers])

@@ -10,11 +10,11 @@ from gimkit.anatomy import dissect
 from gimkit.circuits.graph import nodes
 from gimkit.circuits.metrics import bootstrap
 from gimkit.circuits.nodes import NodeScores
-from gimkit.circuits.scores import answers_of, check_task, check_whole
+from gimkit.circuits.scores import answer_rows, answers_of, check_task, metric_of, per_pair
 from gimkit.circuits.traced import coalition_values
 from gimkit.circuits.wiring import graph_if_covered
 from gimkit.edits import check_unedited
-from gimkit.errors import require_finite
+from gimkit.errors import check_whole, require_finite
 from gimkit.remote import in_trace
 
 
@@ -37,9 +37,9 @@ def shapley_nodes(model, task, *, orders: int = 8, seed: int = 0, batch_size: in
     Raises GimkitError for an edited model, NaN.
     Source: Castro et al. 2009 (sampled permutations); arXiv 2104.12199 (each with its reverse).
     """
-    check_task(task)
-    check_whole("orders", orders)
-    check_whole("batch_size", batch_size)
+    check_task(model, task)
+    orders, batch_size = check_whole("orders", orders), check_whole("batch_size", batch_size)
+    seed = check_whole("seed", seed, 0)
     check_unedited(model)
     parts = dissect(model)
     names = [node.name for node in nodes(parts)]
@@ -50,17 +50,18 @@ def shapley_nodes(model, task, *, orders: int = 8, seed: int = 0, batch_size: in
     per_example = []
     for start in tqdm(range(0, len(task), batch_size), desc=f"{task.name} shapley", delay=2, leave=False):
         batch = task[start:start + batch_size]
+        rows = answer_rows(batch)
 
-        def worth(present: torch.Tensor, batch=batch) -> torch.Tensor:
-            return _worth(model, parts, paths, batch, present, remote)
+        def worth(present: torch.Tensor, rows=rows) -> torch.Tensor:
+            return _worth(model, parts, paths, rows, present, remote)
 
-        rank = ranks[start:start + batch_size]
+        rank = ranks[start:start + batch_size].repeat_interleave(len(rows) // len(batch), 0)
         gains = torch.stack([gains_in_order(worth, way[:, i]) for i in range(orders)
                              for way in (rank, players - 1 - rank)]).mean(0)
-        none = torch.zeros(1, len(batch), players, dtype=torch.bool)
+        none = torch.zeros(1, len(rows), players, dtype=torch.bool)
         corrupt, alone = worth(none)  # the corrupt run, and the clean embedding with everything else corrupt
-        per_example.append(torch.cat([(alone - corrupt)[:, None], gains], 1))
-    scores = NodeScores(task.name, "shapley", tuple(names), torch.cat(per_example).float(),
+        per_example.append(per_pair(batch, torch.cat([(alone - corrupt)[:, None], gains], 1)))
+    scores = NodeScores(task.name, "shapley", tuple(names), torch.cat(per_example).float(), metric_of(task, "logit"),
                         graph=graph_if_covered(model, parts))
     require_finite(scores.per_example)
     return scores

@@ -8,18 +8,19 @@ from tqdm.auto import tqdm
 
 from gimkit.anatomy import dissect
 from gimkit.circuits.metrics import bootstrap
-from gimkit.circuits.scores import answers_of, check_task, check_whole, rows_of
+from gimkit.circuits.scores import answers_of, check_one_token, check_task, rows_of
 from gimkit.circuits.wiring import wiring
 from gimkit.edits import check_unedited
-from gimkit.errors import require_finite
+from gimkit.errors import check_whole, require_finite
 from gimkit.remote import in_trace
+from gimkit.results import Result
 from gimkit.selfrepair.traced_heads import head_effects
 
 EFFECTS = ("direct", "direct_live", "total", "total_frozen")
 
 
-@dataclass(frozen=True)
-class HeadRepair:
+@dataclass(frozen=True, eq=False)
+class HeadRepair(Result):
     """What ablating each head costs directly and in all, and which parts answer; in logits.
 
     >>> repair = gimkit.head_repair(model, task[:8])
@@ -106,8 +107,9 @@ def head_repair(model, task, *, batch_size: int = 32, remote: bool | str = False
     separate the final norm's share; Wang et al. 2022 (arXiv 2211.00593) for heads that answer. Difference: they ablate
     on the training distribution or in layers, here each head is resampled from the pair's corrupt prompt, everywhere.
     """
-    check_task(task)
-    check_whole("batch_size", batch_size)
+    check_task(model, task)
+    check_one_token(task, "head_repair")
+    batch_size = check_whole("batch_size", batch_size)
     parts = dissect(model)
     check_unedited(model)
     w = wiring(model, parts)

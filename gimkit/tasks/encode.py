@@ -6,7 +6,7 @@ from random import Random
 
 import torch
 
-from gimkit.errors import GimkitError
+from gimkit.errors import GimkitError, check_whole
 from gimkit.tasks.task import Pair, Task
 from gimkit.vocabulary import answer_id, text_ids
 
@@ -21,7 +21,8 @@ def tokenizer_of(model):
     return tokenizer
 
 
-def encode_pair(tokenizer, clean: str, corrupt: str) -> tuple[list[int], list[int]]:
+def encode_pair(tokenizer, clean, corrupt) -> tuple[list[int], list[int]]:
+    """The ids of two prompts, texts or chat messages, of equal length."""
     a, b = text_ids(tokenizer, clean), text_ids(tokenizer, corrupt)
     if len(a) != len(b):
         raise GimkitError(
@@ -30,7 +31,7 @@ def encode_pair(tokenizer, clean: str, corrupt: str) -> tuple[list[int], list[in
     return a, b
 
 
-def stack(name: str, rows: list, pairs: list[Pair], dropped=(), pad: int = 0) -> Task:
+def stack(name: str, rows: list, pairs: list[Pair], dropped=(), pad: int = 0, sequences: bool = False) -> Task:
     """A Task of rows (clean ids, corrupt ids, good ids, bad ids)."""
     width = max(len(row[0]) for row in rows)
     clean, corrupt = torch.full((len(rows), width), pad), torch.full((len(rows), width), pad)
@@ -38,7 +39,7 @@ def stack(name: str, rows: list, pairs: list[Pair], dropped=(), pad: int = 0) ->
     for i, (a, b, _, _) in enumerate(rows):
         clean[i, : len(a)], corrupt[i, : len(a)], mask[i, : len(a)] = torch.tensor(a), torch.tensor(b), True
     good, bad = tuple(tuple(row[2]) for row in rows), tuple(tuple(row[3]) for row in rows)
-    return Task(name, clean, corrupt, mask, good, bad, tuple(pairs), tuple(dropped))
+    return Task(name, clean, corrupt, mask, good, bad, tuple(pairs), tuple(dropped), sequences)
 
 
 def pad_id(tokenizer) -> int:
@@ -55,8 +56,7 @@ def build(
 ) -> Task:
     """Draws different pairs until n of them fit the tokenizer; what did not fit is told in Task.dropped."""
     tokenizer = tokenizer_of(model)
-    if n < 1:
-        raise GimkitError(f"n={n}: ask for at least one prompt pair")
+    n, seed = check_whole("n", n), check_whole("seed", seed, 0)
     rng, rows, pairs, dropped, seen = Random(seed), [], [], Counter(), set()
     for _ in range(20 * n + 100):
         pair = draw(rng)

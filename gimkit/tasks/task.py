@@ -5,6 +5,8 @@ from typing import NamedTuple
 
 import torch
 
+from gimkit.results import Result
+
 
 class Pair(NamedTuple):
     """One prompt pair as text; `answer` is right after `clean`, `wrong` is its rival.
@@ -20,15 +22,16 @@ class Pair(NamedTuple):
     wrong: str
 
 
-@dataclass(frozen=True)
-class Task:
+@dataclass(frozen=True, eq=False)
+class Task(Result):
     """n prompt pairs of equal token length, right-padded, with good and bad answer ids.
 
     >>> task = gimkit.tasks.ioi(model, n=64, seed=0)
     >>> task.clean.shape, task.mask.shape, task.last.shape
     (torch.Size([64, 24]), torch.Size([64, 24]), torch.Size([64]))
 
-    The metric of row i is logsumexp(logits[last, good[i]]) - logsumexp(logits[last, bad[i]]).
+    The metric of row i is logsumexp(logits[last, good[i]]) - logsumexp(logits[last, bad[i]]). With sequences=True
+    good[i] and bad[i] are the tokens of one answer each, and it is log P(good[i] | prompt) - log P(bad[i] | prompt).
     """
 
     name: str
@@ -39,6 +42,7 @@ class Task:
     bad: tuple[tuple[int, ...], ...]  # n sets of wrong answer ids
     pairs: tuple[Pair, ...]
     dropped: tuple[str, ...] = field(default=())  # what could not be used, and why
+    sequences: bool = False  # answers of several tokens
 
     def __len__(self) -> int:
         return len(self.clean)
@@ -47,7 +51,7 @@ class Task:
         if not isinstance(key, slice):
             return self.pairs[key]
         return Task(self.name, self.clean[key], self.corrupt[key], self.mask[key],
-                    self.good[key], self.bad[key], self.pairs[key], self.dropped)
+                    self.good[key], self.bad[key], self.pairs[key], self.dropped, self.sequences)
 
     @property
     def last(self) -> torch.Tensor:
