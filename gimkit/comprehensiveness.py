@@ -149,7 +149,7 @@ def removals(ranking: list[int]) -> list[list[int]]:
 def _ranked(model, prompt, score, target, baseline, glue):
     """The question, and positions by falling score, the first and the last left out."""
     if isinstance(target, tuple | list):
-        raise GimkitError("the target is one token here, for a difference of two logits has no zero to divide by")
+        raise GimkitError("the target is one answer here, for a difference of two has no zero to divide by")
     asked = ask(model, prompt, target, baseline, glue=glue)
     check_explained(asked, "token_faithfulness", "logit", "log-probability")
     inner = inner_positions(len(asked.ids))

@@ -69,7 +69,7 @@ def test_the_best_nodes_make_a_circuit():
     scores.per_example[:, 0] = -20  # the embedding feeds whatever its score
     assert scores.top(1) == Circuit.between(GRAPH, ["input", "a0.h1"])
     for n in (7, -1):
-        with pytest.raises(gimkit.GimkitError, match=f"n={n} heads and MLPs asked for, but the model has 6; choose"):
+        with pytest.raises(gimkit.GimkitError, match=f"n, a number of heads and MLPs, must be .* from 0 to 6, not {n}"):
             scores.top(n)
 
 

@@ -1,5 +1,6 @@
 """How much each edge of a model matters for a task: every scoring method."""
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,6 +56,12 @@ class EdgeScores(Result):
     def targets(self) -> tuple[str, ...]:
         """Names of the columns."""
         return self.graph.targets
+
+    @property
+    def fingerprint(self) -> str:
+        """What tells these scores from others, also after saving and loading."""
+        held = self.scores[self.graph.real].float().contiguous()
+        return hashlib.sha256(held.cpu().numpy().tobytes()).hexdigest()[:16]
 
     def frame(self) -> pandas.DataFrame:
         """Tidy table of the real edges with columns task, method, metric, source, target, score."""

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 
 from gimkit.anatomy import Anatomy
-from gimkit.errors import GimkitError, check_flag, check_whole, require_finite
+from gimkit.errors import check_flag, check_whole, require_finite
 
 
 class Node(NamedTuple):
@@ -127,7 +127,7 @@ def prune(keep: torch.Tensor, graph: Graph) -> torch.Tensor:
 
 def top_edges(scores: torch.Tensor, graph: Graph, n: int, absolute: bool) -> torch.Tensor:
     """[sources, targets], True on the n real edges of highest score (or absolute score)."""
-    n = check_size(n, graph.n_edges, "edges")
+    n = check_whole("n, a number of edges,", n, 0, graph.n_edges)
     require_finite(scores)
     value = (scores.abs() if check_flag("absolute", absolute) else scores).double().masked_fill(~graph.real, -torch.inf)
     keep = torch.zeros_like(graph.real)
@@ -137,7 +137,7 @@ def top_edges(scores: torch.Tensor, graph: Graph, n: int, absolute: bool) -> tor
 
 def greedy_edges(scores: torch.Tensor, graph: Graph, n: int, absolute: bool) -> torch.Tensor:
     """[sources, targets] grown upward from the logits: always the best edge into a node that is in already."""
-    n = check_size(n, graph.n_edges, "edges")
+    n = check_whole("n, a number of edges,", n, 0, graph.n_edges)
     require_finite(scores)
     value = (scores.abs() if check_flag("absolute", absolute) else scores).tolist()
     real, owner = graph.real, graph.node_of().tolist()
@@ -159,11 +159,3 @@ def greedy_edges(scores: torch.Tensor, graph: Graph, n: int, absolute: bool) -> 
             reached.add(source)
             offer(source)
     return keep
-
-
-def check_size(n: int, most: int, what: str) -> int:
-    """A number of edges, nodes or neurons that the model has."""
-    n = check_whole(f"the number of {what}", n, 0)
-    if n > most:
-        raise GimkitError(f"n={n} {what} asked for, but the model has {most}; choose 0 to {most}")
-    return n

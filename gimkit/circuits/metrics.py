@@ -96,6 +96,7 @@ class Curve(Result):
     corrupt model and 1 for the whole one. per_example: [sizes, n] the metric of each circuit; empty, full: [n] that of
     no and of all edges. absolute: circuits were cut by |score|. greedy: grown from the logits.
     metric: what the circuits were evaluated by; scored_by: the metric of the scores that they were cut from.
+    fingerprint: of those scores (`EdgeScores.fingerprint`), "" where it is not known.
     """
 
     task: str
@@ -109,6 +110,7 @@ class Curve(Result):
     full: torch.Tensor
     metric: str = "logit"
     scored_by: str = "logit"
+    fingerprint: str = ""
 
     @property
     def faithfulness(self) -> numpy.ndarray:
@@ -194,7 +196,7 @@ def faithfulness(model, task, edges: EdgeScores, *, absolute: bool, metric: str 
         raise GimkitError(f"on {task.name} the clean prompts' {metric} ({full.mean():.3g}) does not beat the corrupt "
                           f"ones' ({empty.mean():.3g}), so faithfulness is undefined; choose a task the model solves")
     return Curve(edges.task, edges.method, absolute, greedy, sizes, tuple(int(mask.sum()) for mask in masks),
-                 values[2:], empty, full, metric, edges.metric)
+                 values[2:], empty, full, metric, edges.metric, edges.fingerprint)
 
 
 def auroc(scores: EdgeScores | NodeScores, known: Circuit, *, absolute: bool = True) -> float:

@@ -6,7 +6,6 @@ import pandas
 import torch
 
 from gimkit.anatomy import LINEAR, Anatomy, dissect
-from gimkit.circuits.graph import check_size
 from gimkit.circuits.scores import answer_rows, batches, check_slope, check_task, metric_of, rows_of, rules_of
 from gimkit.circuits.within import neuron_scores
 from gimkit.edits import apply, check_unedited
@@ -46,7 +45,7 @@ class NeuronScores(Result):
 
         Raises GimkitError when the model has fewer neurons.
         """
-        n = check_size(n, self.scores.numel(), "neurons")
+        n = check_whole("n, a number of neurons,", n, 0, self.scores.numel())
         require_finite(self.scores)
         value = self.scores.flatten().abs() if check_flag("absolute", absolute) else self.scores.flatten()
         return self.frame().iloc[value.argsort(descending=True, stable=True)[:n].tolist()]

@@ -8,8 +8,8 @@ import torch
 
 from gimkit.circuits import files
 from gimkit.circuits.circuit import Circuit
-from gimkit.circuits.graph import Graph, check_size, prune
-from gimkit.errors import GimkitError, check_flag, require_finite
+from gimkit.circuits.graph import Graph, prune
+from gimkit.errors import GimkitError, check_flag, check_whole, require_finite
 from gimkit.results import Result
 
 KINDS = {"": "head", "q": "query", "k": "key", "v": "value"}
@@ -67,7 +67,7 @@ class NodeScores(Result):
         embedding its circuits run as the corrupt prompt, for nothing feeds the other nodes.
         """
         graph = self._covered()
-        n = check_size(n, len(self.nodes) - 1, "heads and MLPs")
+        n = check_whole("n, a number of heads and MLPs,", n, 0, len(self.nodes) - 1)
         require_finite(self.scores)
         value = (self.scores.abs() if check_flag("absolute", absolute) else self.scores)[1:].double()
         best = value.argsort(descending=True, stable=True)[:n].tolist()
