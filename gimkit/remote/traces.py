@@ -5,7 +5,9 @@ from types import SimpleNamespace
 import nnsight
 import torch
 
+from gimkit.errors import GimkitError
 from gimkit.remote.backend import server_of
+from gimkit.remote.transport import NONSENSE
 from gimkit.traced import on_cpu
 
 # An installed package does not ship itself; these modules' functions run inside traces.
@@ -34,17 +36,24 @@ def in_trace(model, ids: torch.Tensor, body, *arguments, remote=False, **options
     Only they, the ids and the functions go up, and only what body returns comes down. remote: see `where`.
     options: further inputs of the model's forward pass.
     """
-    ids, arguments = plain(ids), plain(arguments)
+    ids, arguments, found = plain(ids), plain(arguments), None
     with model.trace(input_ids=ids, use_cache=False, **options, **where(model, remote)):
         found = on_cpu(body(model, *arguments)).save()
-    return found
+    return arrived(found)
 
 
 def in_session(model, body, *arguments, remote=False):
     """What body(model, *arguments) returns, which opens traces of its own: together they are one request."""
-    arguments = plain(arguments)
+    arguments, found = plain(arguments), None
     with model.session(**where(model, remote)):
         found = on_cpu(body(model, *arguments)).save()
+    return arrived(found)
+
+
+def arrived(found):
+    """A trace's result. Raises GimkitError where a server left it out."""
+    if found is None:
+        raise GimkitError(NONSENSE)
     return found
 
 
