@@ -269,7 +269,7 @@ def test_nan_scores_are_neither_written_nor_read(tmp_path, ending):
             data = torch.load(path, weights_only=True)
             data["edges_scores" if field == "scores" else "nodes_scores"][3] = torch.nan
             torch.save(data, path)
-        with pytest.raises(gimkit.GimkitError, match=f"scores.{ending}: its scores contain NaN"):
+        with pytest.raises(gimkit.GimkitError, match=f"scores.{ending}: .*(contain NaN|must be a finite number)"):
             type(made_up).load(path)
         path.unlink()
         getattr(made_up, field)[:, 3] = torch.nan
@@ -329,7 +329,7 @@ def changed(path, change):
     ("json", lambda data: data["nodes"].pop("m0"), "'m0' is missing"),
     ("json", lambda data: data["nodes"]["m0"].update(score=1.0), "'score' is missing"),
     ("json", lambda data: data["nodes"]["m0"].update(neurons=[True] * 8), "neuron-level"),
-    ("json", lambda data: data["edges"]["input->m0"].update(score=None), "cannot be read"),
+    ("json", lambda data: data["edges"]["input->m0"].update(score=None), "input->m0 must be a finite number"),
 ])
 def test_files_that_contradict_themselves(tmp_path, ending, change, message):
     path = changed(edges_made_up().save(tmp_path / f"a.{ending}"), change)

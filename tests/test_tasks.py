@@ -184,7 +184,7 @@ def test_own_pairs_from_ids():
     ({"clean": []}, "no prompt pairs"),
     ({"clean": ["The doors", "The door"]}, "2 clean prompts, 1 corrupt"),
     ({"corrupt": ["The door near"]}, "clean has 3 tokens and corrupt 4"),
-    ({"answers": [("are they", ["is", "was"])]}, "one good and one bad answer for each pair, not sets"),
+    ({"answers": [("are the", ["is", "was"])]}, "one good and one bad answer for each pair, not sets"),
     ({"answers": [("are", "are")]}, "same answer .* as right and as wrong"),
     ({"answers": [(None, "is")]}, "an answer is a text, an id, or a list of ids.*not None"),
     ({"answers": [("zzz", "is")]}, "'zzz' is not in the tokenizer's vocabulary"),
