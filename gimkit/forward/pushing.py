@@ -52,7 +52,7 @@ def token_scores_of(model, plan: dict, rules: dict, prompt: torch.Tensor, neutra
             found, known = token_tangents(model, plan, run, positions, free, left, answers).save()
         scores[positions] += found.double()
         answers = known or answers  # of a function none come back
-    return scores.to(found.dtype), answers
+    return scores.to(found.dtype), [] if callable(answers[0]) else answers
 
 
 def positions_of(answers: list) -> int:
