@@ -19,9 +19,10 @@ from tiny import build
 import gimkit
 from gimkit import plots
 from gimkit.circuits import Circuit
-from gimkit.circuits.scores import DIVERGENCES, METRICS
-from gimkit.circuits.traced import metric_values
-from gimkit.tasks import Task
+from gimkit.circuits.metric import DIVERGENCES, METRICS
+from gimkit.interventions.metric import metric_values
+from gimkit.tasks import Task, measure
+from gimkit.tasks.task import answers_of
 
 torch.set_num_threads(1)
 OTHERS = ("probability", "kl", "kl-mean")
@@ -322,6 +323,9 @@ def test_runs_of_answers_of_several_tokens_are_log_probabilities(name):
                         logits = hf(torch.cat([ids, torch.tensor([answer[:i]], dtype=torch.long)], 1)).logits
                     want += sign * torch.log_softmax(logits[0, -1].double(), -1)[token].item()
             assert values[row].item() == pytest.approx(want, rel=1e-5, abs=1e-6)
+    assert torch.allclose(measure.metric(model, task), got[0], atol=1e-6)
+    with pytest.raises(gimkit.GimkitError, match="needs a row of its own"):
+        answers_of(task)
     assert gimkit.run(model, task, Circuit(graph, graph.real), metric="probability")[1].item() == pytest.approx(
         by_answer(task, 1, lambda clean, _, value: value(hf(clean, use_cache=False).logits).exp()), rel=1e-5)
 

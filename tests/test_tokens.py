@@ -14,8 +14,8 @@ from test_rules import for_oracle, relative
 from tiny import build, token_ids
 
 import gimkit
-from gimkit.layerwise import layer_faithfulness, layer_scores
-from gimkit.vocabulary import answer_ids, encode
+from gimkit.model.tokenizer import answer_ids, encode
+from gimkit.tokens.layers import layer_faithfulness, layer_scores
 
 torch.set_num_threads(1)
 PROMPT, NEUTRAL = token_ids(1, 7)[0], 3

@@ -4,12 +4,13 @@ import torch
 from tqdm.auto import tqdm
 
 from gimkit.circuits.circuit import Circuit
-from gimkit.circuits.runs import run_circuits
-from gimkit.circuits.scores import DIVERGENCES, answer_rows, answers_of, check_task, metric_of, per_pair
-from gimkit.circuits.wiring import Wiring, check_graph, graph_of, wiring
-from gimkit.edits import check_unedited
+from gimkit.circuits.metric import DIVERGENCES, metric_of
 from gimkit.errors import GimkitError, require_finite
+from gimkit.interventions.circuit_runs import run_circuits
+from gimkit.model.apply import check_unedited
+from gimkit.model.residual_stream import Wiring, check_graph, graph_of, wiring
 from gimkit.remote import in_trace
+from gimkit.tasks.task import answer_rows, answers_of, check_task, per_pair
 
 
 def run(model, task, circuits: Circuit | list[Circuit], *, metric: str = "logit",
@@ -61,9 +62,8 @@ def run_masks(model, w: Wiring, task, keep: torch.Tensor, metric: str, remote: b
                 chosen = keep[first:first + together]
                 masks = torch.cat([chosen, graph_of(w).real[None]]) if metric in DIVERGENCES else chosen
                 ids = torch.cat([batch.corrupt, batch.clean.repeat(len(masks) * copies, 1)])
-                with torch.no_grad():
-                    values = in_trace(model, ids, run_circuits, w, len(batch), masks, metric, *answers_of(batch),
-                                      remote=remote)
+                values = in_trace(model, ids, run_circuits, w, len(batch), masks, metric, *answers_of(batch),
+                                  remote=remote, gradients=False)
                 found.append(values[:len(chosen)])
                 progress.update(found[-1].numel())
             columns.append(torch.cat(found))

@@ -5,9 +5,9 @@ from collections.abc import Mapping
 import torch
 
 from gimkit.errors import GimkitError, check_answers, check_ids, check_whole
+from gimkit.model.tokenizer import answer_ids, is_text, spell, text_of, unknown_words, warn_unknown
 from gimkit.tasks.encode import encode_pair, pad_id, stack, tokenizer_of
 from gimkit.tasks.task import Pair, Task
-from gimkit.vocabulary import answer_ids, is_text, spell, text_of, unknown_words, warn_unknown
 
 
 def pairs(clean, corrupt, answers, mask=None, model=None, name: str = "own", glue: str | None = None) -> Task:

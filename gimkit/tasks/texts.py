@@ -8,12 +8,12 @@ import torch
 from tqdm.auto import tqdm
 
 from gimkit.errors import GimkitError, check_flag, check_whole
-from gimkit.masking import masked_values
-from gimkit.question import Question
+from gimkit.interventions.token_scores import last_values
+from gimkit.model.tokenizer import answer_id, text_ids, text_of
+from gimkit.remote.trace import in_trace, last_logits_only
 from gimkit.results import Result
 from gimkit.tasks.encode import tokenizer_of
 from gimkit.tasks.text_sets import TEXT_SETS, Table
-from gimkit.vocabulary import answer_id, text_ids, text_of
 
 LONGEST = 1024
 
@@ -123,8 +123,8 @@ def prompt_of(tokenizer, asked: str) -> str | list[dict]:
 
 
 def says_yes(model, ids: torch.Tensor, yes: int, no: int, remote: bool) -> bool:
-    everything = torch.ones(1, len(ids), dtype=torch.bool)
-    values, _ = masked_values(model, Question(ids, yes, [yes, no], everything[0]), everything, remote)
+    values, _ = in_trace(model, ids[None], last_values, [yes, no], remote=remote, gradients=False,
+                         **last_logits_only(model))
     return bool(values[0, 0] > 0)
 
 
