@@ -15,7 +15,7 @@ from gimkit.circuits.patching import run_masks
 from gimkit.errors import GimkitError, check_flag, check_number, require_finite
 from gimkit.model.apply import check_unedited
 from gimkit.model.graph import greedy_edges, prune, top_edges
-from gimkit.model.residual_stream import check_graph, wiring
+from gimkit.model.residual_stream import check_graph, residual_stream_of
 from gimkit.results import Result
 from gimkit.statistics import Interval, bootstrap
 from gimkit.tasks.task import check_task
@@ -142,7 +142,7 @@ def faithfulness(model, task, edges: EdgeScores, *, absolute: bool, metric: str 
     check_task(model, task)
     metric = metric_of(task, metric)
     absolute, greedy = check_flag("absolute", absolute), check_flag("greedy", greedy)
-    w = wiring(model)
+    w = residual_stream_of(model)
     graph, cut = edges.graph, greedy_edges if greedy else top_edges
     check_graph(graph, w)
     check_unedited(model)

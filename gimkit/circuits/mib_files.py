@@ -9,7 +9,7 @@ import torch
 
 from gimkit.errors import GimkitError, check_flag, check_number, check_whole, require_finite
 from gimkit.model.graph import Graph
-from gimkit.model.residual_stream import check_graph, wiring
+from gimkit.model.residual_stream import check_graph, residual_stream_of
 
 LABELS = ("task", "method", "metric")
 NEURONS = ("neurons", "neurons_scores", "neurons_in_graph")
@@ -76,7 +76,7 @@ def read(path, model=None) -> Contents:
                                                                                            "d_model"))
         graph = Graph(layers, heads, check_flag(f"{path.name}: parallel_attn_mlp", config["parallel_attn_mlp"]), width)
         if model is not None:
-            check_graph(graph, wiring(model), f"{path.name} is")
+            check_graph(graph, residual_stream_of(model), f"{path.name} is")
         held, found = (_of_json if path.suffix == ".json" else _of_pt)(data, graph, path.name)
     except GimkitError:
         raise
