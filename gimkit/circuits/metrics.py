@@ -14,7 +14,7 @@ from gimkit.circuits.edges import EdgeScores
 from gimkit.circuits.graph import greedy_edges, prune, top_edges
 from gimkit.circuits.nodes import NodeScores
 from gimkit.circuits.patching import run_masks
-from gimkit.circuits.scores import check_metric, check_task
+from gimkit.circuits.scores import DIVERGENCES, check_metric, check_task, warn_unsolved
 from gimkit.circuits.wiring import check_graph, wiring
 from gimkit.edits import check_unedited
 from gimkit.errors import GimkitError, require_finite
@@ -167,6 +167,7 @@ def faithfulness(model, task, edges: EdgeScores, *, absolute: bool, metric: str 
     whole model has 0 and the corrupt one -KL.
     sizes: increasing shares of all edges, int(share * edges) are asked for. greedy: grow circuits from the logits
     instead of taking the top edges. remote: as in `gimkit.attribute`.
+    Warns when the model gets less than 75% of the clean prompts right.
     Raises GimkitError when the clean prompts do not beat the corrupt ones, for faithfulness divides by the difference.
     Source: MIB's evaluation; as there, the x axis is the requested share, and dead ends are pruned before running.
     """
@@ -186,6 +187,8 @@ def faithfulness(model, task, edges: EdgeScores, *, absolute: bool, metric: str 
     if float(full.mean() - empty.mean()) <= 0:
         raise GimkitError(f"on {task.name} the clean prompts' {metric} ({full.mean():.3g}) does not beat the corrupt "
                           f"ones' ({empty.mean():.3g}), so faithfulness is undefined; choose a task the model solves")
+    if metric not in DIVERGENCES:
+        warn_unsolved(task.name, full)
     return Curve(edges.task, edges.method, absolute, greedy, sizes, tuple(int(mask.sum()) for mask in masks),
                  values[2:], empty, full, metric, edges.metric)
 

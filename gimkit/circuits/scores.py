@@ -1,5 +1,7 @@
 """How much each part of a model matters for a task."""
 
+import warnings
+
 import torch
 from tqdm.auto import tqdm
 
@@ -20,6 +22,7 @@ from gimkit.rules import PLAIN, RULES, Rules
 METHODS = (*RULES, "ig-inputs", "ig-activations", "atp*", "exact", "random")
 METRICS = {"logit": "logits", "probability": "probability", "kl": "nats", "kl-mean": "nats / |vocabulary|"}
 DIVERGENCES = ("kl", "kl-mean")  # from the clean run
+BAR = 0.75  # accuracy at which a task counts as solved: half way from chance to all
 NO_FORWARD = ("{} has no forward mode, which knows gradients at the clean run alone; use any rules ('gim', 'gradient', "
               "'relp', ...), or 'exact', which needs no gradient")
 
@@ -174,6 +177,14 @@ def check_task(task) -> None:
                           "or gimkit.tasks.pairs(clean=..., corrupt=..., answers=...)")
     if len(task) == 0:
         raise GimkitError(f"the task {task.name} holds no prompt pairs; {'; '.join(task.dropped) or 'make some first'}")
+
+
+def warn_unsolved(name: str, values: torch.Tensor) -> None:
+    """Warn when the clean prompts' metric [n], right answers above wrong ones, says that the model fails the task."""
+    accuracy = (values > 0).float().mean().item()
+    if accuracy < BAR:
+        warnings.warn(f"the model gets {accuracy:.0%} of {name}'s prompts right, less than {BAR:.0%}: a circuit of a "
+                      "task that it fails means little; gimkit.tasks.card(model, task) says more", stacklevel=3)
 
 
 def check_metric(metric: str) -> None:

@@ -43,6 +43,11 @@ def at_answers(model, unembedding: str, last: torch.Tensor) -> torch.Tensor:
     return model.output.logits
 
 
+def answer_values(model, last, good, bad) -> torch.Tensor:
+    """The logit metric [b] of b prompts as they are."""
+    return metric_values("logit", model.output.logits, last, good, bad)[0]
+
+
 def tensor_of(output):
     """A module's hidden state, when it returns it alone or first in a tuple."""
     return output[0] if isinstance(output, tuple) else output

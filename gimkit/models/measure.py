@@ -1,24 +1,10 @@
 """What a model can do: the numbers of the model cards, `python -m gimkit measure mini-gpt2`."""
 
 import pandas as pd
-import torch
 
 from gimkit import tasks
-from gimkit.circuits.scores import answers_of
-from gimkit.circuits.traced import metric_values
 from gimkit.tasks import Task
-
-
-def metric(model, task: Task) -> torch.Tensor:
-    """logsumexp(good) - logsumexp(bad) of the logits behind each clean prompt, [n].
-
-    `model`: an nnsight model or a transformers one.
-    """
-    model = getattr(model, "_module", model)
-    device = next(model.parameters()).device
-    with torch.no_grad():
-        logits = model(input_ids=task.clean.to(device), attention_mask=task.mask.to(device)).logits
-    return metric_values("logit", logits, *answers_of(task))[0].cpu()
+from gimkit.tasks.card import metric
 
 
 def examined(model, n: int = 1000, seed: int = 1000) -> dict[str, Task]:
