@@ -14,9 +14,9 @@ import nnsight
 import pandas as pd
 import torch
 import transformers
-from measuring import cpu_seconds, peak
 
 import gimkit
+from benchmarks.measuring import cpu_seconds, peak
 
 HERE = Path(__file__).parent
 METHODS = ("torch", "nnsight", "gimkit", "gim-explain")
@@ -112,7 +112,8 @@ def peak_of(method: str, tokens: int, rival, options: dict) -> float:
 
 def peak_elsewhere(method: str, tokens: int, arguments) -> float:
     """`peak_of` in a process of its own."""
-    command = [sys.executable, __file__, "--peak", method, "--tokens", str(tokens), "--logits", arguments.logits]
+    command = [sys.executable, "-m", "benchmarks.attribution", "--peak", method, "--tokens", str(tokens), "--logits",
+               arguments.logits]
     command += ["--gim-explain", arguments.gim_explain] if arguments.gim_explain else []
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
 

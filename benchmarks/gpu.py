@@ -11,9 +11,9 @@ import nnsight
 import pandas as pd
 import torch
 import transformers
-from attribution import nnsight_gradient
 
 import gimkit
+from benchmarks.attribution import nnsight_gradient
 
 LLAMA_8B = dict(num_hidden_layers=32, hidden_size=4096, num_attention_heads=32, num_key_value_heads=8,
                 intermediate_size=14336, vocab_size=128256)

@@ -10,7 +10,7 @@ from tiny import build
 
 import gimkit
 from gimkit.circuits import Circuit, EdgeScores, Graph, NodeScores, auroc, known, precision_recall
-from gimkit.circuits.graph import prune
+from gimkit.model.graph import prune
 
 GRAPH = Graph(layers=2, heads=2, parallel=False, width=8)
 

@@ -17,13 +17,16 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 import gimkit
+from benchmarks.training import corpus
+from benchmarks.training.measure import accuracy
+from benchmarks.training.train import CONTEXT, RECIPE, Batches, build_model, build_tokenizer, train
 from gimkit import tasks
 from gimkit.errors import GimkitError
-from gimkit.models import BUNDLED, accuracy, corpus, gguf, load
-from gimkit.models.measure import metric
-from gimkit.models.train import CONTEXT, RECIPE, Batches, build_model, build_tokenizer, train
+from gimkit.model import gguf
+from gimkit.model.load import BUNDLED, load
+from gimkit.tasks.measure import metric
 
-FOLDER = Path(load.__code__.co_filename).parent
+FOLDER = Path(load.__code__.co_filename).parent / "bundled"
 
 
 @pytest.fixture(scope="module", params=BUNDLED)
@@ -48,7 +51,7 @@ def test_what_is_stored(model):
     assert {path.suffix for path in folder.iterdir()} <= {".json", ".safetensors", ".md"}
     assert sum(path.stat().st_size for path in folder.iterdir()) <= 3_000_000
     card = (folder / "README.md").read_text()
-    assert "python -m gimkit measure" in card and "python -m gimkit train" in card
+    assert "python -m benchmarks.training.measure" in card and "python -m benchmarks.training.train" in card
     vocabulary = model.tokenizer.get_vocab()
     assert sorted(vocabulary, key=vocabulary.get) == corpus.vocabulary()  # data and weights belong together
 

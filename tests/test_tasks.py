@@ -12,10 +12,10 @@ from tokenizers import ByteLevelBPETokenizer, Regex, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 import gimkit
+from benchmarks.training import corpus
+from benchmarks.training.train import build_tokenizer
 from gimkit import tasks
 from gimkit.errors import GimkitError
-from gimkit.models import corpus
-from gimkit.models.train import build_tokenizer
 from gimkit.tasks.encode import words_for
 from gimkit.tasks.natural import NATURAL
 from gimkit.tasks.words import BUNDLED, CLAUSES, NAMES, OPENINGS, held_out_names

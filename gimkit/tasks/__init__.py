@@ -1,7 +1,7 @@
 """Prompt pairs with answers: each task gives clean and corrupt prompts of equal token length."""
 
-from gimkit.tasks.card import Card, card
 from gimkit.tasks.facts import agreement, capital, greater_than, hypernymy, induction, pronoun
+from gimkit.tasks.measure import Card, card
 from gimkit.tasks.names import ioi, ioi_twice, odd_one_out
 from gimkit.tasks.own import pairs
 from gimkit.tasks.task import Pair, Task

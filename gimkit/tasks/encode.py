@@ -7,11 +7,11 @@ from random import Random
 import torch
 
 from gimkit.errors import GimkitError
+from gimkit.model.tokenizer import answer_id, text_ids
 from gimkit.tasks.natural import NATURAL
 from gimkit.tasks.task import Pair, Task
 from gimkit.tasks.words import BUNDLED, Words
 from gimkit.tasks.years import decided
-from gimkit.vocabulary import answer_id, text_ids
 
 
 def tokenizer_of(model):

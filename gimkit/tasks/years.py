@@ -3,8 +3,8 @@
 from collections import defaultdict
 
 from gimkit.errors import GimkitError
+from gimkit.model.tokenizer import text_ids
 from gimkit.tasks.words import Start
-from gimkit.vocabulary import text_ids
 
 
 def next_years(tokenizer, prompt: str, end: str) -> dict[int, set[int]]:
