@@ -9,7 +9,7 @@ import torch
 
 from gimkit.errors import GimkitError, require_finite
 from gimkit.model.graph import Graph
-from gimkit.model.residual_stream import check_graph, wiring
+from gimkit.model.residual_stream import check_graph, residual_stream_of
 
 LABELS = ("task", "method", "metric")
 NEURONS = ("neurons", "neurons_scores", "neurons_in_graph")
@@ -75,7 +75,7 @@ def read(path, model=None) -> Contents:
         graph = Graph(int(config["n_layers"]), int(config["n_heads"]), bool(config["parallel_attn_mlp"]),
                       int(config["d_model"]))
         if model is not None:
-            check_graph(graph, wiring(model), f"{path.name} is")
+            check_graph(graph, residual_stream_of(model), f"{path.name} is")
         held, found = (_of_json if path.suffix == ".json" else _of_pt)(data, graph, path.name)
     except GimkitError:
         raise
