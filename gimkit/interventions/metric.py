@@ -55,6 +55,11 @@ def of_sequences(metric: str, logits: torch.Tensor, good, bad) -> torch.Tensor:
     return sides[0] - sides[1]
 
 
+def answer_values(model, last, good, bad) -> torch.Tensor:
+    """The logit metric [b] of b prompts as they are."""
+    return metric_values("logit", model.output.logits, last, good, bad)[0]
+
+
 def at_answers(model, unembedding: str, last: torch.Tensor) -> torch.Tensor:
     """The logits [groups * b, tokens, vocab] at the answers' positions, no others being computed; one token each where
     last is [b].

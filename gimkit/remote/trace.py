@@ -4,6 +4,7 @@ import inspect
 import pkgutil
 import threading
 from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
 from types import SimpleNamespace
 
 import nnsight
@@ -15,6 +16,7 @@ from gimkit.interventions.token_scores import on_cpu
 from gimkit.remote.server import server_of
 from gimkit.remote.transport import NONSENSE
 
+JOB = ContextVar("job", default=None)  # the job whose thread this is
 LOCK = threading.RLock()  # nnsight keeps one state for each process
 
 # An installed package does not ship itself; these modules' functions run inside traces.
@@ -170,13 +172,15 @@ def where(model, remote) -> dict:
     {}
 
     remote: False; True for the configured server (NDIF, or NDIF_HOST); a server's address, "http://..."; or "local",
-    which packs and unpacks the trace as for a server and runs it here; or the Job that asks.
+    which packs and unpacks the trace as for a server and runs it here.
     """
     if not remote:
         return {}
-    if hasattr(remote, "backend"):  # a Job
-        return {"backend": remote.backend(model)}
-    return {"remote": "local"} if remote == "local" else {"backend": server_of(model, remote)}
+    if remote == "local":
+        return {"remote": "local"}
+    server = server_of(model, remote)
+    server.job = JOB.get()
+    return {"backend": server}
 
 
 def last_logits_only(model, last: int = 1) -> dict:

@@ -44,6 +44,7 @@ class Task(Result):
     bad: tuple[tuple[int, ...], ...]  # n sets of wrong answer ids
     pairs: tuple[Pair, ...]
     dropped: tuple[str, ...] = field(default=())  # what could not be used, and why
+    left: tuple[int, int] | None = None  # pairs of answers that are single tokens, and those in the task's lists
     sequences: bool = False  # answers of several tokens
 
     def __len__(self) -> int:
@@ -53,7 +54,8 @@ class Task(Result):
         if not isinstance(key, slice):
             return self.pairs[key]
         return Task(self.name, self.clean[key], self.corrupt[key], self.mask[key],
-                    self.good[key], self.bad[key], self.pairs[key], self.dropped, self.sequences)
+                    self.good[key], self.bad[key], self.pairs[key], self.dropped, self.left,
+                    self.sequences)
 
     @property
     def last(self) -> torch.Tensor:
