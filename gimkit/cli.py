@@ -9,6 +9,7 @@ import torch
 
 from gimkit.circuits.scores import check_whole
 from gimkit.errors import GimkitError
+from gimkit.files import write_table
 from gimkit.models import BUNDLED, load
 from gimkit.tasks.text_sets import TEXT_SETS
 
@@ -156,7 +157,7 @@ def compare(options) -> None:
         print(note)
     if options.csv:
         for frame, path in ((table, options.csv), (curves, options.csv.with_name(f"{options.csv.stem}-curves.csv"))):
-            frame.to_csv(path, index=False, float_format="%.4g")
+            write_table(path, frame, digits=4)
             print(f"wrote {path}")
 
 
@@ -217,7 +218,7 @@ def l3d(options) -> None:
           "samples that training did not see. Means over seeds, with 95% t intervals.")
     print(runs.summary(table).T.to_string())
     if options.out:
-        table.to_csv(options.out, index=False, float_format="%.6g")
+        write_table(options.out, table)
         print(f"wrote {options.out}")
 
 
@@ -225,5 +226,5 @@ def write(table: pandas.DataFrame, csv: Path | None, title: str) -> None:
     """Print a table under its title, and save it where asked."""
     print(f"{title}\n{table.to_string(index=False, float_format='{:.2f}'.format)}")
     if csv:
-        table.to_csv(csv, index=False, float_format="%.4g")
+        write_table(csv, table, digits=4)
         print(f"wrote {csv}")

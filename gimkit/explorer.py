@@ -14,6 +14,7 @@ from gimkit.circuits.attention import head_patterns
 from gimkit.circuits.wiring import check_graph, wiring
 from gimkit.edits import check_unedited
 from gimkit.errors import GimkitError, require_finite
+from gimkit.files import write_text
 from gimkit.remote import in_trace
 from gimkit.vocabulary import encode, spell
 
@@ -60,9 +61,8 @@ class Explorer(anywidget.AnyWidget):
         if path.suffix != ".html":
             raise GimkitError(f"{path.name}: the explorer is an .html file")
         data = json.dumps(self.data, ensure_ascii=False, allow_nan=False).replace("<", r"\u003c")
-        path.write_text(PAGE.format(title=html.escape(self.data["title"]), style=STYLE, script=SCRIPT, data=data),
-                        encoding="utf-8")
-        return path
+        title = html.escape(self.data["title"])
+        return write_text(path, PAGE.format(title=title, style=STYLE, script=SCRIPT, data=data))
 
 
 def explore(model, prompt, edges: EdgeScores, curve: Curve, roles=None, *, remote: bool | str = False) -> Explorer:

@@ -13,6 +13,7 @@ from matplotlib.transforms import Bbox
 from gimkit.circuits import rank_correlation
 from gimkit.circuits.scores import METRICS
 from gimkit.errors import GimkitError
+from gimkit.files import whole, write_table, write_text
 
 BLUE, ORANGE, GREEN, PINK, GREY = (seaborn.color_palette("colorblind")[i] for i in (0, 1, 2, 4, 7))
 DIVERGING = seaborn.blend_palette([ORANGE, "#f7f7f7", BLUE], as_cmap=True)  # orange against, blue for
@@ -242,9 +243,10 @@ def save(fig, path, frame, alt: str) -> Path:
 
     with matplotlib.rc_context({"svg.hashsalt": "gimkit", "pdf.fonttype": 42}):
         for ending, nameless in (("png", {"Software": None}), ("svg", {"Date": None}), ("pdf", {"CreationDate": None})):
-            fig.savefig(file(ending), dpi=150, bbox_inches="tight", facecolor="white", metadata=nameless)
-    frame.to_csv(file("csv"), index=False, float_format="%.6g", lineterminator="\n")
-    file("txt").write_text(alt.strip() + "\n", encoding="utf-8")
+            with whole(file(ending)) as new:
+                fig.savefig(new, dpi=150, bbox_inches="tight", facecolor="white", metadata=nameless)
+    write_table(file("csv"), frame)
+    write_text(file("txt"), alt.strip() + "\n")
     return file("png")
 
 

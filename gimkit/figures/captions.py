@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from gimkit.files import write_text
+
 HEAD = """# Captions
 
 Written by `python -m gimkit figures`. Each figure is a png, svg and pdf, with the plotted numbers (csv) and a
@@ -23,4 +25,4 @@ def write_caption(path: Path, stem: str, alt: str, paper: str, made: str, differ
     sections[stem] = (f"{stem}\n\n![{stem}]({stem}.png)\n\n- **Paper:** {paper}.\n- **Made on:** {made}.\n"
                       f"- **Shows:** {alt}\n- **Differs:** {differs}")
     text = "\n\n".join(f"## {sections[name]}" for name in sorted(sections))
-    path.write_text(f"{HEAD}\n{text}\n", encoding="utf-8")
+    write_text(path, f"{HEAD}\n{text}\n")
