@@ -17,3 +17,9 @@ def require_finite(values, what: str = "the scores") -> None:
     """
     if not bool(values.isfinite().all()):
         raise GimkitError(f"{what} contain NaN or infinite values; check the model's weights and dtype")
+
+
+def check_whole(name: str, value: int, least: int = 1) -> None:
+    """Refuse a number that is not whole or below the least that makes sense."""
+    if not isinstance(value, int) or value < least:
+        raise GimkitError(f"{name} must be a whole number of at least {least}, not {value!r}")

@@ -4,7 +4,7 @@ import hashlib
 import io
 import json
 import os
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from uuid import uuid4
 
@@ -23,7 +23,7 @@ def whole(path):
     '0.5'
 
     Args:
-        path: of the file; what is no file, such as a pipe, is written to directly.
+        path: of the file, whose folders are made; what is no file, such as a pipe, is written to directly.
     Raises:
         GimkitError: where it cannot be written to.
     """
@@ -34,8 +34,7 @@ def whole(path):
     try:
         if path.is_dir():
             raise GimkitError(f"cannot write {path}: it is a folder")
-        if not new.parent.is_dir():
-            raise GimkitError(f"cannot write {path}: there is no folder {path.parent}")
+        new.parent.mkdir(parents=True, exist_ok=True)
         yield new
         if not special:
             os.replace(new, target)
@@ -43,7 +42,8 @@ def whole(path):
         raise GimkitError(f"cannot write {path}: {error.strerror or error}") from error
     finally:
         if not special:
-            new.unlink(missing_ok=True)
+            with suppress(OSError):
+                new.unlink()
 
 
 def write_text(path, text: str) -> Path:
@@ -77,7 +77,6 @@ def kept(path, about: dict, measure, **reading) -> pandas.DataFrame:
     path, about = Path(path), json.loads(json.dumps(about))
     if (text := _trusted(path, about, reading)) is None:
         text = stamped(about, measure())
-        path.parent.mkdir(parents=True, exist_ok=True)
         write_text(path, text)
     return _table(text, reading)
 

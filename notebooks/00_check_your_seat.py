@@ -22,8 +22,8 @@ import pandas
 import torch
 
 import gimkit
-from gimkit import checks
-from gimkit.anatomy import dissect
+from gimkit.model.architecture import dissect
+from gimkit.notebook import checks
 
 status = {f"{name} {found}": "yes" for name, found in [("python", platform.python_version()), ("torch", torch.__version__)]}
 status |= {f"{name} {version(name)}": "yes" for name in ("nnsight", "transformers")}

@@ -11,14 +11,19 @@ REMOTE = False
 
 # %%
 import pandas
+import seaborn
 import torch
+from matplotlib import pyplot
 
 import gimkit
-from gimkit import checks, plots
-from gimkit.anatomy import dissect
-from gimkit.rules import Rules, scale_grad, with_grad_of
+from gimkit import plots
+from gimkit.interventions.gradients import scale_grad, with_grad_of
+from gimkit.model.architecture import dissect
+from gimkit.notebook import checks
+from gimkit.rules import Rules
 
 torch.manual_seed(0)
+seaborn.set_style("whitegrid")
 model = gimkit.load(MODEL)
 llama = gimkit.load("mini-llama")  # a second one, with gated MLPs
 
@@ -30,8 +35,7 @@ llama = gimkit.load("mini-llama")  # a second one, with gated MLPs
 task = gimkit.tasks.ioi(model, n=16, seed=0)
 pair = task[0]
 print(f"{pair.clean} ... {pair.answer}, not {pair.wrong}")
-with plots.seaborn.axes_style("whitegrid"):
-    figure, axes = plots.pyplot.subplots(1, 2, figsize=(12, 3.2), layout="constrained")
+figure, axes = pyplot.subplots(1, 2, figsize=(12, 3.2), layout="constrained")
 for method, ax in zip(("gradient", "gim"), axes):
     scores = gimkit.attribute(model, pair.clean, (pair.answer, pair.wrong), method=method, remote=REMOTE)
     plots.token_bars(scores, ax=ax)
@@ -247,8 +251,7 @@ found = {MODEL: changes_of(model, task), "mini-llama": changes_of(llama, llama_t
 print("logits identical, bit for bit, under", len(SETS), "sets of rules on", " and ".join(found))
 
 # %%
-with plots.seaborn.axes_style("whitegrid"):
-    figure, axes = plots.pyplot.subplots(1, 2, figsize=(11, 2.4), sharex=True, layout="constrained")
+figure, axes = pyplot.subplots(1, 2, figsize=(11, 2.4), sharex=True, layout="constrained")
 for ax, (name, changes) in zip(axes, found.items()):
     shown = {part: changes[frozenset({part})] for part in PARTS} | {"all four (GIM)": changes[frozenset(PARTS)]}
     table = pandas.DataFrame([(rule, *pair) for rule, pair in shown.items()], columns=["rules", "change", "cosine"])
@@ -260,7 +263,7 @@ for ax, (name, changes) in zip(axes, found.items()):
 # The rules do not add up: each one changes what the others receive. Tick rules below (this needs a running kernel; every set is already computed).
 
 # %%
-from gimkit.widgets import rule_explorer
+from gimkit.notebook.widgets import rule_explorer
 
 asked = llama_task[0]
 tokens = {chosen: gimkit.attribute(llama, asked.clean, (asked.answer, asked.wrong), method=rules[chosen]) for chosen in SETS}

@@ -14,13 +14,17 @@ import time
 
 import nnsight
 import pandas
+import seaborn
 import torch
+from matplotlib import pyplot
 from scipy.stats import spearmanr
 
 import gimkit
-from gimkit import checks, plots
+from gimkit import plots
+from gimkit.notebook import checks
 
 torch.set_num_threads(1)  # the models are small: threads would wait for each other
+seaborn.set_style("whitegrid")
 WHERE = REMOTE or "local"  # True: NDIF, or the server in NDIF_HOST; or an address, "http://..."
 LARGE = "meta-llama/Llama-3.1-8B" if REMOTE else "mini-llama"
 
@@ -97,7 +101,7 @@ checks.strengths(my_strengths, model)
 # <details><summary>Solution</summary>
 #
 # ```python
-# from gimkit.anatomy import dissect
+# from gimkit.model.architecture import dissect
 #
 #
 # def my_strengths(model, prompt, where):
@@ -126,8 +130,7 @@ table = pandas.DataFrame(rows, columns=["model", "method", "rank correlation", "
 table.groupby(["model", "method"], sort=False).mean().round(2)
 
 # %%
-with plots.seaborn.axes_style("whitegrid"):
-    figure, axes = plots.pyplot.subplots(2, 1, figsize=(9, 5.6), layout="constrained")
+figure, axes = pyplot.subplots(2, 1, figsize=(9, 5.6), layout="constrained")
 for ax, name in zip(axes, both):
     plots.token_bars(first[name, "gim"], ax=ax)
     ax.set_title(f"{name}: {first[name, 'gim'].method} for {first[name, 'gim'].target!r}")

@@ -8,10 +8,10 @@ from scipy import stats
 from test_notebooks import PATHS, exercises
 
 import gimkit
-from gimkit import checks
-from gimkit.anatomy import dissect
-from gimkit.circuits.metrics import bootstrap
-from gimkit.rules import scale_grad
+from gimkit.interventions.gradients import scale_grad
+from gimkit.model.architecture import dissect
+from gimkit.notebook import checks
+from gimkit.statistics import bootstrap
 
 EXERCISES = [(path.stem[:2], exercise) for path in PATHS for exercise in exercises(path)]
 each_exercise = pytest.mark.parametrize("number, exercise", EXERCISES, ids=[e.name for _, e in EXERCISES])

@@ -9,7 +9,7 @@ from test_edits import tokenizer
 from tiny import build
 
 import gimkit
-from gimkit.comprehensiveness import SHARES, TokenFaithfulness
+from gimkit.tokens.faithfulness import SHARES, TokenFaithfulness
 
 torch.set_num_threads(1)
 NEUTRAL, TARGET = 3, 5
@@ -64,7 +64,7 @@ def test_a_literal_loop(name, length):
 def test_more_rows_than_a_forward_takes(monkeypatch):
     hf, prompt = build("gpt2"), prompt_of(20)
     whole = gimkit.token_faithfulness(NNsight(hf), [prompt], [noise(20)], baseline=NEUTRAL)
-    from gimkit import masking
+    from gimkit.tokens import masking
     monkeypatch.setattr(masking.masked_values, "__defaults__", (False, 45))  # two rows at a time
     parts = gimkit.token_faithfulness(NNsight(hf), [prompt], [noise(20)], baseline=NEUTRAL)
     assert torch.allclose(whole.without_best, parts.without_best, atol=1e-5, equal_nan=True)

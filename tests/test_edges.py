@@ -15,12 +15,12 @@ from tiny import build
 import gimkit
 from gimkit.circuits import Circuit, EdgeScores, Graph
 from gimkit.circuits.edges import _pairs_at_once
-from gimkit.circuits.gradients import edge_scores
-from gimkit.circuits.graph import prune
 from gimkit.circuits.patching import run_masks
-from gimkit.circuits.scores import answers_of
-from gimkit.circuits.wiring import wiring
+from gimkit.interventions.edge_scores import edge_scores
+from gimkit.model.graph import prune
+from gimkit.model.residual_stream import wiring
 from gimkit.tasks import Task
+from gimkit.tasks.task import answers_of
 
 torch.set_num_threads(1)
 NAMES = ("gpt2", "llama", "mistral", "qwen2", "qwen3", "gpt_neox", "gpt_neox_serial", "phi3", "gemma2", "gemma3",

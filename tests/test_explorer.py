@@ -11,7 +11,7 @@ from tiny import build
 import gimkit
 from gimkit.circuits import EdgeScores
 from gimkit.errors import GimkitError
-from gimkit.explorer import SCRIPT, STYLE
+from gimkit.notebook.explorer import SCRIPT, STYLE
 
 torch.set_num_threads(1)
 SIZES = (0.02, 0.1, 0.3, 0.7)

@@ -17,8 +17,8 @@ from tiny import build
 import gimkit
 from gimkit import plots
 from gimkit.circuits import Circuit
-from gimkit.circuits.scores import DIVERGENCES, METRICS
-from gimkit.circuits.traced import metric_values
+from gimkit.circuits.metric import DIVERGENCES, METRICS
+from gimkit.interventions.metric import metric_values
 from gimkit.tasks import Task
 
 torch.set_num_threads(1)

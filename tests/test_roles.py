@@ -11,13 +11,13 @@ from nnsight import NNsight
 from tiny import GIM, build, token_ids
 
 import gimkit
-from gimkit.anatomy import dissect
 from gimkit.circuits import head_roles
-from gimkit.circuits.roles import ATTENDS, LOOKS, STEERS, WRITES, _named, occasions
+from gimkit.circuits.head_roles import ATTENDS, LOOKS, STEERS, WRITES, _named, occasions
 from gimkit.errors import GimkitError
-from gimkit.inside import attention_call, attention_pattern
-from gimkit.models.phenomena import direct_attribution
+from gimkit.interventions.attention import attention_call, attention_pattern
+from gimkit.model.architecture import dissect
 from gimkit.tasks import Task
+from tests.oracles.phenomena import direct_attribution
 
 torch.set_num_threads(1)
 WIRED = ("gpt2", "llama", "gpt_neox", "gemma2", "olmo2")

@@ -10,11 +10,11 @@ from test_nodes import changed, places, value_of
 from tiny import build, implementations, token_ids
 
 import gimkit
-from gimkit.anatomy import dissect
-from gimkit.models import phenomena
+from gimkit.interventions.score_ablation import ablations, one_layer
+from gimkit.model.architecture import dissect
 from gimkit.selfrepair.heads import EFFECTS
-from gimkit.selfrepair.traced_scores import ablations, one_layer
 from gimkit.tasks import Task
+from tests.oracles.phenomena import phenomena
 
 torch.set_num_threads(1)
 PLACES = ["example", "layer", "head", "query", "i", "j"]
@@ -161,7 +161,7 @@ def test_a_row_without_repair_has_no_interaction():
     """Worth everywhere the same: no score matters, alone or with another."""
     _, (d1, d2, d12, _), gradient, tsg = toy([6, 6, 0, 0, 0], [10, 10, 10, 10, 10])
     assert max(map(abs, (d1, d2, d12, gradient, tsg))) < 1e-9
-    found = gimkit.selfrepair.scores.tidy(torch.tensor([[0, 0, 0, 1, 0, 1, 3, 3, 0.5, -0.5, 0, 0, 0]]).double())
+    found = gimkit.selfrepair.attention.tidy(torch.tensor([[0, 0, 0, 1, 0, 1, 3, 3, 0.5, -0.5, 0, 0, 0]]).double())
     assert found.interaction.tolist() == [0.0]
 
 

@@ -11,12 +11,12 @@ from test_rules import relative
 from tiny import build
 
 import gimkit
-from gimkit.anatomy import dissect
 from gimkit.circuits import node_intervals, shapley_nodes
-from gimkit.circuits.scores import answers_of
 from gimkit.circuits.shapley import gains_in_order
-from gimkit.circuits.traced import coalition_values
-from gimkit.coalitions import shapley_values, subsets
+from gimkit.interventions.node_patching import coalition_values
+from gimkit.model.architecture import dissect
+from gimkit.tasks.task import answers_of
+from gimkit.tokens.shapley import shapley_values, subsets
 
 torch.set_num_threads(1)
 

@@ -8,10 +8,10 @@ import torch
 from tokenizers import ByteLevelBPETokenizer, Regex, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from benchmarks.training import corpus
+from benchmarks.training.train import build_tokenizer
 from gimkit import tasks
 from gimkit.errors import GimkitError
-from gimkit.models import corpus
-from gimkit.models.train import build_tokenizer
 from gimkit.tasks.names import CLAUSES, OPENINGS
 from gimkit.tasks.words import NAMES, held_out_names
 

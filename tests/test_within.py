@@ -10,8 +10,8 @@ from test_rules import relative
 from tiny import build
 
 import gimkit
-from gimkit.anatomy import dissect
 from gimkit.circuits.neurons import output_projections
+from gimkit.model.architecture import dissect
 
 torch.set_num_threads(1)
 KERNELS = ("gpt2", "llama", "mistral", "qwen3", "gemma2", "gpt_neox", "gpt_oss", "deepseek_v3")

@@ -5,16 +5,19 @@ from dataclasses import dataclass
 import pandas
 import torch
 
-from gimkit.anatomy import dissect
 from gimkit.circuits.edges import METHODS, score_edges
-from gimkit.circuits.graph import Graph, nodes
-from gimkit.circuits.scores import answers_of, check_metric, check_slope, check_task, check_whole, rules_of
-from gimkit.circuits.wiring import graph_of, wiring
-from gimkit.edits import check_unedited
-from gimkit.errors import GimkitError, require_finite
-from gimkit.forward import check_backend, forward_task_scores, in_either_mode, plan_of
-from gimkit.forward.rows import starts_of
-from gimkit.rules import RULES, Rules
+from gimkit.circuits.metric import check_metric, check_slope
+from gimkit.errors import GimkitError, check_whole, require_finite
+from gimkit.jvp.modes import check_backend, in_either_mode
+from gimkit.jvp.plan import plan_of
+from gimkit.jvp.rows import starts_of
+from gimkit.jvp.scores import forward_task_scores
+from gimkit.model.apply import check_unedited
+from gimkit.model.architecture import dissect
+from gimkit.model.graph import Graph, nodes_of
+from gimkit.model.residual_stream import graph_of, wiring
+from gimkit.rules import RULES, Rules, rules_of
+from gimkit.tasks.task import answers_of, check_task
 
 
 @dataclass(frozen=True)
@@ -108,7 +111,7 @@ def edges_among(graph: Graph, chosen) -> dict[str, tuple[int, int]]:
 
 def _forward(model, graph: Graph, task, rules: Rules, metric: str, places: list, batch_size: int, remote):
     """Scores [n, edges]; places: (row, column) of each edge in the graph, source by source."""
-    plan, names = plan_of(model, rules), nodes(dissect(model))
+    plan, names = plan_of(model, rules), nodes_of(dissect(model))
     mixed = [path for block in plan["blocks"] for path, *_ in block["head_norms"]
              if model._module.get_submodule(path).weight.shape[-1] > block["head_dim"]]
     if mixed and not rules.freeze_norm:

@@ -7,19 +7,20 @@ import pandas
 import torch
 from tqdm.auto import tqdm
 
-from gimkit.circuits import files
+from gimkit.circuits import mib_files
 from gimkit.circuits.circuit import Circuit
-from gimkit.circuits.gradients import edge_scores, scores_along_path
-from gimkit.circuits.graph import Graph, greedy_edges, prune, top_edges
-from gimkit.circuits.one_edge import exact_edge_scores
-from gimkit.circuits.points import points
-from gimkit.circuits.scores import answers_of, check_metric, check_slope, check_task, check_whole, rules_of
-from gimkit.circuits.wiring import Wiring, graph_of, wiring
-from gimkit.edits import apply, check_unedited
-from gimkit.errors import GimkitError, require_finite
-from gimkit.forward import check_backend, in_either_mode
+from gimkit.circuits.integration_points import points
+from gimkit.circuits.metric import check_metric, check_slope
+from gimkit.errors import GimkitError, check_whole, require_finite
+from gimkit.interventions.edge_patching import exact_edge_scores
+from gimkit.interventions.edge_scores import edge_scores, scores_along_path
+from gimkit.jvp.modes import check_backend, in_either_mode
+from gimkit.model.apply import apply, check_unedited
+from gimkit.model.graph import Graph, greedy_edges, prune, top_edges
+from gimkit.model.residual_stream import Wiring, graph_of, wiring
 from gimkit.remote import in_session, in_trace
-from gimkit.rules import GIM, PLAIN, RULES, Rules
+from gimkit.rules import GIM, PLAIN, RULES, Rules, rules_of
+from gimkit.tasks.task import answers_of, check_task
 
 AVERAGED = {"ig-inputs": PLAIN, "gim-ig": GIM, "ig-activations": PLAIN, "clean-corrupted": PLAIN, "gp": PLAIN}
 METHODS = (*RULES, *AVERAGED, "exact", "random")
@@ -89,9 +90,9 @@ class EdgeScores:
         'gim'
 
         model: refuse a file of another shape. Raises GimkitError for a file of node scores and as
-        `gimkit.circuits.files.read`.
+        `gimkit.circuits.mib_files.read`.
         """
-        found = files.read(path, model)
+        found = mib_files.read(path, model)
         if found.node_scores is not None and not found.scores.any():
             raise GimkitError(f"{path} holds scores of nodes, not of edges; read it with NodeScores.load")
         return cls(graph=found.graph, scores=found.scores, **found.labels)
@@ -104,8 +105,8 @@ class EdgeScores:
 
         Raises GimkitError for another ending and for NaN scores.
         """
-        labels = {key: getattr(self, key) for key in files.LABELS}
-        return files.write(path, self.graph, self.scores, self.graph.real, labels=labels)
+        labels = {key: getattr(self, key) for key in mib_files.LABELS}
+        return mib_files.write(path, self.graph, self.scores, self.graph.real, labels=labels)
 
 
 def score_edges(model, task, method: str | Rules = "gim", *, metric: str = "logit", steps: int = 5,
@@ -217,9 +218,8 @@ def _exact(model, w: Wiring, graph: Graph, task, metric: str, batch_size: int | 
             for first in range(0, len(edges), together):
                 chosen = edges[first:first + together]
                 ids = torch.cat([batch.clean, batch.corrupt, batch.clean.repeat(len(chosen), 1)])
-                with torch.no_grad():
-                    found = in_trace(model, ids, exact_edge_scores, w, chosen, metric, *answers_of(batch),
-                                     remote=remote)
+                found = in_trace(model, ids, exact_edge_scores, w, chosen, metric, *answers_of(batch),
+                                 remote=remote, gradients=False)
                 scores[tuple(zip(*chosen))] += found.float() / len(task)
                 progress.update(len(chosen) * len(batch))
     return scores

@@ -5,13 +5,15 @@ from dataclasses import dataclass
 import pandas
 import torch
 
-from gimkit.anatomy import LINEAR, Anatomy, dissect
-from gimkit.circuits.scores import batches, check_metric, check_slope, check_task, check_whole, rows_of, rules_of
-from gimkit.circuits.within import neuron_scores
-from gimkit.edits import apply, check_unedited
-from gimkit.errors import GimkitError, require_finite
+from gimkit.circuits.metric import check_metric, check_slope
+from gimkit.circuits.nodes import batches
+from gimkit.errors import GimkitError, check_whole, require_finite
+from gimkit.interventions.node_scores import neuron_scores
+from gimkit.model.apply import apply, check_unedited
+from gimkit.model.architecture import LINEAR, Anatomy, dissect
 from gimkit.remote import in_trace
-from gimkit.rules import Rules
+from gimkit.rules import Rules, rules_of
+from gimkit.tasks.task import check_task, rows_of
 
 
 @dataclass(frozen=True)

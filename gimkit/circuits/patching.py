@@ -4,12 +4,13 @@ import torch
 from tqdm.auto import tqdm
 
 from gimkit.circuits.circuit import Circuit
-from gimkit.circuits.runs import run_circuits
-from gimkit.circuits.scores import DIVERGENCES, answers_of, check_metric, check_task
-from gimkit.circuits.wiring import Wiring, check_graph, graph_of, wiring
-from gimkit.edits import check_unedited
+from gimkit.circuits.metric import DIVERGENCES, check_metric
 from gimkit.errors import GimkitError, require_finite
+from gimkit.interventions.circuit_runs import run_circuits
+from gimkit.model.apply import check_unedited
+from gimkit.model.residual_stream import Wiring, check_graph, graph_of, wiring
 from gimkit.remote import in_trace
+from gimkit.tasks.task import answers_of, check_task
 
 
 def run(model, task, circuits: Circuit | list[Circuit], *, metric: str = "logit",
@@ -60,9 +61,8 @@ def run_masks(model, w: Wiring, task, keep: torch.Tensor, metric: str, remote: b
                 chosen = keep[first:first + together]
                 masks = torch.cat([chosen, graph_of(w).real[None]]) if metric in DIVERGENCES else chosen
                 ids = torch.cat([batch.corrupt, batch.clean.repeat(len(masks) * copies, 1)])
-                with torch.no_grad():
-                    values = in_trace(model, ids, run_circuits, w, len(batch), masks, metric, *answers_of(batch),
-                                      remote=remote)
+                values = in_trace(model, ids, run_circuits, w, len(batch), masks, metric, *answers_of(batch),
+                                  remote=remote, gradients=False)
                 found.append(values[:len(chosen)])
                 progress.update(found[-1].numel())
             columns.append(torch.cat(found))

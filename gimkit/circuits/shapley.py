@@ -6,16 +6,16 @@ import pandas
 import torch
 from tqdm.auto import tqdm
 
-from gimkit.anatomy import dissect
-from gimkit.circuits.graph import nodes
-from gimkit.circuits.metrics import bootstrap
 from gimkit.circuits.nodes import NodeScores
-from gimkit.circuits.scores import answers_of, check_task, check_whole
-from gimkit.circuits.traced import coalition_values
-from gimkit.circuits.wiring import graph_if_covered
-from gimkit.edits import check_unedited
-from gimkit.errors import require_finite
+from gimkit.errors import check_whole, require_finite
+from gimkit.interventions.node_patching import coalition_values
+from gimkit.model.apply import check_unedited
+from gimkit.model.architecture import dissect
+from gimkit.model.graph import nodes_of
+from gimkit.model.residual_stream import graph_if_covered
 from gimkit.remote import in_trace
+from gimkit.statistics import bootstrap
+from gimkit.tasks.task import answers_of, check_task
 
 
 def shapley_nodes(model, task, *, orders: int = 8, seed: int = 0, batch_size: int = 16,
@@ -42,7 +42,7 @@ def shapley_nodes(model, task, *, orders: int = 8, seed: int = 0, batch_size: in
     check_whole("batch_size", batch_size)
     check_unedited(model)
     parts = dissect(model)
-    names = [node.name for node in nodes(parts)]
+    names = [node.name for node in nodes_of(parts)]
     players = len(names) - 1
     paths = [(block.output, block.mlp) for block in parts.blocks]
     generator = torch.Generator().manual_seed(seed)
@@ -99,8 +99,7 @@ def _worth(model, parts, paths, batch, present: torch.Tensor, remote: bool, most
     found = []
     for some in present.split(max(1, most_rows // len(batch) - 1)):
         ids = torch.cat([batch.corrupt, batch.clean.repeat(len(some), 1)])
-        with torch.no_grad():
-            values = in_trace(model, ids, coalition_values, paths, parts.n_heads, some, *answers_of(batch),
-                              remote=remote)
+        values = in_trace(model, ids, coalition_values, paths, parts.n_heads, some, *answers_of(batch),
+                          remote=remote, gradients=False)
         found.append(values[0 if not found else 1:])
     return torch.cat(found)

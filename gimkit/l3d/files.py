@@ -18,7 +18,6 @@ def write(path: Path, about: dict, tensors: dict[str, torch.Tensor]) -> None:
     The tensors' file holds a hash of them and of the description, so that the two cannot be mixed up.
     """
     file, described = pair(path)
-    file.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(about, indent=1) + "\n"
     if not described.is_file() or described.read_bytes() != text.encode():
         write_text(described, text)

@@ -3,8 +3,8 @@
 import inspect
 
 from gimkit.errors import GimkitError
-from gimkit.forward.backend import gives_gradients
-from gimkit.remote.backend import Server, Unfinished, server_of
+from gimkit.remote.capabilities import gives_gradients
+from gimkit.remote.server import Server, Unfinished, server_of
 
 
 class Job:

@@ -6,14 +6,14 @@ import pandas
 import torch
 from tqdm.auto import tqdm
 
-from gimkit.anatomy import dissect
-from gimkit.circuits.metrics import bootstrap
-from gimkit.circuits.scores import answers_of, check_task, check_whole, rows_of
-from gimkit.circuits.wiring import wiring
-from gimkit.edits import check_unedited
-from gimkit.errors import require_finite
+from gimkit.errors import check_whole, require_finite
+from gimkit.interventions.head_ablation import head_effects
+from gimkit.model.apply import check_unedited
+from gimkit.model.architecture import dissect
+from gimkit.model.residual_stream import wiring
 from gimkit.remote import in_trace
-from gimkit.selfrepair.traced_heads import head_effects
+from gimkit.statistics import bootstrap
+from gimkit.tasks.task import answers_of, check_task, rows_of
 
 EFFECTS = ("direct", "direct_live", "total", "total_frozen")
 
@@ -63,7 +63,7 @@ class HeadRepair:
 
     def plot(self, ax=None):
         """Draw the total against the direct effect of each head; returns the matplotlib axes."""
-        from gimkit.plots_repair import direct_against_total
+        from gimkit.plots.selfrepair import direct_against_total
 
         return direct_against_total(self, ax=ax)
 
@@ -122,10 +122,9 @@ def head_repair(model, task, *, batch_size: int = 32, remote: bool | str = False
         answers, ids = answers_of(batch), rows_of(batch)
         step, chunks = max(1, 512 // len(batch) - 2), []
         for chosen in (places[i:i + step] for i in range(0, len(places), step)):
-            with torch.no_grad():
-                rows = torch.cat([ids, batch.clean.repeat(len(chosen), 1)])
-                chunks.append(in_trace(model, rows, head_effects, layers, w.final_norm, unembedding, softcap, w.heads,
-                                       chosen, answers, remote=remote))
+            rows = torch.cat([ids, batch.clean.repeat(len(chosen), 1)])
+            chunks.append(in_trace(model, rows, head_effects, layers, w.final_norm, unembedding, softcap, w.heads,
+                                   chosen, answers, remote=remote, gradients=False))
         found.append([torch.cat(group).transpose(0, 1) for group in zip(*chunks)])
     effects, gains = (torch.cat(group).float() for group in zip(*found))
     require_finite(effects, "the heads' effects")

@@ -7,8 +7,8 @@ from random import Random
 import torch
 
 from gimkit.errors import GimkitError
+from gimkit.model.tokenizer import answer_id, text_ids
 from gimkit.tasks.task import Pair, Task
-from gimkit.vocabulary import answer_id, text_ids
 
 
 def tokenizer_of(model):

@@ -2,10 +2,10 @@
 
 from random import Random
 
+from gimkit.model.tokenizer import answer_id, text_ids
 from gimkit.tasks.encode import build, check_choice
 from gimkit.tasks.task import Pair, Task
 from gimkit.tasks.words import CAPITALS, EVENTS, KINDS, MEN, NEAR, NOUNS, THINGS, WOMEN
-from gimkit.vocabulary import answer_id, text_ids
 
 CAPITAL = (
     "The capital of {} is",

@@ -3,9 +3,9 @@
 import torch
 
 from gimkit.errors import GimkitError
+from gimkit.model.tokenizer import answer_id
 from gimkit.tasks.encode import encode_pair, pad_id, stack, tokenizer_of
 from gimkit.tasks.task import Pair, Task
-from gimkit.vocabulary import answer_id
 
 
 def pairs(clean, corrupt, answers, mask=None, model=None, name: str = "own") -> Task:

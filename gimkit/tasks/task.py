@@ -5,6 +5,8 @@ from typing import NamedTuple
 
 import torch
 
+from gimkit.errors import GimkitError
+
 
 class Pair(NamedTuple):
     """One prompt pair as text; `answer` is right after `clean`, `wrong` is its rival.
@@ -53,3 +55,27 @@ class Task:
     def last(self) -> torch.Tensor:
         """Index of the last real token of each row, [n]."""
         return self.mask.long().cumsum(1).argmax(1)
+
+
+def check_task(task) -> None:
+    """Refuse what is no task, or an empty one."""
+    if not hasattr(task, "clean") or not hasattr(task, "good"):
+        raise GimkitError(f"{type(task).__name__} is not a task; make one with gimkit.tasks.ioi(model, n=64) "
+                          "or gimkit.tasks.pairs(clean=..., corrupt=..., answers=...)")
+    if len(task) == 0:
+        raise GimkitError(f"the task {task.name} holds no prompt pairs; {'; '.join(task.dropped) or 'make some first'}")
+
+
+def rows_of(task) -> torch.Tensor:
+    """Clean rows, then corrupt ones, [2n, seq]. Padding stands right of the answer, so no mask is needed."""
+    return torch.cat([task.clean, task.corrupt])
+
+
+def answers_of(task) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Position of the answer [n], good and bad answers' ids [n, most], as `metric_values` takes them."""
+    return task.last, padded(task.good), padded(task.bad)
+
+
+def padded(answers) -> torch.Tensor:
+    """Sets of answer ids as [n, most] with -1 where a row has fewer."""
+    return torch.nn.utils.rnn.pad_sequence([torch.tensor(ids) for ids in answers], batch_first=True, padding_value=-1)

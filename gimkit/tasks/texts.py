@@ -8,11 +8,11 @@ import torch
 from tqdm.auto import tqdm
 
 from gimkit.errors import GimkitError
-from gimkit.masking import masked_values
-from gimkit.question import Question
+from gimkit.interventions.token_scores import last_values
+from gimkit.model.tokenizer import answer_id
+from gimkit.remote.trace import in_trace, last_logits_only
 from gimkit.tasks.encode import tokenizer_of
 from gimkit.tasks.text_sets import TEXT_SETS, Table
-from gimkit.vocabulary import answer_id
 
 LONGEST = 1024
 
@@ -124,8 +124,8 @@ def prompt_of(tokenizer, asked: str) -> str:
 
 
 def says_yes(model, ids: torch.Tensor, yes: int, no: int, remote: bool) -> bool:
-    everything = torch.ones(1, len(ids), dtype=torch.bool)
-    values, _ = masked_values(model, Question(ids, yes, [yes, no], everything[0]), everything, remote)
+    values, _ = in_trace(model, ids[None], last_values, [yes, no], remote=remote, gradients=False,
+                         **last_logits_only(model))
     return bool(values[0, 0] > 0)
 
 

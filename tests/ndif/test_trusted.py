@@ -6,7 +6,7 @@ from cloudpickle import cloudpickle
 from nnsight.intervention.backends.remote import RemoteError
 
 import gimkit
-from gimkit.layerwise import layer_faithfulness, layer_scores
+from gimkit.tokens.layers import layer_faithfulness, layer_scores
 
 pytestmark = pytest.mark.xdist_group("ndif")  # one worker, so one server
 
@@ -76,7 +76,7 @@ def test_tasks_are_made_without_weights(llama):
     assert torch.equal(gimkit.tasks.ioi(llama.there, n=4).clean, gimkit.tasks.ioi(llama.here, n=4).clean)
 
 
-@pytest.mark.parametrize("forgotten", ["gimkit.inside", "gimkit.traced"])
+@pytest.mark.parametrize("forgotten", ["gimkit.interventions.backward_rules", "gimkit.interventions.token_scores"])
 def test_a_module_that_is_not_registered_is_missed(server, llama, monkeypatch, forgotten):
     monkeypatch.setattr(cloudpickle, "_PICKLE_BY_VALUE_MODULES", set(gimkit.remote.SHIPPED) - {forgotten})
     with pytest.raises((RemoteError, gimkit.GimkitError), match="No module named 'gimkit'"):

@@ -1,0 +1,109 @@
+"""Edge-patched forward passes, inside a trace. Shipped to servers by value."""
+
+import torch
+
+from gimkit.interventions.metric import at_answers, metric_values
+from gimkit.interventions.residual_stream import heads_of, read_norm, read_weights, tensor_of
+from gimkit.interventions.weights import matrix_of
+
+
+def run_circuits(model, w, b: int, keep: torch.Tensor, metric: str, last, good, bad) -> torch.Tensor:
+    """The metric [circuits, b] of edge-patched forward passes: each target reads the current value of the sources that
+    it keeps and the corrupt value of the others.
+
+    keep: [circuits, sources, targets] of 0 and 1. The rows are b corrupt prompts, then b clean ones per circuit; where
+    query heads share keys and values, as often again as heads share one, so that each head can read its own.
+    Divergences are from the last circuit's distribution: there it must keep all edges.
+    """
+    circuits, group = len(keep), w.heads // w.key_heads
+    stream = model.get(w.layers[0].block).input
+    keep = keep.to(stream)
+    gaps = stream.new_empty(circuits, keep.shape[1], b, *stream.shape[1:])  # current minus corrupt outputs
+    gaps[:, 0] = gap(stream, b, circuits)
+    known, column = 1, 0
+    for layer in w.layers:
+        reading = slice(column, column + 3 * w.heads)
+        put_reads(model, w, layer, model.get(layer.block).input[:b], gaps[:, :known], keep[:, :known, reading])
+        column += 3 * w.heads
+        z = model.get(layer.output).input
+        if group > 1:  # each copy of the rows holds the heads that read its keys and values
+            copies = z[b:].unflatten(-1, (w.heads, -1)).unflatten(0, (group, -1))
+            mixed = torch.stack([copies[h % group, :, :, h] for h in range(w.heads)], -2).flatten(-2)
+            z = torch.cat([z[:b], mixed.repeat(group, 1, 1)])
+            model.get(layer.output).input = z
+        after = read_norm(model, layer.norm_after_attention)
+        put_heads(gaps[:, known:known + w.heads], model.get(layer.output), z, after)
+        mlp = model.get(layer.mlp)
+        entry = mlp if layer.norm_before_mlp is None else model.get(layer.norm_before_mlp.path)
+        heard = known if w.parallel else known + w.heads
+        reads = streams(entry.input[:b], gaps[:, :heard], keep[:, :heard, column])
+        column += 1
+        if layer.norm_before_mlp is not None:
+            reads = entry(reads)
+        mlp.input = torch.cat([mlp.input[:b], reads.repeat(group, 1, 1).to(mlp.input.dtype)])
+        m = tensor_of(mlp.output)
+        after = read_norm(model, layer.norm_after_mlp)
+        gaps[:, known + w.heads] = gap(m if after is None else m * after.inverse * after.factor, b, circuits)
+        known += w.heads + 1
+    final = model.get(w.final_norm.path)
+    reads = streams(final.input[:b], gaps, keep[:, :, column])
+    final.input = torch.cat([final.input[:b], reads.repeat(group, 1, 1).to(final.input.dtype)])
+    logits = at_answers(model, w.unembedding, last)[b:(1 + circuits) * b]
+    return metric_values(metric, logits, torch.zeros_like(last), good, bad, logits[-b:])
+
+
+def gap(x: torch.Tensor, b: int, circuits: int) -> torch.Tensor:
+    """Current minus corrupt value, [circuits, b, seq, width], of the first copy of the rows."""
+    return x[b:(1 + circuits) * b].unflatten(0, (circuits, b)) - x[:b]
+
+
+def streams(corrupt: torch.Tensor, gaps: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
+    """What one target reads in each circuit, [circuits * b, seq, width]. keep: [circuits, sources]."""
+    return torch.cat([stream_read(corrupt, gaps[i], keep[i, :, None])[0] for i in range(len(gaps))])
+
+
+def stream_read(corrupt: torch.Tensor, gaps: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
+    """What targets read in one circuit, [targets, b, seq, width]: the corrupt stream and what kept sources change.
+
+    corrupt: [b, seq, width]. gaps: [sources, b, seq, width]. keep: [sources, targets].
+    """
+    return torch.addmm(corrupt.reshape(1, -1), keep.T, gaps.flatten(1)).unflatten(1, corrupt.shape)
+
+
+def put_reads(model, w, layer, corrupt: torch.Tensor, gaps: torch.Tensor, keep: torch.Tensor) -> None:
+    """Give each head the q, k and v of the stream that it reads; the model's own it computes for corrupt rows alone."""
+    (circuits, b), group = gaps.shape[:3:2], w.heads // w.key_heads
+    weight, bias = read_weights(model, layer, w, corrupt.dtype)
+    norm = None if layer.norm_before_attention is None else model.get(layer.norm_before_attention.path)
+    own = weight.new_empty(len(weight), circuits, *corrupt.shape[:2], w.head_dim)  # each target's q, k or v
+    for i in range(circuits):  # one by one: all targets' streams are the largest thing here
+        reads = stream_read(corrupt, gaps[i], keep[i])
+        reads = (reads if norm is None else norm(reads)).flatten(1, 2).to(weight.dtype)
+        own[:, i] = torch.bmm(reads, weight).unflatten(1, corrupt.shape[:2])
+    if bias is not None:
+        own += bias[:, :, None, None]
+    own = own.flatten(1, 2).movedim(0, 2).unflatten(2, (3, w.heads))  # [circuits * b, seq, q k v, heads, head_dim]
+    for path in dict.fromkeys(layer.projections):
+        module = model.get(path)
+        module.input = module.input[:b]
+        theirs = module.output
+        out = theirs.new_empty((1 + group * circuits) * b, *theirs.shape[1:])
+        out[:b] = theirs
+        for which, mine in enumerate(layer.projections):
+            if mine == path:
+                part = heads_of(out, which, layer.layout, w.heads, w.key_heads, w.head_dim)[b:]
+                for member, copy in enumerate(part.unflatten(0, (group, -1))):
+                    copy[:] = own[:, :, which] if which == 0 else own[:, :, which, member::group]
+        module.output = out
+
+
+def put_heads(gaps: torch.Tensor, projection, z, after) -> None:
+    """Fill gaps [circuits, heads, b, seq, width] with current minus corrupt of what each head writes."""
+    circuits, heads, b = gaps.shape[:3]
+    weight = matrix_of(projection, z.dtype)[0].unflatten(0, (heads, -1))
+    if after is not None:
+        z = z * after.inverse
+    change = gap(z, b, circuits).unflatten(-1, (heads, -1))
+    for i in range(circuits):
+        parts = torch.einsum("bshd,hdw->hbsw", change[i].to(weight.dtype), weight)
+        gaps[i] = parts if after is None else parts * after.factor

@@ -1,0 +1,43 @@
+"""The metric of a task at the answers' positions."""
+
+import torch
+
+
+def metric_values(metric: str, logits: torch.Tensor, last, good, bad, clean=None) -> torch.Tensor:
+    """The metric [groups, b] of groups of b rows that have the same answers.
+
+    >>> logits = torch.tensor([[[0.0, 3.0, 1.0]]])                                     # [groups * b, seq, vocab]
+    >>> metric_values("logit", logits, torch.tensor([0]), torch.tensor([[1]]), torch.tensor([[2]]))
+    tensor([[2.]])
+
+    metric: "logit", logsumexp over the good answers' logits minus that over the bad ones' (the logit difference for
+    single answers); "probability", the good answers' summed probability minus the bad ones'; "kl", minus the
+    divergence KL(clean || current) of the next token's distribution, in nats; "kl-mean", that divided by |vocab|.
+    last: [b] position of the answer. good, bad: [b, most] token ids, padded with -1.
+    clean: the clean run's logits [b, seq, vocab], for the divergence.
+    """
+    rows = torch.arange(len(last), device=logits.device)
+    last = last.to(logits.device)
+    precise = torch.promote_types(logits.dtype, torch.float32)
+    at_answer = logits.unflatten(0, (-1, len(last)))[:, rows, last].to(precise)  # [groups, b, vocab]
+    if metric in ("kl", "kl-mean"):
+        wanted = torch.log_softmax(clean[rows, last].detach().to(precise), -1)
+        divergence = torch.nn.functional.kl_div(torch.log_softmax(at_answer, -1), wanted.expand_as(at_answer),
+                                                reduction="none", log_target=True)
+        return -divergence.sum(-1) if metric == "kl" else -divergence.mean(-1)
+    if metric == "probability":
+        at_answer = torch.log_softmax(at_answer, -1)
+    sides = []
+    for ids in (good.to(logits.device), bad.to(logits.device)):
+        chosen = at_answer.gather(2, ids.clamp(min=0).expand(len(at_answer), -1, -1)).masked_fill(ids < 0, -torch.inf)
+        sides.append(torch.logsumexp(chosen, 2))
+    return sides[0].exp() - sides[1].exp() if metric == "probability" else sides[0] - sides[1]
+
+
+def at_answers(model, unembedding: str, last: torch.Tensor) -> torch.Tensor:
+    """The logits [groups * b, 1, vocab] at the answers' positions, no others being computed. last: [b]."""
+    module = model.get(unembedding)
+    x = module.input
+    rows = torch.arange(len(x), device=x.device)
+    module.input = x[rows, last.to(x.device).repeat(len(x) // len(last))][:, None]
+    return model.output.logits

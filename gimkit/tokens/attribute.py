@@ -1,0 +1,166 @@
+"""Token attribution: which tokens of a prompt speak for an answer."""
+
+import html
+from dataclasses import dataclass
+
+import pandas
+import torch
+
+from gimkit.errors import GimkitError, require_finite
+from gimkit.interventions.token_scores import (
+    integrated_token_scores,
+    pattern_token_scores,
+    rescaled_token_scores,
+    token_scores,
+)
+from gimkit.jvp.modes import check_backend, in_either_mode
+from gimkit.jvp.scores import forward_token_scores
+from gimkit.model.apply import apply, check_unedited
+from gimkit.model.architecture import dissect
+from gimkit.model.prompt import Question, ask
+from gimkit.model.tokenizer import spell
+from gimkit.remote import in_trace
+from gimkit.rules import RULES, Rules
+from gimkit.tokens.perturbation import METHODS as PERTURBING
+from gimkit.tokens.perturbation import perturbed
+
+METHODS = (*RULES, "ig", "deeplift", "atp*", *PERTURBING)
+NO_FORWARD = ("{} has no forward mode, for it compares two runs inside the backward pass; use 'ig', any rules ('gim', "
+              "'gradient', 'relp', ...), or 'occlusion', which needs no gradient")
+
+
+@dataclass(frozen=True)
+class TokenScores:
+    """One score per token of a prompt; positive means that the token speaks for the target.
+
+    tokens: texts. scores: [seq] in logits. target: the answer's text. method: the method's name.
+    """
+
+    tokens: tuple[str, ...]
+    scores: torch.Tensor
+    target: str
+    method: str
+
+    def frame(self) -> pandas.DataFrame:
+        """Tidy table with columns position, token, score, method, target."""
+        return pandas.DataFrame({"position": range(len(self.tokens)), "token": self.tokens,
+                                 "score": self.scores.tolist(), "method": self.method, "target": self.target})
+
+    def plot(self, ax=None):
+        """Draw one bar per token; returns the matplotlib axes."""
+        from gimkit.plots import token_bars
+
+        return token_bars(self, ax=ax)
+
+    def __str__(self) -> str:
+        """The method and target, then a line per token."""
+        wide = max(len(token) for token in self.tokens)
+        lines = [f"{token:>{wide}} {score:+7.2f}" for token, score in zip(self.tokens, self.scores.tolist())]
+        return "\n".join([f"{self.method} for {self.target!r}", *lines])
+
+    def _repr_html_(self) -> str:
+        """The prompt with each token's background by its score: blue for the target, orange against; escaped."""
+        most = max(float(self.scores.abs().max()), 1e-12)
+        spans = []
+        for token, score in zip(self.tokens, self.scores.tolist()):
+            colour = "31, 119, 180" if score > 0 else "222, 143, 5"
+            style = f"background: rgba({colour}, {abs(score) / most * 0.8:.2f}); padding: 2px 3px; border-radius: 3px"
+            spans.append(f'<span title="{score:+.3f}" style="{style}">{html.escape(token)}</span>')
+        return (f'<div style="font-family: monospace; line-height: 2"><b>{html.escape(self.method)}</b> for '
+                f"{html.escape(repr(self.target))}: {' '.join(spans)}</div>")
+
+
+def attribute(model, prompt, target=None, *, method: str | Rules = "gim", baseline=None, steps: int = 20, free=None,
+              seed: int = 0, backend: str = "auto", remote: bool | str = False) -> TokenScores:
+    """Score every token of a prompt by how much it speaks for a target token.
+
+    >>> scores = gimkit.attribute(model, "Mary drove to the farm with John. John lent a map to", target="Mary")
+    >>> scores.scores.shape                                      # the start token, 12 words and a full stop
+    torch.Size([14])
+
+    model: an unedited nnsight model. prompt: a text, or token ids [seq] when the model has no tokenizer.
+    target: a token's text (as it follows the prompt after a space) or id; or a pair (right, wrong), whose logit
+        difference is then explained; None explains the model's own top prediction. Logits are the last position's.
+    method: any rules ("gim", "gradient", "attnlrp", "relp", ... or a `gimkit.Rules`) give (embedding - baseline
+        embedding) times the gradient under those rules, from one forward and one backward pass; "gradient" is
+        gradient x input. Others:
+        "ig": integrated gradients from the baseline prompt, `steps` midpoints, one batch.
+        "deeplift": DeepLIFT's rescale rule at the MLPs' activations, whose slope is the finite difference to the
+            baseline prompt; norms, products and the attention softmax, for which it has no rule, keep their gradient.
+            (captum's DeepLift finds no activation that it knows in GELU and SiLU models, so there it is the gradient.)
+        "atp*": the gradient to attention scores is (s - s') times the gradient to the pattern s, where s' is the
+            baseline prompt's pattern; all else keeps its gradient. (GIM's evaluation calls this AtP*; the method of
+            arXiv 2403.00745 repairs queries and keys, which are no tokens: `gimkit.score_nodes` has it.)
+        "occlusion": by how much the logit falls when this token alone becomes the baseline token, one batch.
+        "lime", "kernelshap": captum's linear models of the logit on 100, and on 3 seq, random variants of the prompt.
+            LIME weighs variants by the share of tokens kept (captum's own default compares token ids as numbers).
+        "random": normal noise, a control.
+    baseline: the neutral token's text or id. By default the tokenizer's mask token, else a single space (as GIM's
+        evaluation), else the padding token.
+    steps: midpoints of "ig"; its scores sum to the change of the target's logit as steps grow.
+    free: positions that the baseline may replace; the others stay in every variant and score 0. None: all.
+    seed: of "lime", "kernelshap" and "random".
+    backend: "reverse" is a backward pass; "forward" pushes each token's change from the baseline to the logits as a row
+        of its own, without autograd: the same numbers by a forward pass of n + 2 rows for n tokens ("ig": n + 1 for
+        each step). It knows any rules and "ig", and the architectures whose edges are covered; it recomputes the
+        prompt's own norms, attention and MLPs from what it reads, and refuses where they differ. "auto" is "reverse",
+        and "forward", with a warning, where a server refuses gradients. Methods without gradients ignore it.
+    remote: True runs on the configured server (NDIF, or NDIF_HOST), "http://..." on the server at that address; "local"
+        packs and unpacks the request as for a server and runs it here.
+    Raises GimkitError for an empty prompt or one longer than the context, a target that is not one token, an unknown
+    method, an edited model, NaN.
+    Source: arXiv 2505.17630 (token attribution with (E(x) - E(b)) . gradient, sample counts); IG: arXiv 1703.01365;
+    DeepLIFT: arXiv 1704.02685; LIME: arXiv 1602.04938; KernelSHAP: arXiv 1705.07874.
+    """
+    if not isinstance(method, Rules) and method not in METHODS:
+        raise GimkitError(f"unknown method {method!r}; use a gimkit.Rules, or one of {', '.join(METHODS)}")
+    if steps < 1:
+        raise GimkitError(f"steps must be at least 1, not {steps}")
+    check_backend(backend)
+    asked = ask(model, prompt, target, baseline, free)
+    if method in PERTURBING:
+        check_unedited(model)
+        scores, answers = perturbed(model, asked, method, seed, remote)
+    else:
+        forward = NO_FORWARD.format(method)
+        if isinstance(method, Rules) or method == "ig" or method in RULES:
+            def forward():
+                return forward_token_scores(model, asked, method, steps, remote)
+        scores, answers = in_either_mode(
+            model, backend, lambda: _backward(model, asked, method, steps, remote), forward, remote)
+    require_finite(scores)
+    return label_scores(model, asked, scores, answers, method if isinstance(method, str) else "own rules")
+
+
+def label_scores(model, asked: Question, scores: torch.Tensor, answers: list[int], method: str) -> TokenScores:
+    """Scores [seq] with the texts of their tokens and answers."""
+    tokenizer = getattr(model, "tokenizer", None)
+    return TokenScores(tuple(spell(tokenizer, i) for i in asked.ids.tolist()), scores,
+                       " - ".join(spell(tokenizer, i) for i in answers), method)
+
+
+def _backward(model, asked: Question, method: str | Rules, steps: int, remote: bool):
+    """Scores [seq] from one backward pass, and the answers' ids."""
+    edited, parts = apply(model, RULES["gradient"] if method in ("ig", "deeplift", "atp*") else method), dissect(model)
+    neutral, answers, free = asked.neutral, asked.answers, asked.free
+    rows = asked.ids[None]
+    if method == "ig":
+        rows = rows.repeat(steps, 1)
+    if method in ("deeplift", "atp*"):
+        rows = torch.stack([asked.ids, torch.where(free, neutral, asked.ids)])
+    if method == "deeplift":
+        missing = next((block.mlp for block in parts.blocks if block.activation is None), None)
+        if missing:
+            raise GimkitError(f"{parts.architecture}: {missing} has no activation module of its own, "
+                              "so deeplift cannot act there")
+    activations, attentions = ([getattr(block, part) for block in parts.blocks] for part in ("activation", "attention"))
+    if method == "ig":
+        body, arguments = integrated_token_scores, (neutral, answers, free)
+    elif method == "deeplift":
+        body, arguments = rescaled_token_scores, (activations, answers)
+    elif method == "atp*":
+        body, arguments = pattern_token_scores, (attentions, answers)
+    else:
+        body, arguments = token_scores, (neutral, answers)
+    scores, answers = in_trace(edited, rows, body, parts.embedding, *arguments, remote=remote)
+    return scores.masked_fill(~free, 0), answers
