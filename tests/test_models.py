@@ -119,7 +119,8 @@ def smaller(folder):
 @pytest.mark.parametrize("damage, words", [
     (cut("model.safetensors"), "incomplete metadata"), (cut("model.safetensors", 0), "header too small"),
     (lambda folder: (folder / "model.safetensors").unlink(), "Could not load model"),
-    (renamed, "no weights for model.*which would be random"), (smaller, "no weights for model.norm.weight, which would"),
+    (renamed, "no weights for model.*which would be random"),
+    (smaller, "no weights for model.norm.weight, which would be random"),
     (cut("config.json"), "not a valid JSON file"), (cut("tokenizer.json"), "Expecting"),
     (lambda folder: (folder / "config.json").write_text('{"model_type": "shoe"}'), "model type `shoe`"),
     (lambda folder: (folder / "tokenizer.json").write_text("[1]"), "damaged or of another kind"),
@@ -127,7 +128,6 @@ def smaller(folder):
 def test_a_folder_with_a_damaged_or_foreign_file(tmp_path, damage, words):
     """A model with weights that are in none of its files would have random ones."""
     folder = shutil.copytree(FOLDER / "mini-llama", tmp_path / "model")
-    gimkit.load(str(folder))
     damage(folder)
     with pytest.raises(GimkitError, match=f"cannot load '.*model'.*{words}") as caught:
         gimkit.load(str(folder))

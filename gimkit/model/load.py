@@ -36,7 +36,8 @@ def _complete(name: str):
     finally:
         logger.removeFilter(unfilled)
         if unfilled.names:
-            raise GimkitError(f"cannot load {name!r}: its files have no weights for {', '.join(unfilled.names[:3])}, "
+            lacking = ", ".join(list(dict.fromkeys(unfilled.names))[:3])
+            raise GimkitError(f"cannot load {name!r}: its files have no weights for {lacking}, "
                               "which would be random; give the files of a whole language model") from None
 
 
