@@ -8,7 +8,7 @@ from benchmarks.compare import compare
 from figures import comparison, papers
 from figures.parts import Request
 from gimkit.interventions.layer_scores import along_path
-from gimkit.model.architecture import dissect
+from gimkit.model.architecture import architecture_of
 
 POINTS, DRAWS = 41, 2
 
@@ -18,7 +18,7 @@ def path(model, task) -> pandas.DataFrame:
 
     The metric is the first good answer's logit minus the first bad one's.
     """
-    embedding, found = dissect(model).embedding, []
+    embedding, found = architecture_of(model).embedding, []
     for example, (clean, corrupt, real) in enumerate(zip(task.clean, task.corrupt, task.mask)):
         answers = [task.good[example][0], task.bad[example][0]]
         with model.trace(input_ids=clean[real][None].repeat(POINTS, 1), use_cache=False):

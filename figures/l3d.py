@@ -11,7 +11,7 @@ from gimkit import plots
 from gimkit.l3d import Decomposition, attention, decompose, recovery
 from gimkit.l3d import interventions as moves
 from gimkit.l3d.toys import FAMILIES
-from gimkit.model.architecture import dissect
+from gimkit.model.architecture import architecture_of
 from gimkit.plots.style import panels
 
 TOYS = FOLDER / "data" / "l3d"  # kept with the figures: the full runs take half an hour
@@ -191,5 +191,5 @@ def beside_gim(request: Request, blocks=(3,), **settings):
 
 def beside_gim_everywhere(request: Request):
     """The same for the attention of all blocks, decomposed at once."""
-    blocks = range(len(dissect(request.model).blocks))
+    blocks = range(len(architecture_of(request.model).blocks))
     return beside_gim(request, tuple(blocks), prompts=32, epochs=20, every=2)

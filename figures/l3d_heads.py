@@ -9,7 +9,7 @@ from scipy.stats import spearmanr
 from gimkit.circuits import score_nodes
 from gimkit.errors import GimkitError
 from gimkit.l3d.decomposition import Decomposition
-from gimkit.model.architecture import dissect
+from gimkit.model.architecture import architecture_of
 
 
 def head_shares(found: Decomposition, model) -> pandas.DataFrame:
@@ -23,7 +23,7 @@ def head_shares(found: Decomposition, model) -> pandas.DataFrame:
     Raises GimkitError for attention whose parameters are neither GPT-2's (c_attn, c_proj) nor named q_proj, k_proj,
     v_proj, o_proj.
     """
-    heads, rows = dissect(model).n_heads, []
+    heads, rows = architecture_of(model).n_heads, []
     shared = getattr(model._module.config, "num_key_value_heads", None) or heads
     for subnetwork in range(len(found)):
         energy = {}

@@ -18,7 +18,7 @@ from matplotlib import pyplot
 import gimkit
 from gimkit import plots
 from gimkit.interventions.gradients import scale_grad, with_grad_of
-from gimkit.model.architecture import dissect
+from gimkit.model.architecture import architecture_of
 from gimkit.notebook import checks
 from gimkit.rules import Rules
 
@@ -47,7 +47,7 @@ for method, ax in zip(("gradient", "gim"), axes):
 # %%
 def logits_and_gradient(model, task):
     """Logits [n, seq, vocabulary], and the gradient of right minus wrong logit at the embeddings [n, seq, width]."""
-    rows, path = torch.arange(len(task)), dissect(model).embedding
+    rows, path = torch.arange(len(task)), architecture_of(model).embedding
     right, wrong = (torch.tensor([ids[0] for ids in answers]) for answers in (task.good, task.bad))
     with model.trace(input_ids=task.clean, use_cache=False, remote=REMOTE):
         embedding = model.get(path)
@@ -299,7 +299,7 @@ print(gimkit.receipt(gimkit.apply(gpt2, rules[frozenset({"gate"})])))
 # The third is a trap. Why not just replace `forward` in the norm's class? Because nnsight has wrapped the modules already. Here every norm of that class is made to return zeros. **Predict** the logits.
 
 # %%
-norm_class = type(gpt2.get(dissect(gpt2).norms[-1].path)._module)
+norm_class = type(gpt2.get(architecture_of(gpt2).norms[-1].path)._module)
 gpt2_task = gimkit.tasks.ioi(gpt2, n=16, seed=0)
 before, forward = logits_and_gradient(gpt2, gpt2_task)[0], norm_class.forward
 norm_class.forward = lambda self, x: torch.zeros_like(x)

@@ -19,7 +19,7 @@ from matplotlib import pyplot
 from scipy.stats import spearmanr
 
 import gimkit
-from gimkit.model.architecture import dissect
+from gimkit.model.architecture import architecture_of
 from gimkit.model.tokenizer import spell
 from gimkit.notebook import checks
 from gimkit.plots.selfrepair import ablation_effect, direct_against_total, grad_vs_tsg, head_answers
@@ -54,7 +54,7 @@ def words_of(task, example):
 
 def row_by_hand(ids, layer, head, query):
     """Scores and worths of one row, [query + 1] each."""
-    attention = llama.get(dissect(llama).blocks[layer].attention)
+    attention = llama.get(architecture_of(llama).blocks[layer].attention)
     with llama.trace(input_ids=ids[None], use_cache=False, remote=REMOTE):
         source = attention.source
         call = source.node([name for name in source.names if name.startswith("attention_interface_")][-1])
@@ -225,23 +225,23 @@ checks.direct_effect(direct_effect, llama)
 # %% [markdown]
 # <details><summary>Hint</summary>
 #
-# Trace `torch.cat([task.clean, task.corrupt])`; save `o_proj.input` and, for the clean rows, `model.model.norm.input`, both at `task.last`. A head owns `dissect(model).head_dim` columns of `o_proj.weight`.
+# Trace `torch.cat([task.clean, task.corrupt])`; save `o_proj.input` and, for the clean rows, `model.model.norm.input`, both at `task.last`. A head owns `architecture_of(model).head_dim` columns of `o_proj.weight`.
 # </details>
 #
 # <details><summary>Solution</summary>
 #
 # ```python
-# from gimkit.model.architecture import dissect
+# from gimkit.model.architecture import architecture_of
 #
 #
 # def direct_effect(model, task, right, wrong, layer, head):
-#     n, rows, width = len(task), torch.arange(2 * len(task)), dissect(model).head_dim
+#     n, rows, width = len(task), torch.arange(2 * len(task)), architecture_of(model).head_dim
 #     o_proj, norm, mine = model.model.layers[layer].self_attn.o_proj, model.model.norm, slice(head * width, (head + 1) * width)
 #     with model.trace(input_ids=torch.cat([task.clean, task.corrupt]), use_cache=False):
 #         z = o_proj.input[rows, task.last.repeat(2)].save()
 #         x = norm.input[rows[:n], task.last].save()
 #     change = (z[:n, mine] - z[n:, mine]) @ o_proj.weight[:, mine].T
-#     scale = (x.pow(2).mean(-1, keepdim=True) + dissect(model).norms[-1].eps).sqrt()
+#     scale = (x.pow(2).mean(-1, keepdim=True) + architecture_of(model).norms[-1].eps).sqrt()
 #     return (change / scale * norm.weight * (model.lm_head.weight[right] - model.lm_head.weight[wrong])).sum(-1)
 # ```
 # </details>
@@ -309,11 +309,11 @@ checks.nobody_answers(nobody_answers, llama)
 # <details><summary>Solution</summary>
 #
 # ```python
-# from gimkit.model.architecture import dissect
+# from gimkit.model.architecture import architecture_of
 #
 #
 # def nobody_answers(model, task, right, wrong, layer, head):
-#     n, width = len(task), dissect(model).head_dim
+#     n, width = len(task), architecture_of(model).head_dim
 #     rows, mine, blocks = torch.arange(n), slice(head * width, (head + 1) * width), list(enumerate(model.model.layers))
 #     with model.trace(input_ids=torch.cat([task.clean, task.corrupt, task.clean]), use_cache=False):
 #         for i, block in blocks:

@@ -25,7 +25,7 @@ import gimkit
 from benchmarks.shapley_tokens import measure, summarise
 from gimkit import plots
 from gimkit.circuits import NodeScores
-from gimkit.model.architecture import dissect
+from gimkit.model.architecture import architecture_of
 from gimkit.model.tokenizer import neutral_token, spell
 from gimkit.notebook import checks
 from gimkit.statistics import bootstrap
@@ -137,7 +137,7 @@ tokens.assign(pearson=[f"{r.pearson:.2f} [{r.pearson_low:.2f}, {r.pearson_high:.
 # %%
 def patch_head(model, task, layer, head, share=1.0):
     """Logit differences [n] with one head's output moved from its clean to its corrupt value by a share."""
-    parts, n, rows, (right, wrong) = dissect(model), len(task), torch.arange(len(task)), answers(task)
+    parts, n, rows, (right, wrong) = architecture_of(model), len(task), torch.arange(len(task)), answers(task)
     path, heads = parts.blocks[layer].output, parts.n_heads
     with model.trace(input_ids=torch.cat([task.clean, task.corrupt]), use_cache=False, remote=REMOTE):
         z = model.get(path).input.clone()  # all heads side by side, [2n, seq, heads * width]

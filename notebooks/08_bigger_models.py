@@ -82,7 +82,7 @@ pandas.Series(sizes, name="bytes").map("{:,}".format).to_frame()
 # For 80 layers a request of `attribute` has 12 kB, one of `score_edges` 18 kB (`pytest -s tests/test_payload.py` prints both).
 #
 # ### Exercise 1 · Bring back little (10 minutes, medium)
-# Write `my_strengths(model, prompt, where)`: the norm of each MLP's output at the last token, [layers], from one trace that saves no more than that. Paths are in `dissect(model).blocks[i].mlp`, `model.get(path).output` is [1, tokens, width].
+# Write `my_strengths(model, prompt, where)`: the norm of each MLP's output at the last token, [layers], from one trace that saves no more than that. Paths are in `architecture_of(model).blocks[i].mlp`, `model.get(path).output` is [1, tokens, width].
 
 
 # %%
@@ -101,11 +101,11 @@ checks.strengths(my_strengths, model)
 # <details><summary>Solution</summary>
 #
 # ```python
-# from gimkit.model.architecture import dissect
+# from gimkit.model.architecture import architecture_of
 #
 #
 # def my_strengths(model, prompt, where):
-#     paths = [block.mlp for block in dissect(model).blocks]
+#     paths = [block.mlp for block in architecture_of(model).blocks]
 #     with model.trace(prompt, use_cache=False, remote=where):
 #         norms = torch.stack([model.get(path).output[0, -1].norm() for path in paths]).save()
 #     return norms

@@ -99,7 +99,7 @@ def test_an_edited_model_runs_in_traces_only(model):
 
 def test_several_invokes_are_the_single_prompts(model):
     edited = gimkit.apply(TransformersModel(model._module, task="text-generation", tokenizer=tokenizer()))
-    embedding = gimkit.model.architecture.dissect(edited).embedding
+    embedding = gimkit.model.architecture.architecture_of(edited).embedding
     rows = token_ids(2, 8)
     singles = torch.cat([gradient(edited, row[None])[0] for row in rows])
     with edited.trace() as tracer:

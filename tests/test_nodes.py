@@ -12,7 +12,7 @@ from test_rules import for_oracle, relative
 from tiny import build
 
 import gimkit
-from gimkit.model.architecture import dissect
+from gimkit.model.architecture import architecture_of
 from gimkit.model.graph import nodes_of
 from gimkit.tasks import Task
 
@@ -21,8 +21,8 @@ SOME = ("gpt2", "llama", "gemma2", "gpt_neox", "phi3", "olmo2", "opt", "gpt_oss"
 
 
 def places(hf):
-    """(module, of its input?, slice of heads) of every node, from the anatomy's names."""
-    parts = dissect(NNsight(hf))
+    """(module, of its input?, slice of heads) of every node, from the architecture's names."""
+    parts = architecture_of(NNsight(hf))
     found = {}
     for node in nodes_of(parts):
         if node.kind == "input":

@@ -114,10 +114,10 @@ def test_the_forward_pass_is_untouched():
     hf, prompt = build("gpt2"), torch.tensor([prompt_of()] * 2)
     model = NNsight(hf)
     from gimkit.interventions.attention import put_pattern_difference
-    from gimkit.model.architecture import dissect
+    from gimkit.model.architecture import architecture_of
 
     with model.trace(input_ids=prompt, use_cache=False):
-        for block in dissect(model).blocks:
+        for block in architecture_of(model).blocks:
             put_pattern_difference(model.get(block.attention))
         logits = model.output.logits.save()
     assert torch.equal(logits, hf(prompt, use_cache=False).logits)

@@ -11,7 +11,7 @@ from tiny import build, implementations, token_ids
 
 import gimkit
 from gimkit.interventions.score_ablation import ablations, one_layer
-from gimkit.model.architecture import dissect
+from gimkit.model.architecture import architecture_of
 from gimkit.selfrepair.heads import EFFECTS
 from gimkit.tasks import Task
 from tests.oracles.phenomena import phenomena
@@ -73,7 +73,7 @@ def literal_rows(hf, prompts, threshold):
 
     Scores are logarithms of the weights: the same up to a constant of the row, which no ablation sees.
     """
-    parts, config, found = dissect(NNsight(hf)), hf.config, {}
+    parts, config, found = architecture_of(NNsight(hf)), hf.config, {}
     kinds = getattr(config, "layer_types", None) or ["full_attention"] * len(parts.blocks)
     if config.model_type == "mistral":
         kinds = ["sliding_attention"] * len(parts.blocks)
@@ -282,7 +282,7 @@ class Literal:
         self.hf, self.row, self.task = hf, row, task
         real = int(task.mask[row].sum())
         self.clean, self.corrupt = task.clean[row:row + 1, :real], task.corrupt[row:row + 1, :real]
-        self.places, self.parts = places(hf), dissect(NNsight(hf))
+        self.places, self.parts = places(hf), architecture_of(NNsight(hf))
         trunk = self.parts.blocks[0].path.rpartition(".")[0]
         self.norm = hf.get_submodule(next(n.path for n in self.parts.norms if not n.path.startswith(trunk + ".")))
 

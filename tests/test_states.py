@@ -12,6 +12,7 @@ from tiny import build, token_ids
 
 import gimkit
 from gimkit import circuits, l3d
+from gimkit.model.residual_stream import graph_of, residual_stream_of
 from gimkit.tokens.layers import layer_scores
 
 torch.set_num_threads(1)
@@ -28,7 +29,7 @@ def subnetworks(model):
 
 
 def faithful(model, task):
-    graph = circuits.wiring.graph_of(circuits.wiring.wiring(model))
+    graph = graph_of(residual_stream_of(model))
     scores = torch.randn(graph.real.shape, generator=torch.Generator().manual_seed(0)) * graph.real
     masks = [graph.real & (scores > 0)]
     return gimkit.run(model, task, [circuits.Circuit(graph, mask) for mask in masks])

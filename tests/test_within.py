@@ -11,7 +11,7 @@ from tiny import build
 
 import gimkit
 from gimkit.circuits.neurons import output_projections
-from gimkit.model.architecture import dissect
+from gimkit.model.architecture import architecture_of
 
 torch.set_num_threads(1)
 KERNELS = ("gpt2", "llama", "mistral", "qwen3", "gemma2", "gpt_neox", "gpt_oss", "deepseek_v3")
@@ -134,7 +134,7 @@ def test_atp_star_refuses_what_bypasses_attention_interface():
 
 
 def neuron_place(hf, layer, neuron):
-    path = output_projections(NNsight(hf), dissect(NNsight(hf)))[layer]
+    path = output_projections(NNsight(hf), architecture_of(NNsight(hf)))[layer]
     return hf.get_submodule(path), True, slice(neuron, neuron + 1)
 
 

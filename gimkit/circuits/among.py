@@ -13,9 +13,9 @@ from gimkit.jvp.plan import plan_of
 from gimkit.jvp.rows import starts_of
 from gimkit.jvp.scores import forward_task_scores
 from gimkit.model.apply import check_unedited
-from gimkit.model.architecture import dissect
+from gimkit.model.architecture import architecture_of
 from gimkit.model.graph import Graph, nodes_of
-from gimkit.model.residual_stream import graph_of, wiring
+from gimkit.model.residual_stream import graph_of, residual_stream_of
 from gimkit.rules import RULES, Rules, rules_of
 from gimkit.tasks.task import answers_of, check_task
 
@@ -73,7 +73,7 @@ def score_edges_among(model, task, chosen, method: str | Rules = "gim", *, metri
                           "'gradient', 'relp', ...)")
     rules, label = rules_of(method), method if isinstance(method, str) else "own rules"
     check_slope(metric, label)
-    graph = graph_of(wiring(model))
+    graph = graph_of(residual_stream_of(model))
     places = edges_among(graph, chosen)
 
     def reverse():
@@ -111,7 +111,7 @@ def edges_among(graph: Graph, chosen) -> dict[str, tuple[int, int]]:
 
 def _forward(model, graph: Graph, task, rules: Rules, metric: str, places: list, batch_size: int, remote):
     """Scores [n, edges]; places: (row, column) of each edge in the graph, source by source."""
-    plan, names = plan_of(model, rules), nodes_of(dissect(model))
+    plan, names = plan_of(model, rules), nodes_of(architecture_of(model))
     mixed = [path for block in plan["blocks"] for path, *_ in block["head_norms"]
              if model._module.get_submodule(path).weight.shape[-1] > block["head_dim"]]
     if mixed and not rules.freeze_norm:

@@ -17,7 +17,7 @@ from gimkit.interventions.edge_scores import edge_scores, scores_along_path
 from gimkit.jvp.modes import check_backend, in_either_mode
 from gimkit.model.apply import apply, check_unedited
 from gimkit.model.graph import Graph, greedy_edges, prune, top_edges
-from gimkit.model.residual_stream import Wiring, graph_of, wiring
+from gimkit.model.residual_stream import ResidualStream, graph_of, residual_stream_of
 from gimkit.remote import in_session, in_trace
 from gimkit.rules import GIM, PLAIN, RULES, Rules, rules_of
 from gimkit.tasks.task import answers_of, check_task
@@ -161,7 +161,7 @@ def score_edges(model, task, method: str | Rules = "gim", *, metric: str = "logi
     label = method if isinstance(method, str) else "own rules"
     if isinstance(method, Rules) or method in RULES or (method, steps) == ("ig-activations", 1):
         check_slope(metric, label)
-    w = wiring(model)
+    w = residual_stream_of(model)
     check_unedited(model)
     graph = graph_of(w)
     if method == "random":
@@ -176,7 +176,7 @@ def score_edges(model, task, method: str | Rules = "gim", *, metric: str = "logi
     return EdgeScores(task.name, label, graph, scores, metric)
 
 
-def _gradients(model, w: Wiring, task, method, metric, steps: int, batch_size: int | None,
+def _gradients(model, w: ResidualStream, task, method, metric, steps: int, batch_size: int | None,
                remote: bool) -> torch.Tensor:
     rules = AVERAGED[method] if method in AVERAGED else rules_of(method)
     edited, total = apply(model, rules), 0
@@ -198,12 +198,12 @@ def _gradients(model, w: Wiring, task, method, metric, steps: int, batch_size: i
     return total / len(task)
 
 
-def _pairs_at_once(w: Wiring, tokens: int, rows: int, most: int = 2**26) -> int:
+def _pairs_at_once(w: ResidualStream, tokens: int, rows: int, most: int = 2**26) -> int:
     """How many pairs, of so many rows each, a backward pass can take: each block keeps some 32 widths per token."""
     return min(64, max(1, most // (rows * tokens * len(w.layers) * 32 * w.width)))
 
 
-def _exact(model, w: Wiring, graph: Graph, task, metric: str, batch_size: int | None,
+def _exact(model, w: ResidualStream, graph: Graph, task, metric: str, batch_size: int | None,
            remote: bool) -> torch.Tensor:
     """By how much the metric falls when one edge carries its corrupt value, for every edge."""
     edges = graph.real.T.nonzero().flip(1).tolist()  # target by target

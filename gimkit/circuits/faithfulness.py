@@ -15,7 +15,7 @@ from gimkit.circuits.patching import run_masks
 from gimkit.errors import GimkitError, require_finite
 from gimkit.model.apply import check_unedited
 from gimkit.model.graph import greedy_edges, prune, top_edges
-from gimkit.model.residual_stream import check_graph, wiring
+from gimkit.model.residual_stream import check_graph, residual_stream_of
 from gimkit.statistics import Interval, bootstrap
 from gimkit.tasks.task import check_task
 
@@ -138,7 +138,7 @@ def faithfulness(model, task, edges: EdgeScores, *, absolute: bool, metric: str 
     """
     check_task(task)
     check_metric(metric)
-    w = wiring(model)
+    w = residual_stream_of(model)
     graph, cut = edges.graph, greedy_edges if greedy else top_edges
     check_graph(graph, w)
     check_unedited(model)

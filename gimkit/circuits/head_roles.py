@@ -10,8 +10,8 @@ from gimkit.circuits.patching import run
 from gimkit.errors import check_whole, require_finite
 from gimkit.interventions.head_roles import head_numbers
 from gimkit.model.apply import check_unedited
-from gimkit.model.architecture import dissect
-from gimkit.model.residual_stream import graph_of, wiring
+from gimkit.model.architecture import architecture_of
+from gimkit.model.residual_stream import graph_of, residual_stream_of
 from gimkit.remote import in_trace
 from gimkit.tasks.task import answers_of, check_task
 
@@ -52,9 +52,9 @@ def head_roles(model, task, *, batch_size: int = 32, remote: bool | str = False)
     """
     check_task(task)
     check_whole("batch_size", batch_size)
-    w = wiring(model)
+    w = residual_stream_of(model)
     check_unedited(model)
-    attentions = [block.attention for block in dissect(model).blocks]
+    attentions = [block.attention for block in architecture_of(model).blocks]
     looked, count, written = 0, 0, []
     for start in tqdm(range(0, len(task), batch_size), desc=f"{task.name} heads", delay=2, leave=False):
         batch = task[start:start + batch_size]

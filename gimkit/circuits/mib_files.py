@@ -9,7 +9,7 @@ import torch
 from gimkit.errors import GimkitError, require_finite
 from gimkit.files import whole, write_text
 from gimkit.model.graph import Graph
-from gimkit.model.residual_stream import check_graph, wiring
+from gimkit.model.residual_stream import check_graph, residual_stream_of
 
 LABELS = ("task", "method", "metric")
 NEURONS = ("neurons", "neurons_scores", "neurons_in_graph")
@@ -80,7 +80,7 @@ def read(path, model=None) -> Contents:
         if graph.layers * (graph.heads + 1) >= len(data["nodes" if as_json else "src_nodes"]):
             raise GimkitError(f"{path.name}: its nodes do not fit a model of {graph}")
         if model is not None:
-            check_graph(graph, wiring(model), f"{path.name} is")
+            check_graph(graph, residual_stream_of(model), f"{path.name} is")
         held, found = (_of_json if as_json else _of_pt)(data, graph, path.name)
     except GimkitError:
         raise

@@ -10,7 +10,7 @@ from gimkit.circuits.nodes import batches
 from gimkit.errors import GimkitError, check_whole, require_finite
 from gimkit.interventions.node_scores import neuron_scores
 from gimkit.model.apply import apply, check_unedited
-from gimkit.model.architecture import LINEAR, Anatomy, dissect
+from gimkit.model.architecture import LINEAR, Architecture, architecture_of
 from gimkit.remote import in_trace
 from gimkit.rules import Rules, rules_of
 from gimkit.tasks.task import check_task, rows_of
@@ -79,7 +79,7 @@ def score_neurons(model, task, method: str | Rules = "gim", *, metric: str = "lo
     check_metric(metric)
     label = method if isinstance(method, str) else "own rules"
     check_slope(metric, label)
-    parts = dissect(model)
+    parts = architecture_of(model)
     check_unedited(model)
     projections, edited, total = output_projections(model, parts), apply(model, rules), 0
     for batch, answers in batches(task, metric, batch_size, label):
@@ -90,23 +90,23 @@ def score_neurons(model, task, method: str | Rules = "gim", *, metric: str = "lo
     return NeuronScores(task.name, label, scores, metric)
 
 
-def output_projections(model, anatomy: Anatomy) -> list[str]:
+def output_projections(model, architecture: Architecture) -> list[str]:
     """The path of each MLP's output projection, whose input holds the MLP's neurons.
 
-    >>> output_projections(model, dissect(model))[0]
+    >>> output_projections(model, architecture_of(model))[0]
     'model.layers.0.mlp.down_proj'
 
     Raises GimkitError for mixtures of experts, and for MLPs of different widths.
     """
-    if anatomy.experts:
-        raise GimkitError(f"{anatomy.architecture} routes tokens to experts, whose neurons run only for some tokens, "
+    if architecture.experts:
+        raise GimkitError(f"{architecture.name} routes tokens to experts, whose neurons run only for some tokens, "
                           "so neurons are not covered; score nodes instead")
     paths = []
-    for block in anatomy.blocks:
+    for block in architecture.blocks:
         linears = [path for path, module in model._module.get_submodule(block.mlp).named_modules(prefix=block.mlp)
                    if isinstance(module, LINEAR)]
         paths.append(block.products[0].path if block.products else linears[-1])
     if len({model._module.get_submodule(path).weight.shape for path in paths}) > 1:
-        raise GimkitError(f"{anatomy.architecture} has MLPs of different widths, so neurons make no table; "
+        raise GimkitError(f"{architecture.name} has MLPs of different widths, so neurons make no table; "
                           "score nodes instead")
     return paths

@@ -18,7 +18,7 @@ from gimkit.jvp.modes import check_backend, in_either_mode
 from gimkit.jvp.rows import starts_of
 from gimkit.jvp.scores import forward_task_scores
 from gimkit.model.apply import apply, check_unedited
-from gimkit.model.architecture import dissect
+from gimkit.model.architecture import architecture_of
 from gimkit.model.graph import Graph, check_size, nodes_of, prune
 from gimkit.model.residual_stream import graph_if_covered, norms_after
 from gimkit.remote.trace import in_trace
@@ -184,7 +184,7 @@ def score_nodes(model, task, method: str | Rules = "gim", *, metric: str = "logi
     check_whole("batch_size", batch_size)
     check_metric(metric)
     check_backend(backend)
-    parts = dissect(model)
+    parts = architecture_of(model)
     check_unedited(model)
     names = nodes_of(parts)
     label = method if isinstance(method, str) else "own rules"

@@ -8,7 +8,7 @@ from gimkit.circuits.metric import DIVERGENCES, check_metric
 from gimkit.errors import GimkitError, require_finite
 from gimkit.interventions.circuit_runs import run_circuits
 from gimkit.model.apply import check_unedited
-from gimkit.model.residual_stream import Wiring, check_graph, graph_of, wiring
+from gimkit.model.residual_stream import ResidualStream, check_graph, graph_of, residual_stream_of
 from gimkit.remote import in_trace
 from gimkit.tasks.task import answers_of, check_task
 
@@ -29,7 +29,7 @@ def run(model, task, circuits: Circuit | list[Circuit], *, metric: str = "logit"
     """
     check_task(task)
     check_metric(metric)
-    w = wiring(model)
+    w = residual_stream_of(model)
     check_unedited(model)
     several = [circuits] if isinstance(circuits, Circuit) else list(circuits) if isinstance(circuits, list) else []
     if not several or not all(isinstance(circuit, Circuit) for circuit in several):
@@ -42,7 +42,7 @@ def run(model, task, circuits: Circuit | list[Circuit], *, metric: str = "logit"
     return values[0] if isinstance(circuits, Circuit) else values
 
 
-def run_masks(model, w: Wiring, task, keep: torch.Tensor, metric: str, remote: bool,
+def run_masks(model, w: ResidualStream, task, keep: torch.Tensor, metric: str, remote: bool,
               most: int = 2**25) -> torch.Tensor:
     """The metric [circuits, examples] of each mask [sources, targets], as many rows at a time as memory likes.
 

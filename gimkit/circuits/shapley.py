@@ -10,7 +10,7 @@ from gimkit.circuits.nodes import NodeScores
 from gimkit.errors import check_whole, require_finite
 from gimkit.interventions.node_patching import coalition_values
 from gimkit.model.apply import check_unedited
-from gimkit.model.architecture import dissect
+from gimkit.model.architecture import architecture_of
 from gimkit.model.graph import nodes_of
 from gimkit.model.residual_stream import graph_if_covered
 from gimkit.remote import in_trace
@@ -41,7 +41,7 @@ def shapley_nodes(model, task, *, orders: int = 8, seed: int = 0, batch_size: in
     check_whole("orders", orders)
     check_whole("batch_size", batch_size)
     check_unedited(model)
-    parts = dissect(model)
+    parts = architecture_of(model)
     names = [node.name for node in nodes_of(parts)]
     players = len(names) - 1
     paths = [(block.output, block.mlp) for block in parts.blocks]

@@ -23,7 +23,7 @@ def edge_scores(model, w, frozen: bool, b: int, metric: str, last, good, bad, gr
                 points, between: dict, most: int = 2**24) -> torch.Tensor:
     """Scores [sources, targets] of one batch, summed over its examples, averaged over the points of the gradient.
 
-    w: the `Wiring`. frozen: pull gradients back through norms with constant denominators.
+    w: the `ResidualStream`. frozen: pull gradients back through norms with constant denominators.
     gradient_rows: first rows of the groups of b rows at which the metric's gradient is taken.
     shares, points: what rows after the first 2b hold (`plus_points`).
     between: {(layer, "attention" or "mlp"): {first row: share}} outputs put between their corrupt and clean value.

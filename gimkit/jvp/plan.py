@@ -5,8 +5,8 @@ import inspect
 from gimkit.errors import GimkitError
 from gimkit.model.apply import check_unedited
 from gimkit.model.apply import plan as placed
-from gimkit.model.architecture import Anatomy, dissect
-from gimkit.model.residual_stream import wiring
+from gimkit.model.architecture import Architecture, architecture_of
+from gimkit.model.residual_stream import residual_stream_of
 from gimkit.rules import Rules
 
 ACTIVATIONS = ("NewGELUActivation", "GELUTanh", "GELUActivation", "GELU", "SiLUActivation", "SiLU", "ReLU")
@@ -21,11 +21,11 @@ def plan_of(model, rules: Rules) -> dict:
 
     Raises GimkitError for an edited model, and for an architecture whose parts it could not linearise.
     """
-    parts = dissect(model)
+    parts = architecture_of(model)
     check_unedited(model)
     placed(parts, rules)  # refuses rules that could not act
     try:
-        w = wiring(model, parts)
+        w = residual_stream_of(model, parts)
     except GimkitError as error:
         raise GimkitError(f"forward mode does not know how these blocks are wired ({error}); {REVERSE}") from error
     root, config = model._module, model._module.config.get_text_config()
@@ -66,14 +66,14 @@ def _kernel(attention, config, layer: int) -> dict:
     }
 
 
-def _mlp(root, block, parts: Anatomy) -> dict:
+def _mlp(root, block, parts: Architecture) -> dict:
     """Where the MLP's activation, or the two branches of its product, are read, and where their result goes."""
     if parts.experts or block.activation is None:
-        raise GimkitError(f"{parts.architecture}: {block.mlp} has experts, or no activation module of its own, so "
+        raise GimkitError(f"{parts.name}: {block.mlp} has experts, or no activation module of its own, so "
                           f"forward mode cannot linearise it; {REVERSE}")
     function = type(root.get_submodule(block.activation)).__name__
     if function not in ACTIVATIONS:
-        raise GimkitError(f"{parts.architecture}: forward mode does not know the derivative of {function}; {REVERSE}")
+        raise GimkitError(f"{parts.name}: forward mode does not know the derivative of {function}; {REVERSE}")
     gate = up = down = None
     if block.products:
         (product,) = block.products

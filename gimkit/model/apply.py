@@ -10,7 +10,7 @@ from gimkit.interventions.backward_rules import (
     split_input,
     split_output,
 )
-from gimkit.model.architecture import Anatomy, dissect
+from gimkit.model.architecture import Architecture, architecture_of
 from gimkit.rules import RULES, Rules
 
 
@@ -31,9 +31,9 @@ def apply(model, rules: Rules | str = "gim"):
     Source: arXiv 2505.17630. Unlike the authors' package, every rule acts with sdpa, eager and flash attention
     alike, RMSNorm and q/k norms included, and Gemma's softcaps keep their own derivative.
     """
-    rules, anatomy = resolve(rules), dissect(model)
+    rules, architecture = resolve(rules), architecture_of(model)
     check_unedited(model)
-    places = plan(anatomy, rules)
+    places = plan(architecture, rules)
     first = len(model._edits)
     edited = model._shallow_copy()
     edited.__class__ = traced_only(type(model))
@@ -114,29 +114,29 @@ def resolve(rules: Rules | str) -> Rules:
     raise GimkitError(f"unknown rules {rules!r}; use a gimkit.Rules, or one of {', '.join(RULES)}")
 
 
-def plan(anatomy: Anatomy, rules: Rules) -> dict[str, list[tuple]]:
+def plan(architecture: Architecture, rules: Rules) -> dict[str, list[tuple]]:
     """Which function acts at which module: {rule: [(function, path, arguments), ...]}, only for rules that are on."""
     places = {}
     if rules.freeze_norm:
-        places["norm frozen"] = [(freeze_norm, norm.path, tuple(norm)) for norm in anatomy.norms]
+        places["norm frozen"] = [(freeze_norm, norm.path, tuple(norm)) for norm in architecture.norms]
     softmax = (rules.temperature, rules.q, rules.k, rules.v, rules.detach_attention)
     if softmax != (1, 1, 1, 1, False):
         if rules.temperature <= 0:
             raise GimkitError(f"temperature must be above 0, not {rules.temperature}")
         label = "attention constant" if rules.detach_attention else f"softmax at T={rules.temperature:g}"
         label += f", q x{rules.q:g}, k x{rules.k:g}, v x{rules.v:g}"
-        places[label] = [(soften_attention, b.attention, (b.attention, *softmax)) for b in anatomy.blocks]
-    products = [product for block in anatomy.blocks for product in block.products]
+        places[label] = [(soften_attention, b.attention, (b.attention, *softmax)) for b in architecture.blocks]
+    products = [product for block in architecture.blocks for product in block.products]
     if (rules.gate, rules.up) != (1, 1) and products:
         places[f"product, gate x{rules.gate:g}, up x{rules.up:g}"] = [
-            place for product in products for place in _split(product, rules, anatomy.architecture)
+            place for product in products for place in _split(product, rules, architecture.name)
         ]
     if rules.identity_activation:
-        missing = next((block.mlp for block in anatomy.blocks if block.activation is None), None)
+        missing = next((block.mlp for block in architecture.blocks if block.activation is None), None)
         if missing:
-            raise GimkitError(f"{anatomy.architecture}: {missing} has no activation module of its own, "
+            raise GimkitError(f"{architecture.name}: {missing} has no activation module of its own, "
                               "so identity_activation cannot act there")
-        places["activation linearised"] = [(linearise_activation, b.activation, ()) for b in anatomy.blocks]
+        places["activation linearised"] = [(linearise_activation, b.activation, ()) for b in architecture.blocks]
     return places
 
 

@@ -57,10 +57,10 @@ class Block(NamedTuple):
     activation: str | None
 
 
-class Anatomy(NamedTuple):
+class Architecture(NamedTuple):
     """Where everything is, in plain names and numbers."""
 
-    architecture: str
+    name: str
     embedding: str
     blocks: tuple[Block, ...]
     norms: tuple[Norm, ...]
@@ -69,10 +69,10 @@ class Anatomy(NamedTuple):
     experts: bool
 
 
-def dissect(model) -> Anatomy:
+def architecture_of(model) -> Architecture:
     """Find the parts of an nnsight model that gimkit's rules and scores act on.
 
-    >>> parts = dissect(gimkit.load("mini-gpt2"))
+    >>> parts = architecture_of(gimkit.load("mini-gpt2"))
     >>> parts.blocks[0].output, parts.n_heads
     ('transformer.h.0.attn.c_proj', 4)
 
@@ -97,8 +97,8 @@ def dissect(model) -> Anatomy:
     _check_called_once(root, norms, blocks, name)
     embedding = root.get_input_embeddings()
     heads = next(getattr(config, key) for key in ("num_attention_heads", "n_head", "n_heads") if hasattr(config, key))
-    return Anatomy(
-        architecture=name,
+    return Architecture(
+        name=name,
         embedding=next(path for path, module in root.named_modules() if module is embedding),
         blocks=blocks,
         norms=norms,

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 
 from gimkit.errors import GimkitError, require_finite
-from gimkit.model.architecture import Anatomy
+from gimkit.model.architecture import Architecture
 
 
 class Node(NamedTuple):
@@ -22,16 +22,16 @@ class Node(NamedTuple):
         return {"input": "input", "head": f"a{self.layer}.h{self.head}", "mlp": f"m{self.layer}"}[self.kind]
 
 
-def nodes_of(anatomy: Anatomy) -> tuple[Node, ...]:
+def nodes_of(architecture: Architecture) -> tuple[Node, ...]:
     """Every source of a model in the reference's order: the embedding, then each layer's heads and MLP.
 
-    >>> from gimkit.model.architecture import dissect
-    >>> [node.name for node in nodes_of(dissect(model))][:6]
+    >>> from gimkit.model.architecture import architecture_of
+    >>> [node.name for node in nodes_of(architecture_of(model))][:6]
     ['input', 'a0.h0', 'a0.h1', 'a0.h2', 'a0.h3', 'm0']
 
     Source: order and names as in hannamw/EAP-IG.
     """
-    return _nodes(len(anatomy.blocks), anatomy.n_heads)
+    return _nodes(len(architecture.blocks), architecture.n_heads)
 
 
 def _nodes(layers: int, heads: int) -> tuple[Node, ...]:

@@ -1,9 +1,9 @@
-"""How a model's blocks read from and write to the residual stream: what edges need beyond the anatomy."""
+"""How a model's blocks read from and write to the residual stream: what edges need beyond the architecture."""
 
 from typing import NamedTuple
 
 from gimkit.errors import GimkitError
-from gimkit.model.architecture import Anatomy, Norm, dissect
+from gimkit.model.architecture import Architecture, Norm, architecture_of
 from gimkit.model.graph import Graph
 
 # Which norms stand before and after attention and MLP, by the names that a block's own norms have.
@@ -37,13 +37,13 @@ class Layer(NamedTuple):
     norm_after_mlp: Norm | None
 
 
-class Wiring(NamedTuple):
+class ResidualStream(NamedTuple):
     """A model as sources and targets on a residual stream, in plain names and numbers.
 
     parallel: attention and MLP read the same residual stream (GPT-NeoX); else the MLP reads the attention's output too.
     """
 
-    architecture: str
+    name: str
     embedding: str
     layers: tuple[Layer, ...]
     final_norm: Norm
@@ -55,59 +55,61 @@ class Wiring(NamedTuple):
     unembedding: str
 
 
-def wiring(model, anatomy: Anatomy | None = None) -> Wiring:
+def residual_stream_of(model, architecture: Architecture | None = None) -> ResidualStream:
     """Find how a model's blocks are wired, or say that edges of this architecture are not covered.
 
-    >>> w = wiring(gimkit.load("mini-llama"))
+    >>> w = residual_stream_of(gimkit.load("mini-llama"))
     >>> w.heads, w.key_heads, w.layers[0].projections[0]
     (4, 2, 'model.layers.0.self_attn.q_proj')
 
     Raises GimkitError for blocks arranged otherwise than GPT-2's, Llama's, GPT-NeoX's, Gemma-2's or OLMo-2's.
     """
-    anatomy = anatomy or dissect(model)
+    architecture = architecture or architecture_of(model)
     config = model._module.config.get_text_config()
-    name = anatomy.architecture
-    norms = {norm.path: norm for norm in anatomy.norms}
+    name = architecture.name
+    norms = {norm.path: norm for norm in architecture.norms}
     if getattr(config, "residual_multiplier", 1) != 1:
         raise GimkitError(f"{name} scales what its blocks write (residual_multiplier), so its edges are not covered; "
                           "score nodes instead")
-    layers = tuple(_layer(model._module, block, norms, name) for block in anatomy.blocks)
-    trunk = anatomy.blocks[0].path.rpartition(".")[0]
-    final = [norm for norm in anatomy.norms if not norm.path.startswith(trunk + ".")]
+    layers = tuple(_layer(model._module, block, norms, name) for block in architecture.blocks)
+    trunk = architecture.blocks[0].path.rpartition(".")[0]
+    final = [norm for norm in architecture.norms if not norm.path.startswith(trunk + ".")]
     if len(final) != 1:
         raise GimkitError(f"{name} has {len(final)} norms outside its blocks, not one final norm, so its edges are not "
                           "covered; score nodes instead")
+    heads = architecture.n_heads
     shared = layers[0].layout != "interleaved" and getattr(config, "num_key_value_heads", None)
-    return Wiring(name, anatomy.embedding, layers, final[0], anatomy.n_heads, shared or anatomy.n_heads,
-                  anatomy.head_dim, model._module.get_input_embeddings().weight.shape[1],
-                  bool(getattr(config, "use_parallel_residual", False)), _unembedding(model._module))
+    return ResidualStream(
+        name, architecture.embedding, layers, final[0], heads, shared or heads, architecture.head_dim,
+        width=model._module.get_input_embeddings().weight.shape[1],
+        parallel=bool(getattr(config, "use_parallel_residual", False)), unembedding=_unembedding(model._module))
 
 
-def graph_of(w: Wiring) -> Graph:
-    """The names and edges of a wiring."""
+def graph_of(w: ResidualStream) -> Graph:
+    """The names and edges of a model."""
     return Graph(len(w.layers), w.heads, w.parallel, w.width)
 
 
-def graph_if_covered(model, anatomy: Anatomy) -> Graph | None:
+def graph_if_covered(model, architecture: Architecture) -> Graph | None:
     """The names and edges of a model, None where its edges are not covered."""
     try:
-        return graph_of(wiring(model, anatomy))
+        return graph_of(residual_stream_of(model, architecture))
     except GimkitError:
         return None
 
 
-def check_graph(graph: Graph, w: Wiring, what: str = "the circuit or scores are") -> None:
+def check_graph(graph: Graph, w: ResidualStream, what: str = "the circuit or scores are") -> None:
     """Refuse scores or a circuit of another model."""
     if graph != graph_of(w):
-        raise GimkitError(f"{what} of a model of {graph}, but {w.architecture} here has {graph_of(w)}; "
+        raise GimkitError(f"{what} of a model of {graph}, but {w.name} here has {graph_of(w)}; "
                           "score this model's edges")
 
 
-def norms_after(anatomy: Anatomy) -> list[tuple[Norm | None, Norm | None]]:
+def norms_after(architecture: Architecture) -> list[tuple[Norm | None, Norm | None]]:
     """The norms after attention and after the MLP of each block, None where there is none or the block is unknown."""
-    norms = {norm.path: norm for norm in anatomy.norms}
+    norms = {norm.path: norm for norm in architecture.norms}
     found = []
-    for block in anatomy.blocks:
+    for block in architecture.blocks:
         _, attention, _, mlp = ARRANGEMENTS.get(_own_norms(block, norms), (None,) * 4)
         found.append((attention and norms[f"{block.path}.{attention}"], mlp and norms[f"{block.path}.{mlp}"]))
     return found

@@ -13,8 +13,8 @@ from gimkit.errors import GimkitError, require_finite
 from gimkit.files import write_text
 from gimkit.interventions.head_roles import head_patterns
 from gimkit.model.apply import check_unedited
-from gimkit.model.architecture import dissect
-from gimkit.model.residual_stream import check_graph, wiring
+from gimkit.model.architecture import architecture_of
+from gimkit.model.residual_stream import check_graph, residual_stream_of
 from gimkit.model.tokenizer import encode, spell
 from gimkit.remote import in_trace
 
@@ -80,7 +80,7 @@ def explore(model, prompt, edges: EdgeScores, curve: Curve, roles=None, *, remot
     attention {head: [seq, seq]} and edges [source, target, score, first of the sizes whose circuit has it].
     Raises GimkitError when the curve belongs to other scores or the scores to another model, and for NaN scores.
     """
-    check_graph(edges.graph, wiring(model), "the scores are")
+    check_graph(edges.graph, residual_stream_of(model), "the scores are")
     check_unedited(model)
     require_finite(edges.scores)
     circuits = curve_circuits(edges, curve)
@@ -115,7 +115,7 @@ def curve_circuits(edges: EdgeScores, curve: Curve) -> list[Circuit]:
 
 def attention_patterns(model, ids: torch.Tensor, remote: bool) -> dict[str, list]:
     """Each head's attention on one prompt, {head: [queries, positions]} to four decimals. ids: [seq]."""
-    attentions = [block.attention for block in dissect(model).blocks]
+    attentions = [block.attention for block in architecture_of(model).blocks]
     found = in_trace(model, ids[None], head_patterns, attentions, remote=remote)
     return {f"a{layer}.h{head}": [[round(x, 4) for x in row] for row in pattern.tolist()]
             for layer, heads in enumerate(found) for head, pattern in enumerate(heads)}

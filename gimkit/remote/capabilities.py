@@ -6,7 +6,7 @@ import nnsight
 import torch
 
 from gimkit.interventions.jvp import gradient_arrives
-from gimkit.model.architecture import dissect
+from gimkit.model.architecture import architecture_of
 from gimkit.remote.trace import in_trace
 
 ANSWERS = WeakKeyDictionary()  # model -> {(where, host, key): whether it gives gradients}
@@ -23,6 +23,6 @@ def gives_gradients(model, remote=False) -> bool:
     asked = (str(remote), nnsight.CONFIG.API.HOST, nnsight.CONFIG.API.APIKEY)
     known = ANSWERS.setdefault(model, {})
     if asked not in known:
-        known[asked] = in_trace(model, torch.zeros(1, 1, dtype=torch.long), gradient_arrives, dissect(model).embedding,
-                                remote=remote)
+        embedding = architecture_of(model).embedding
+        known[asked] = in_trace(model, torch.zeros(1, 1, dtype=torch.long), gradient_arrives, embedding, remote=remote)
     return known[asked]

@@ -10,7 +10,7 @@ from tqdm.auto import tqdm
 from gimkit.errors import GimkitError, check_whole, require_finite
 from gimkit.interventions.score_ablation import score_rows
 from gimkit.model.apply import check_unedited
-from gimkit.model.architecture import dissect
+from gimkit.model.architecture import architecture_of
 from gimkit.model.tokenizer import encode
 from gimkit.remote import in_trace
 from gimkit.tasks import Task
@@ -97,7 +97,7 @@ def self_repair(model, prompts, *, threshold: float = 1.0, batch_size: int = 32,
     check_whole("batch_size", batch_size)
     if not threshold >= 0:
         raise GimkitError(f"threshold must be 0 or more, not {threshold!r}: masked positions contribute 0")
-    parts = dissect(model)
+    parts = architecture_of(model)
     check_unedited(model)
     name, ids, lengths = rows_of(model, prompts)
     attentions, tables, largest = [block.attention for block in parts.blocks], [], []

@@ -9,8 +9,8 @@ from tqdm.auto import tqdm
 from gimkit.errors import check_whole, require_finite
 from gimkit.interventions.head_ablation import head_effects
 from gimkit.model.apply import check_unedited
-from gimkit.model.architecture import dissect
-from gimkit.model.residual_stream import wiring
+from gimkit.model.architecture import architecture_of
+from gimkit.model.residual_stream import residual_stream_of
 from gimkit.remote import in_trace
 from gimkit.statistics import bootstrap
 from gimkit.tasks.task import answers_of, check_task, rows_of
@@ -101,16 +101,16 @@ def head_repair(model, task, *, batch_size: int = 32, remote: bool | str = False
 
     model: an unedited nnsight model. task: a `gimkit.tasks.Task` of n prompt pairs. batch_size: prompt pairs per
     forward; it does not change the result. remote: as in `gimkit.attribute`.
-    Raises GimkitError for an architecture whose wiring is not covered, an edited model, an empty task, NaN.
+    Raises GimkitError for an architecture whose edges are not covered, an edited model, an empty task, NaN.
     Source: McGrath et al. 2023 (the Hydra effect, arXiv 2307.15771) and Rushing and Nanda 2024 (arXiv 2402.15390), who
     separate the final norm's share; Wang et al. 2022 (arXiv 2211.00593) for heads that answer. Difference: they ablate
     on the training distribution or in layers, here each head is resampled from the pair's corrupt prompt, everywhere.
     """
     check_task(task)
     check_whole("batch_size", batch_size)
-    parts = dissect(model)
+    parts = architecture_of(model)
     check_unedited(model)
-    w = wiring(model, parts)
+    w = residual_stream_of(model, parts)
     root = model._module
     unembedding = next(path for path, module in root.named_modules() if module is root.get_output_embeddings())
     softcap = getattr(root.config.get_text_config(), "final_logit_softcapping", None)

@@ -16,7 +16,7 @@ from gimkit.interventions.token_scores import (
 from gimkit.jvp.modes import check_backend, in_either_mode
 from gimkit.jvp.scores import forward_token_scores
 from gimkit.model.apply import apply, check_unedited
-from gimkit.model.architecture import dissect
+from gimkit.model.architecture import architecture_of
 from gimkit.model.prompt import Question, ask
 from gimkit.model.tokenizer import spell
 from gimkit.remote import in_trace
@@ -141,7 +141,8 @@ def label_scores(model, asked: Question, scores: torch.Tensor, answers: list[int
 
 def _backward(model, asked: Question, method: str | Rules, steps: int, remote: bool):
     """Scores [seq] from one backward pass, and the answers' ids."""
-    edited, parts = apply(model, RULES["gradient"] if method in ("ig", "deeplift", "atp*") else method), dissect(model)
+    edited = apply(model, RULES["gradient"] if method in ("ig", "deeplift", "atp*") else method)
+    parts = architecture_of(model)
     neutral, answers, free = asked.neutral, asked.answers, asked.free
     rows = asked.ids[None]
     if method == "ig":
@@ -151,7 +152,7 @@ def _backward(model, asked: Question, method: str | Rules, steps: int, remote: b
     if method == "deeplift":
         missing = next((block.mlp for block in parts.blocks if block.activation is None), None)
         if missing:
-            raise GimkitError(f"{parts.architecture}: {missing} has no activation module of its own, "
+            raise GimkitError(f"{parts.name}: {missing} has no activation module of its own, "
                               "so deeplift cannot act there")
     activations, attentions = ([getattr(block, part) for block in parts.blocks] for part in ("activation", "attention"))
     if method == "ig":

@@ -12,7 +12,7 @@ from gimkit.interventions.layer_scores import (
 )
 from gimkit.interventions.token_scores import last_values
 from gimkit.model.apply import apply, check_unedited
-from gimkit.model.architecture import dissect
+from gimkit.model.architecture import architecture_of
 from gimkit.model.prompt import ask, inner_positions
 from gimkit.remote import in_trace
 from gimkit.rules import RULES
@@ -43,7 +43,7 @@ def layer_scores(model, prompt, target=None, *, method: str = "gim", steps: int 
         raise GimkitError(f"unknown method {method!r}; use ig, atp*, or one of {', '.join(RULES)}")
     check_unedited(model)
     asked = ask(model, prompt, target, baseline=0)
-    parts, answers = dissect(model).blocks, asked.answers
+    parts, answers = architecture_of(model).blocks, asked.answers
     blocks, attentions = [block.path for block in parts], [block.attention for block in parts]
     if method in ("ig", "atp*"):
         found, rows = [], asked.ids[None].repeat(steps if method == "ig" else 2, 1)
@@ -74,7 +74,7 @@ def layer_faithfulness(model, prompts, scores, targets=None, *, remote: bool | s
     Source: arXiv 2505.17630, first version, the layer experiment.
     """
     check_unedited(model)
-    blocks = [block.path for block in dissect(model).blocks]
+    blocks = [block.path for block in architecture_of(model).blocks]
     targets = [None] * len(prompts) if targets is None else targets
     full, best, rest = [], [], []  # a row per prompt, each [layers, removed, 2]
     for number, (prompt, ranked, target) in enumerate(zip(tqdm(prompts, desc="layers", delay=2, leave=False), scores,

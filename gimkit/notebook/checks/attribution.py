@@ -5,7 +5,7 @@ from scipy import stats
 
 from gimkit.circuits import score_nodes
 from gimkit.model.apply import apply
-from gimkit.model.architecture import dissect
+from gimkit.model.architecture import architecture_of
 from gimkit.notebook.checks.answers import close, random_numbers, recognise, unwritten
 from gimkit.tasks import ioi
 
@@ -14,7 +14,7 @@ def attribution_patching(answer, model) -> None:
     """Exercise 04.1: `answer(model, module, task, right, wrong)` estimates each example's effect of a module, [n]."""
     task = ioi(model, n=5, seed=5)
     right, wrong = (torch.tensor([ids[0] for ids in answers]) for answers in (task.good, task.bad))
-    path = dissect(model).blocks[1].mlp
+    path = architecture_of(model).blocks[1].mlp
     for name, edited in (("gradient", model), ("gim", apply(model))):
         result = answer(edited, edited.get(path), task, right, wrong)
         if unwritten(result, "trace clean and corrupt rows, return (clean - corrupt) . gradient for each example."):

@@ -6,7 +6,7 @@ import torch
 from nnsight.tracing.tracer import _saves
 
 from gimkit.interventions.residual_stream import tensor_of
-from gimkit.model.architecture import dissect
+from gimkit.model.architecture import architecture_of
 from gimkit.notebook.checks.answers import close, recognise, unwritten
 
 IN_THE_SANDBOX = {
@@ -41,7 +41,7 @@ def numbers(value) -> int:
 
 def strengths(answer, model) -> None:
     """Exercise 08.1: `answer(model, prompt, where)` is the norm of each MLP's output at the last token, [layers]."""
-    prompt, parts = "Mary and John went home . John gave a ring to", dissect(model)
+    prompt, parts = "Mary and John went home . John gave a ring to", architecture_of(model)
     with model.trace(prompt, use_cache=False):
         outputs = [tensor_of(model.get(block.mlp).output)[0] for block in parts.blocks].save()
     seen, real = [], type(model)._remote_backend

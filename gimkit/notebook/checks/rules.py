@@ -3,7 +3,7 @@
 import torch
 
 from gimkit.model.apply import apply
-from gimkit.model.architecture import dissect
+from gimkit.model.architecture import architecture_of
 from gimkit.notebook.checks.answers import close, gradients_of, random_numbers, recognise, same_bits, unwritten
 from gimkit.rules import Rules
 
@@ -120,12 +120,13 @@ def halved_products(answer, model) -> None:
     ])
     assert close(got[1], wanted[1]), (
         "The gradient changed, but not by halves in every layer: does the edit reach each layer's down_proj, once?")
-    print(f"Correct: the same logits, and half of the gradient through each of {len(dissect(model).blocks)} products.")
+    count = len(architecture_of(model).blocks)
+    print(f"Correct: the same logits, and half of the gradient through each of {count} products.")
 
 
 def _logits_and_gradient(model, ids) -> tuple:
     """Logits, and the gradient at the embeddings of the largest last logit; both for token ids [1, seq]."""
-    path = dissect(model).embedding
+    path = architecture_of(model).embedding
     with model.trace(input_ids=ids, use_cache=False):
         embedding = model.get(path)
         leaf = embedding.output.detach().requires_grad_(True)

@@ -2,13 +2,13 @@
 
 
 
-from gimkit.model.architecture import dissect
+from gimkit.model.architecture import architecture_of
 from gimkit.notebook.checks.answers import unwritten
 
 
 def read_a_trace(answer, model) -> None:
     """Exercise 00.1: `answer(model, module, prompt)` is the shape of a module's output, [1, tokens, width]."""
-    module = model.get(dissect(model).blocks[0].mlp)
+    module = model.get(architecture_of(model).blocks[0].mlp)
     width, vocabulary = model.config.get_text_config().hidden_size, model.config.get_text_config().vocab_size
     for prompt in ("Mary and John went home .", "Mary and John went home . John gave a ring to"):
         shape = answer(model, module, prompt)

@@ -2,7 +2,7 @@
 
 import torch
 
-from gimkit.model.architecture import dissect
+from gimkit.model.architecture import architecture_of
 from gimkit.notebook.checks.answers import close, recognise, unwritten
 from gimkit.selfrepair import head_repair
 from gimkit.tasks import ioi
@@ -71,7 +71,7 @@ def direct_effect(answer, model) -> None:
         _shaped(result, len(task))
         direct, live, total, _ = repair.effects[:, repair.heads.index(f"a{layer}.h{head}")].T
         change, layer_change, x, weight, direction = _pieces(model, task, right, wrong, layer, head)
-        scale = (x.pow(2).mean(-1, keepdim=True) + dissect(model).norms[-1].eps).sqrt()
+        scale = (x.pow(2).mean(-1, keepdim=True) + architecture_of(model).norms[-1].eps).sqrt()
         result = result.detach()
         recognise(result, [
             (-direct, "The signs are reversed: take clean - corrupt, so that a positive effect means that ablating "
@@ -97,7 +97,7 @@ def direct_effect(answer, model) -> None:
 
 def _pieces(model, task, right, wrong, layer: int, head: int) -> tuple:
     """The head's and its layer's change of the stream, the clean final stream, norm weight, and answer direction."""
-    n, rows, width = len(task), torch.arange(2 * len(task)), dissect(model).head_dim
+    n, rows, width = len(task), torch.arange(2 * len(task)), architecture_of(model).head_dim
     projection = model.model.layers[layer].self_attn.o_proj
     with torch.no_grad(), model.trace(input_ids=torch.cat([task.clean, task.corrupt]), use_cache=False):
         z = projection.input[rows, task.last.repeat(2)].save()
@@ -145,7 +145,7 @@ def _half_held(model, task, right, wrong, layer: int, head: int) -> list:
 
 def _held(model, task, right, wrong, layer: int, head: int, heads: bool, mlps: bool, own_mlp: bool):
     """The effect of an ablated head, [n], while later heads, later MLPs, or the layer's own MLP are held."""
-    n, width = len(task), dissect(model).head_dim
+    n, width = len(task), architecture_of(model).head_dim
     rows, mine = torch.arange(n), slice(head * width, (head + 1) * width)
     blocks = list(enumerate(model.model.layers))
     with torch.no_grad(), model.trace(input_ids=torch.cat([task.clean, task.corrupt, task.clean]), use_cache=False):
