@@ -5,7 +5,8 @@ import warnings
 import pytest
 import torch
 import transformers
-from nnsight import NNsight, TransformersModel
+from nnsight import LanguageModel, NNsight, TransformersModel
+from nnsight.modeling import huggingface
 from test_rules import gradient, relative, target
 from tiny import VOCAB, build, token_ids
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -95,6 +96,17 @@ def test_an_edited_model_runs_in_traces_only(model):
     plain = gimkit.remove(edited)
     assert type(plain) is type(model) and torch.equal(plain(ids).logits, inside)
     assert plain.generate(ids, max_new_tokens=1, pad_token_id=0).shape == (2, 11)
+
+
+def test_a_server_knows_an_edited_model_by_the_name_of_the_original(tmp_path):
+    hf = build("llama")
+    hf.save_pretrained(tmp_path)
+    tokenizer().save_pretrained(tmp_path)
+    for kind in (TransformersModel, LanguageModel):
+        model = kind(str(tmp_path), task="text-generation")
+        model.repo_id = "someone/tiny"
+        huggingface._ID_CACHE[model.repo_id] = model.repo_id
+        assert gimkit.apply(model).to_model_key() == model.to_model_key()
 
 
 def test_several_invokes_are_the_single_prompts(model):

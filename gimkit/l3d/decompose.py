@@ -92,7 +92,8 @@ def decompose_alike(modules, inputs, *, seeds, progress: bool = True, **settings
 def given(module, inputs) -> tuple[torch.nn.Module, tuple[torch.Tensor, ...]]:
     """The torch module, also out of an nnsight model, and its inputs as a tuple of ordinary tensors.
 
-    Raises GimkitError for an edited model: its rules act in traces, and L3D opens none.
+    Raises:
+        GimkitError: an edited model, for its rules act in traces, and L3D opens none.
     """
     check_unedited(module)
     inputs = inputs if isinstance(inputs, tuple) else (inputs,)

@@ -78,7 +78,9 @@ def traced_only(kind: type) -> type:
             return make, (kind, *rest), *state
 
         def _remoteable_class(self):
-            return kind
+            plain = self._shallow_copy()
+            plain.__class__ = kind
+            return plain._remoteable_class()
 
     Edited.__name__ = Edited.__qualname__ = kind.__name__
     return Edited

@@ -3,7 +3,8 @@
 import inspect
 import pkgutil
 import threading
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
 from types import SimpleNamespace
 
 import nnsight
@@ -15,6 +16,7 @@ from gimkit.interventions.token_scores import on_cpu
 from gimkit.remote.server import server_of
 from gimkit.remote.transport import NONSENSE
 
+JOB = ContextVar("job", default=None)  # the job whose thread this is
 LOCK = threading.RLock()  # nnsight keeps one state for each process
 
 # An installed package does not ship itself; these modules' functions run inside traces.
@@ -81,16 +83,22 @@ def steady(module: torch.nn.Module, gradients: bool = True):
     ...     model._module(task.clean[:2]).logits.shape
     torch.Size([2, 24, 561])
 
-    One thread runs at a time. Gradients are on or off whatever is set around the call (`torch.no_grad`,
-    `torch.inference_mode`), and autocast is off: the model computes in its own dtype.
-    Raises GimkitError where weights are missing or were made in inference mode, where blocks are checkpointed, and
-    when the forward pass drew random numbers: active dropout, or any other noise.
+    One thread runs at a time, and autocast is off: the model computes in its own dtype.
+
+    Args:
+        module: a model on any devices.
+        gradients: on or off, whatever is set around the call (`torch.no_grad`, `torch.inference_mode`).
+
+    Raises:
+        GimkitError: as `check_state`; or the forward pass drew random numbers (active dropout, or any other noise).
     """
     with LOCK, torch.inference_mode(False), torch.set_grad_enabled(gradients):
         check_state(module)
         devices = {parameter.device for parameter in module.parameters()}
         problem, before = None, random_states(devices)
-        with torch.autocast(next(iter(devices), torch.device("cpu")).type, enabled=False):
+        with ExitStack() as settings:
+            for kind in {device.type for device in devices}:
+                settings.enter_context(torch.autocast(kind, enabled=False))
             try:
                 yield
             except Exception as error:  # noise may be its cause
@@ -104,15 +112,21 @@ def steady(module: torch.nn.Module, gradients: bool = True):
 
 def random_states(devices) -> list[bytes]:
     """The state of torch's generators that a model on these devices may draw from."""
-    others = [device for device in devices if device.type != "cpu"]
-    states = [torch.get_device_module(device).get_rng_state(device) for device in others]
-    return [state.numpy().tobytes() for state in (torch.get_rng_state(), *states)]
+    states = [torch.get_rng_state()]
+    for device in devices:
+        if device.type != "cpu":
+            state_of = torch.get_device_module(device).get_rng_state
+            states.append(state_of() if device.type == "mps" else state_of(device))  # there is one mps
+    return [state.numpy().tobytes() for state in states]
 
 
 def check_state(module: torch.nn.Module) -> None:
     """Refuse a model in a state in which traces fail or, worse, give other numbers.
 
     >>> check_state(model._module)
+
+    Raises:
+        GimkitError: weights that are not in memory or were made in inference mode, checkpointed blocks, tuples.
     """
     name = type(module).__name__
     for path, parameter in module.named_parameters():
@@ -158,13 +172,15 @@ def where(model, remote) -> dict:
     {}
 
     remote: False; True for the configured server (NDIF, or NDIF_HOST); a server's address, "http://..."; or "local",
-    which packs and unpacks the trace as for a server and runs it here; or the Job that asks.
+    which packs and unpacks the trace as for a server and runs it here.
     """
     if not remote:
         return {}
-    if hasattr(remote, "backend"):  # a Job
-        return {"backend": remote.backend(model)}
-    return {"remote": "local"} if remote == "local" else {"backend": server_of(model, remote)}
+    if remote == "local":
+        return {"remote": "local"}
+    server = server_of(model, remote)
+    server.job = JOB.get()
+    return {"backend": server}
 
 
 def last_logits_only(model) -> dict:
