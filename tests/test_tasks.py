@@ -1,6 +1,9 @@
 """The tasks keep what they promise, for the word-level tokenizer and for a byte-level BPE one."""
 
+import hashlib
 import re
+import warnings
+from dataclasses import replace
 from random import Random
 
 import pytest
@@ -8,12 +11,14 @@ import torch
 from tokenizers import ByteLevelBPETokenizer, Regex, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+import gimkit
 from benchmarks.training import corpus
 from benchmarks.training.train import build_tokenizer
 from gimkit import tasks
 from gimkit.errors import GimkitError
-from gimkit.tasks.names import CLAUSES, OPENINGS
-from gimkit.tasks.words import NAMES, held_out_names
+from gimkit.tasks.encode import words_for
+from gimkit.tasks.natural import NATURAL
+from gimkit.tasks.words import BUNDLED, CLAUSES, NAMES, OPENINGS, held_out_names
 
 ALL = (tasks.ioi, tasks.ioi_twice, tasks.odd_one_out, tasks.greater_than, tasks.agreement, tasks.pronoun,
        tasks.capital, tasks.hypernymy, tasks.induction)
@@ -39,6 +44,25 @@ def bpe():
     return PreTrainedTokenizerFast(tokenizer_object=inner._tokenizer, eos_token="<|endoftext|>")
 
 
+def byte_level(texts, digits, size=4000):
+    """A byte-level BPE tokenizer that splits numbers into so many digits, from the left."""
+    inner = ByteLevelBPETokenizer()
+    numbers = pre_tokenizers.Split(Regex(rf"\d{{1,{digits}}}"), "isolated")
+    inner._tokenizer.pre_tokenizer = pre_tokenizers.Sequence([numbers, inner._tokenizer.pre_tokenizer])
+    inner.train_from_iterator(texts, vocab_size=size, special_tokens=["<|endoftext|>"], show_progress=False)
+    return PreTrainedTokenizerFast(tokenizer_object=inner._tokenizer, eos_token="<|endoftext|>")
+
+
+@pytest.fixture(scope="module", params=[1, 2, 3])
+def real(request):
+    """A tokenizer of natural words, for it one, two or three digits to a token, with that number."""
+    words = [*NATURAL.names, *NATURAL.row, *NATURAL.kinds, *sum(NATURAL.kinds.values(), ()), *NATURAL.nouns,
+             *NATURAL.nouns.values(), *NATURAL.capitals, *NATURAL.capitals.values(), "she he is are was were has have"]
+    random, numbers = Random(0), [f"{number:0{request.param}d}" for number in range(10**request.param)]
+    texts = [f"the {' '.join(random.sample(words, 40))} {' '.join(numbers)}" for _ in range(400)]
+    return byte_level(texts, request.param), request.param
+
+
 def named(text):
     return [word for word in re.findall(r"\w+", text) if word in NAMES]
 
@@ -58,6 +82,57 @@ def test_rows_match_their_texts(words, make):
         assert words.convert_tokens_to_ids(pair.wrong) in task.bad[i]
     again, other = make(words, n=16, seed=3), make(words, n=16, seed=4)
     assert again.pairs == task.pairs and torch.equal(again.clean, task.clean) and other.pairs != task.pairs
+
+
+def test_the_bundled_models_keep_their_prompts(words):
+    """The numbers in this repository were measured on these."""
+    digest = hashlib.sha256()
+    for seed in (0, 1):
+        for make in ALL:
+            digest.update(repr(make(words, n=32, seed=seed).pairs).encode())
+        for make in (tasks.ioi, tasks.ioi_twice, tasks.odd_one_out):
+            for which in ("trained", "held-out"):
+                digest.update(repr(make(words, n=32, seed=seed, templates=which, names=which).pairs).encode())
+    assert digest.hexdigest() == "39c69d9d36cfc5d10e44ab84abbe3dd77d9ecc9a82087f9ea2d8dbb424e1ba87"
+    assert words_for(words) == (BUNDLED, BUNDLED)
+
+
+@pytest.mark.parametrize("make", ALL)
+def test_real_tokenizers_get_natural_prompts(real, make):
+    tokenizer, _ = real
+    task = make(tokenizer, n=32, seed=1)
+    assert len(task) == 32 and task.pairs == make(tokenizer, n=32, seed=1).pairs and not task.dropped
+    left, listed = task.left
+    assert 0.02 * listed < left <= listed
+    for i, pair in enumerate(task.pairs):
+        clean = task.clean[i][task.mask[i]].tolist()
+        assert clean == tokenizer(pair.clean)["input_ids"] and tokenizer.decode(clean) == pair.clean
+        glue = "" if make is tasks.greater_than else " "
+        for word, ids in ((pair.answer, task.good[i]), (pair.wrong, task.bad[i])):
+            assert glue + word in [tokenizer.decode([token]) for token in ids]
+
+
+def test_natural_prompts_are_sound():
+    """A sentence gives its first token to the model, so none begins with what matters; 'a' fits every object."""
+    for sentences in (*NATURAL.openings.values(), NATURAL.ask_pronoun, NATURAL.ask_capital, NATURAL.ask_kind,
+                      NATURAL.ask_verb, NATURAL.ask_year, (NATURAL.before_deeds, NATURAL.before_row)):
+        assert not any(sentence.startswith("{") for sentence in sentences) and all(sentences)
+    objects = {word for group in NATURAL.places.values() for word in group}
+    assert not any(word[0] in "aeiou" for word in objects) and len(objects) > 40
+    assert not set(NATURAL.women) & set(NATURAL.men) and len(NATURAL.names) == len(set(NATURAL.names)) > 200
+    members = [word for group in NATURAL.kinds.values() for word in group]
+    assert len(members) == len(set(members))
+
+
+def test_words_are_chosen_by_the_tokenizer():
+    """Of names that split none is drawn, and the task says how many pairs of names are left."""
+    known = [*NATURAL.names[:20], "is"]
+    tokenizer = byte_level([f"the {name} the {name}" for name in known] * 50, digits=1, size=600)
+    task = tasks.ioi(tokenizer, n=64)
+    assert {name for pair in task.pairs for name in pair[2:]} == set(known[:20])
+    assert task.left == (20 * 19, len(NATURAL.names) * (len(NATURAL.names) - 1)) and task[:3].left == task.left
+    with pytest.raises(GimkitError, match="'capital': no usable prompt pair .* pairs of answers none is of single tok"):
+        tasks.capital(tokenizer, n=4)
 
 
 def test_slices_and_items(words):
@@ -123,6 +198,23 @@ def test_greater_than_years(words):
         assert sorted(words.convert_ids_to_tokens(bad)) == [f"{y:02d}" for y in range(year + 1)]
 
 
+def test_greater_than_follows_the_digits(real):
+    """What each token may lead to, told from the digits alone: a later year, or this one and those before."""
+    tokenizer, digits = real
+    task = tasks.greater_than(tokenizer, n=48)
+    assert task.left[0] == {1: 8 * 9, 2: 8 * 97, 3: 8 * 88}[digits]
+    for pair, good, bad in zip(task.pairs, task.good, task.bad):
+        year, end = re.findall(r"\d+", pair.clean)
+        assert len(year) == 4 and year.startswith(end) and len(end) == {1: 2, 2: 2, 3: 3}[digits]
+        assert re.findall(r"\d+", pair.corrupt) == [year[:2] + "01", end]
+        width = {1: 1, 2: 2, 3: 1}[digits]
+        tokens = [f"{number:0{width}d}" for number in range(10**width)]
+        later = [token for token in tokens if (end + token).ljust(4, "0") > year]  # all of its years are
+        assert sorted(map(tokenizer.decode, good)) == later
+        assert sorted(map(tokenizer.decode, bad)) == [token for token in tokens if (end + token).ljust(4, "9") <= year]
+        assert len(good) + len(bad) == len(tokens) and pair.answer == later[0]
+
+
 @pytest.mark.parametrize("times", [2, 3])
 def test_induction(words, times):
     for pair in tasks.induction(words, n=20, times=times).pairs:
@@ -139,19 +231,20 @@ def test_bpe_tokenizer(bpe, make):
         assert glue + pair.answer in [bpe.decode([token]) for token in task.good[i]]
 
 
-def test_bpe_says_what_it_dropped(bpe):
-    task = tasks.ioi(bpe, n=256)
-    assert any(re.match(r"'(Elizabeth|Barbara)' is not one token but \d", told) for told in task.dropped)
-    assert not any(name in pair[2:] for pair in task.pairs for name in ("Elizabeth", "Barbara"))
+def test_bpe_leaves_out_what_is_not_one_token(bpe):
+    names = {name for pair in tasks.ioi(bpe, n=256).pairs for name in pair[2:]}
+    assert "Mary" in names and not names & {"Elizabeth", "Barbara"}
 
 
 def test_no_usable_pair():
     letters = ByteLevelBPETokenizer()
     letters.train_from_iterator(["a b c"], vocab_size=257, show_progress=False)
-    with pytest.raises(GimkitError, match="no usable prompt pair.*not one token but .*gimkit.tasks.pairs"):
+    with pytest.raises(GimkitError, match="no usable prompt pair .*gimkit.tasks.pairs"):
         tasks.ioi(PreTrainedTokenizerFast(tokenizer_object=letters._tokenizer), n=4)
-    with pytest.raises(GimkitError, match="greater_than.*not one token"):
-        tasks.greater_than(PreTrainedTokenizerFast(tokenizer_object=letters._tokenizer), n=4)
+    numbers = ByteLevelBPETokenizer()  # a token for each year
+    numbers.train_from_iterator([f"in {year}" for year in range(1000, 2000)] * 3, show_progress=False)
+    with pytest.raises(GimkitError, match="greater_than.*none is of single tokens"):
+        tasks.greater_than(PreTrainedTokenizerFast(tokenizer_object=numbers._tokenizer), n=4)
 
 
 def test_own_pairs_from_strings(words):
@@ -217,3 +310,53 @@ def test_bad_ids(change, message):
 def test_bad_arguments(words, call, message):
     with pytest.raises(GimkitError, match=message):
         call(words)
+
+
+def test_a_card_says_what_the_model_makes_of_the_task():
+    model = gimkit.load("mini-llama")
+    task = tasks.agreement(model, n=40, seed=2)
+    values = []
+    for pair in task.pairs:
+        ids = torch.tensor([model.tokenizer(pair.clean)["input_ids"]])
+        logits = model._module(ids).logits[0, -1]
+        right, wrong = (model.tokenizer.convert_tokens_to_ids(word) for word in pair[2:])
+        values.append(float(logits[right] - logits[wrong]))
+    lengths = [len(model.tokenizer(pair.clean)["input_ids"]) for pair in task.pairs]
+    card = tasks.card(model, task)
+    assert card.accuracy == sum(value > 0 for value in values) / 40 and card.solved
+    assert card.logit_difference == pytest.approx(sum(values) / 40, abs=1e-4)
+    assert card.tokens == (min(lengths), max(lengths)) and card.left == (2 * 29 * 3, 2 * 29 * 3)
+    assert str(card).startswith(f"agreement: 40 prompt pairs of {min(lengths)} to {max(lengths)} tokens; accuracy ")
+    assert card.frame().loc[0, ["task", "prompts", "left", "dropped"]].tolist() == ["agreement", 40, 174, ""]
+
+    turned = replace(task, good=task.bad, bad=task.good, dropped=("too long (3 prompts)",), left=None)
+    failed = tasks.card(model, turned)
+    assert failed.accuracy == 1 - card.accuracy and not failed.solved
+    assert "\ndropped: too long (3 prompts)\nThe model fails this task: its accuracy is below 0.75." in str(failed)
+
+
+def test_a_failed_task_warns_once_before_its_circuits_are_believed():
+    model = gimkit.load("mini-llama")
+    task = tasks.agreement(model, n=8, seed=2)
+    edges = gimkit.score_edges(model, task)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        gimkit.faithfulness(model, task, edges, absolute=True, sizes=(0.1,))
+    turned = replace(task, good=(*task.bad[:3], *task.good[3:]), bad=(*task.good[:3], *task.bad[3:]))
+    with pytest.warns(UserWarning, match="gets 62% of agreement's prompts right, less than 75%") as seen:
+        gimkit.faithfulness(model, turned, edges, absolute=True, sizes=(0.1, 0.2))
+    assert len(seen) == 1 and seen[0].filename == __file__
+
+
+@pytest.mark.smollm2
+def test_what_the_real_model_solves():
+    """Accuracy over two draws; the control is the corrupt prompt, which must turn the answers round."""
+    model = gimkit.load("smollm2-135m")
+    for make, least in ((tasks.ioi, 0.85), (tasks.ioi_twice, 0.85), (tasks.induction, 0.9), (tasks.agreement, 0.85),
+                        (tasks.pronoun, 0.85), (tasks.capital, 0.95), (tasks.hypernymy, 0.9),
+                        (tasks.greater_than, 0.9)):
+        task = make(model, n=16)
+        card = tasks.card(model, task)
+        assert card.accuracy >= least and not card.dropped, card
+        assert tasks.card(model, replace(task, clean=task.corrupt)).accuracy <= 0.35, card
+    assert not tasks.card(model, tasks.odd_one_out(model, n=32)).solved  # chance: a fair negative

@@ -9,7 +9,7 @@ from scipy import stats
 
 from gimkit.circuits.circuit import Circuit
 from gimkit.circuits.edges import EdgeScores
-from gimkit.circuits.metric import check_metric
+from gimkit.circuits.metric import DIVERGENCES, check_metric
 from gimkit.circuits.nodes import NodeScores
 from gimkit.circuits.patching import run_masks
 from gimkit.errors import GimkitError, require_finite
@@ -17,6 +17,7 @@ from gimkit.model.apply import check_unedited
 from gimkit.model.graph import greedy_edges, prune, top_edges
 from gimkit.model.residual_stream import check_graph, residual_stream_of
 from gimkit.statistics import Interval, bootstrap
+from gimkit.tasks.measure import warn_unsolved
 from gimkit.tasks.task import check_task
 
 SIZES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)  # MIB's shares of all edges
@@ -133,6 +134,7 @@ def faithfulness(model, task, edges: EdgeScores, *, absolute: bool, metric: str 
     whole model has 0 and the corrupt one -KL.
     sizes: increasing shares of all edges, int(share * edges) are asked for. greedy: grow circuits from the logits
     instead of taking the top edges. remote: as in `gimkit.attribute`.
+    Warns when the model gets less than 75% of the clean prompts right.
     Raises GimkitError when the clean prompts do not beat the corrupt ones, for faithfulness divides by the difference.
     Source: MIB's evaluation; as there, the x axis is the requested share, and dead ends are pruned before running.
     """
@@ -152,6 +154,8 @@ def faithfulness(model, task, edges: EdgeScores, *, absolute: bool, metric: str 
     if float(full.mean() - empty.mean()) <= 0:
         raise GimkitError(f"on {task.name} the clean prompts' {metric} ({full.mean():.3g}) does not beat the corrupt "
                           f"ones' ({empty.mean():.3g}), so faithfulness is undefined; choose a task the model solves")
+    if metric not in DIVERGENCES:
+        warn_unsolved(task.name, full)
     return Curve(edges.task, edges.method, absolute, greedy, sizes, tuple(int(mask.sum()) for mask in masks),
                  values[2:], empty, full, metric, edges.metric)
 

@@ -34,6 +34,11 @@ def metric_values(metric: str, logits: torch.Tensor, last, good, bad, clean=None
     return sides[0].exp() - sides[1].exp() if metric == "probability" else sides[0] - sides[1]
 
 
+def answer_values(model, last, good, bad) -> torch.Tensor:
+    """The logit metric [b] of b prompts as they are."""
+    return metric_values("logit", model.output.logits, last, good, bad)[0]
+
+
 def at_answers(model, unembedding: str, last: torch.Tensor) -> torch.Tensor:
     """The logits [groups * b, 1, vocab] at the answers' positions, no others being computed. last: [b]."""
     module = model.get(unembedding)

@@ -110,8 +110,11 @@ class Toy:
             raise GimkitError(f"no toy at {path}: NAME.safetensors and NAME.json are needed")
         about, tensors = stored
         state = {key.removeprefix("module."): value for key, value in tensors.items() if key.startswith("module.")}
-        return cls(about["toy"], about["seed"], module_of(about["toy"], state), tensors.get("coefficients"),
-                   about["loss"])
+        try:
+            return cls(about["toy"], about["seed"], module_of(about["toy"], state), tensors.get("coefficients"),
+                       about["loss"])
+        except (KeyError, RuntimeError) as error:  # tensors of another module
+            raise GimkitError(f"{path} holds no toy: {str(error).partition(chr(10))[0]}") from error
 
     def inputs(self, n: int, seed: int = 0) -> torch.Tensor:
         """New samples, [n, features]; other seeds than those of its training."""

@@ -41,6 +41,7 @@ class Task:
     bad: tuple[tuple[int, ...], ...]  # n sets of wrong answer ids
     pairs: tuple[Pair, ...]
     dropped: tuple[str, ...] = field(default=())  # what could not be used, and why
+    left: tuple[int, int] | None = None  # pairs of answers that are single tokens, and those in the task's lists
 
     def __len__(self) -> int:
         return len(self.clean)
@@ -49,7 +50,7 @@ class Task:
         if not isinstance(key, slice):
             return self.pairs[key]
         return Task(self.name, self.clean[key], self.corrupt[key], self.mask[key],
-                    self.good[key], self.bad[key], self.pairs[key], self.dropped)
+                    self.good[key], self.bad[key], self.pairs[key], self.dropped, self.left)
 
     @property
     def last(self) -> torch.Tensor:
