@@ -66,12 +66,15 @@ class Decomposition(Result):
     def load(cls, path) -> "Decomposition":
         """Read what `save` wrote, or a checkpoint.
 
-        Raises GimkitError when there is none.
+        Raises GimkitError when there is none, or other tensors.
         """
         stored = files.read(path)
         if stored is None:
             raise GimkitError(f"no decomposition at {path}: NAME.safetensors and NAME.json are needed")
-        return cls.of(*stored)
+        try:
+            return cls.of(*stored)
+        except (IndexError, KeyError, TypeError) as error:
+            raise GimkitError(f"{path} holds no decomposition: {error} is missing") from error
 
     @classmethod
     def of(cls, about: dict, tensors: dict[str, torch.Tensor]) -> "Decomposition":

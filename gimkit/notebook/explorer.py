@@ -10,6 +10,7 @@ import traitlets
 
 from gimkit.circuits import Circuit, Curve, EdgeScores
 from gimkit.errors import GimkitError, require_finite
+from gimkit.files import write_text
 from gimkit.interventions.head_roles import head_patterns
 from gimkit.model.apply import check_unedited
 from gimkit.model.architecture import architecture_of
@@ -61,9 +62,8 @@ class Explorer(anywidget.AnyWidget):
         if path.suffix != ".html":
             raise GimkitError(f"{path.name}: the explorer is an .html file")
         data = json.dumps(self.data, ensure_ascii=False, allow_nan=False).replace("<", r"\u003c")
-        path.write_text(PAGE.format(title=html.escape(self.data["title"]), style=STYLE, script=SCRIPT, data=data),
-                        encoding="utf-8")
-        return path
+        title = html.escape(self.data["title"])
+        return write_text(path, PAGE.format(title=title, style=STYLE, script=SCRIPT, data=data))
 
 
 def explore(model, prompt, edges: EdgeScores, curve: Curve, roles=None, *, remote: bool | str = False) -> Explorer:

@@ -110,6 +110,19 @@ def steady(module: torch.nn.Module, gradients: bool = True):
             raise problem
 
 
+@contextmanager
+def seeded(seed: int):
+    """Random numbers of torch's own generator from a seed, in one thread at a time; afterwards it is as before.
+
+    >>> with seeded(0):
+    ...     torch.rand(1)
+    tensor([0.4963])
+    """
+    with LOCK, torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
+
+
 def random_states(devices) -> list[bytes]:
     """The state of torch's generators that a model on these devices may draw from."""
     states = [torch.get_rng_state()]
