@@ -18,10 +18,6 @@ from gimkit.remote import transport
 from gimkit.remote.messages import explained, lost_result, printable
 
 
-class Unfinished(Exception):
-    """A result is not there yet; `gimkit.remote.jobs` asks again."""
-
-
 class Server(RemoteBackend):
     """A trace or session that runs on a server and comes back.
 
@@ -29,11 +25,11 @@ class Server(RemoteBackend):
     end, and follows a redirection with the key.
     """
 
+    job = None  # the job that this request belongs to: it sends it and comes back later
+
     def __call__(self, tracer=None):
         try:
             return self.run(tracer)
-        except Unfinished:
-            raise
         except GimkitError as error:
             raise GimkitError(str(error)) from None
         except Exception as error:  # never chained: what a server answers would be printed with the traceback
@@ -41,7 +37,11 @@ class Server(RemoteBackend):
 
     def run(self, tracer):
         """Send the trace and wait for what it saves."""
-        return super().__call__(tracer)
+        if self.job is None:
+            return super().__call__(tracer)
+        result = self.job.fetch(self, tracer)
+        self._push(result, tracer)
+        return result
 
     @property
     def key(self) -> dict[str, str]:
@@ -125,7 +125,7 @@ class Server(RemoteBackend):
         super()._push(result, tracer)
 
 
-def server_of(model, remote, kind=Server) -> Server:
+def server_of(model, remote: bool | str) -> Server:
     """The server for a model: the configured one (True), or the one at an address.
 
     Raises GimkitError for a model that no server can know, where the hub cannot be asked for its name, and for what is
@@ -142,7 +142,7 @@ def server_of(model, remote, kind=Server) -> Server:
         raise GimkitError(f"the hub has no answer for {name!r}: servers host models by their hub id, so bundled models "
                           "and folders run there only by remote='local'; else check the name and the network"
                           ) from None
-    return kind(key, host=host, env=model._remoteable_get_env())
+    return Server(key, host=host, env=model._remoteable_get_env())
 
 
 def address_of(host: str) -> str:

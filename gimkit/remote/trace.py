@@ -4,6 +4,7 @@ import inspect
 import pkgutil
 import threading
 from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
 from types import SimpleNamespace
 
 import nnsight
@@ -15,6 +16,7 @@ from gimkit.interventions.token_scores import on_cpu
 from gimkit.remote.server import server_of
 from gimkit.remote.transport import NONSENSE
 
+JOB = ContextVar("job", default=None)  # the job whose thread this is
 LOCK = threading.RLock()  # nnsight keeps one state for each process
 
 # An installed package does not ship itself; these modules' functions run inside traces.
@@ -108,6 +110,19 @@ def steady(module: torch.nn.Module, gradients: bool = True):
             raise problem
 
 
+@contextmanager
+def seeded(seed: int):
+    """Random numbers of torch's own generator from a seed, in one thread at a time; afterwards it is as before.
+
+    >>> with seeded(0):
+    ...     torch.rand(1)
+    tensor([0.4963])
+    """
+    with LOCK, torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
+
+
 def random_states(devices) -> list[bytes]:
     """The state of torch's generators that a model on these devices may draw from."""
     states = [torch.get_rng_state()]
@@ -170,19 +185,21 @@ def where(model, remote) -> dict:
     {}
 
     remote: False; True for the configured server (NDIF, or NDIF_HOST); a server's address, "http://..."; or "local",
-    which packs and unpacks the trace as for a server and runs it here; or the Job that asks.
+    which packs and unpacks the trace as for a server and runs it here.
     """
     if not remote:
         return {}
-    if hasattr(remote, "backend"):  # a Job
-        return {"backend": remote.backend(model)}
-    return {"remote": "local"} if remote == "local" else {"backend": server_of(model, remote)}
+    if remote == "local":
+        return {"remote": "local"}
+    server = server_of(model, remote)
+    server.job = JOB.get()
+    return {"backend": server}
 
 
-def last_logits_only(model) -> dict:
-    """The model's option to compute logits at the last position only, where it has one.
+def last_logits_only(model, last: int = 1) -> dict:
+    """The model's option to compute logits at the last positions only, where it has one.
 
     >>> last_logits_only(model)
     {'logits_to_keep': 1}
     """
-    return {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model._module.forward).parameters else {}
+    return {"logits_to_keep": last} if "logits_to_keep" in inspect.signature(model._module.forward).parameters else {}
