@@ -121,7 +121,7 @@ def test_integrated_divergence_adds_up_to_the_whole():
     whole = -value(hf(corrupt, use_cache=False).logits).item()
     got = gimkit.score_edges(model, task, "ig-inputs", steps=256, metric="kl").scores[0].sum().item()
     assert whole > 1e-3 and got == pytest.approx(whole, rel=0.03)
-    assert gimkit.score_nodes(model, task, "ig-inputs", steps=256, metric="kl").scores[0].item() == pytest.approx(
+    assert gimkit.score_nodes(model, task, "nap-ig", steps=256, metric="kl").scores[0].item() == pytest.approx(
         whole, rel=0.03)
 
 
@@ -236,7 +236,7 @@ def test_divergences_have_no_slope_at_the_clean_run():
                 assert "\n" not in str(error.value)
         with pytest.raises(gimkit.GimkitError, match="where ig-activations takes it"):
             gimkit.score_edges(model, task, "ig-activations", steps=1, metric=metric)
-        for method in ("ig-inputs", "ig-activations", "atp*"):
+        for method in ("nap-ig", "ig-activations", "atp*"):
             with pytest.raises(gimkit.GimkitError, match="zero at the clean run"):
                 gimkit.score_nodes(model, task, method, steps=1, metric=metric)
     for method in ("ig-activations", "clean-corrupted", "gp"):

@@ -64,12 +64,12 @@ def check(name, rules, dtype=torch.float32, attn=None, tolerance=1e-5):
 
 @pytest.mark.parametrize(("name", "attn"), EVERY)
 def test_gim_on_every_architecture(name, attn):
-    check(name, gimkit.GIM, attn=attn)
+    check(name, gimkit.RULES["gim"], attn=attn)
 
 
 @pytest.mark.parametrize(("name", "attn"), [(name, attn) for name in FP64_REAL for attn in FP64_REAL[name]])
 def test_gim_in_float64(name, attn):
-    check(name, gimkit.GIM, torch.float64, attn, 1e-10)
+    check(name, gimkit.RULES["gim"], torch.float64, attn, 1e-10)
 
 
 @pytest.mark.parametrize("subset", SUBSETS, ids="+".join)
@@ -94,10 +94,10 @@ def test_the_two_branches_of_a_product_can_differ():
 def test_no_rule_is_a_no_op(name):
     """The control: leave one rule out of GIM, and the gradient differs from the oracle's whole GIM."""
     hf, ids = build(name), token_ids()
-    whole, _ = oracle_gradient(hf, ids, target, for_oracle(gimkit.GIM))
+    whole, _ = oracle_gradient(hf, ids, target, for_oracle(gimkit.RULES["gim"]))
     gated = any(block.products for block in architecture_of(NNsight(hf)).blocks)
     for part, settings in PARTS.items():
-        off = gimkit.GIM._replace(**{key: gimkit.Rules._field_defaults[key] for key in settings})
+        off = gimkit.RULES["gim"]._replace(**{key: gimkit.Rules._field_defaults[key] for key in settings})
         got, _ = gradient(gimkit.apply(NNsight(hf), off), ids)
         if part == "product" and not gated:
             assert relative(got, whole) < 1e-5
@@ -133,7 +133,7 @@ def test_padding_changes_nothing(name, side):
                                             ("gemma2", "eager"), ("gpt_oss", "eager")])
 def test_low_temperatures_with_left_padding(name, attn, temperature):
     """A float mask divided by a temperature below 1 leaves float32's range, and a padded row holds nothing else."""
-    hf, ids, rules = build(name, attn=attn), token_ids(2, 8), gimkit.GIM._replace(temperature=temperature)
+    hf, ids, rules = build(name, attn=attn), token_ids(2, 8), gimkit.RULES["gim"]._replace(temperature=temperature)
     mask = torch.ones_like(ids)
     mask[0, :3] = 0
     inputs = dict(attention_mask=mask, position_ids=(mask.cumsum(1) - 1).clamp(min=0))
@@ -154,7 +154,7 @@ def test_position_biases_are_tempered(name):
     """Sdpa adds to its scores the position_bias that a model, or here the caller, hands down to it."""
     hf, ids = build(name, attn="sdpa"), token_ids()
     bias = 2 * torch.randn(1, 4, 10, 10, generator=torch.Generator().manual_seed(0))
-    want, _ = oracle_gradient(hf, ids, target, for_oracle(gimkit.GIM), position_bias=bias)
+    want, _ = oracle_gradient(hf, ids, target, for_oracle(gimkit.RULES["gim"]), position_bias=bias)
     got, logits = gradient(gimkit.apply(NNsight(hf)), ids, position_bias=bias)
     assert torch.equal(logits, gradient(NNsight(hf), ids, position_bias=bias)[1])
     assert relative(got, want) < 1e-5
@@ -184,7 +184,8 @@ def test_bfloat16_stays_close(name):
     The weights are gentler than elsewhere: on steep ones bfloat16 itself moves plain autograd by up to 17%.
     """
     half, ids = build(name, torch.bfloat16, gain=0.5), token_ids()
-    want, _ = oracle_gradient(build(name, gain=0.5).to(torch.bfloat16).float(), ids, target, for_oracle(gimkit.GIM))
+    rules = for_oracle(gimkit.RULES["gim"])
+    want, _ = oracle_gradient(build(name, gain=0.5).to(torch.bfloat16).float(), ids, target, rules)
     got, _ = gradient(gimkit.apply(NNsight(half)), ids)
     assert torch.isfinite(got).all()
     assert relative(got.float(), want) < 0.03

@@ -124,7 +124,7 @@ def test_a_prompt_of_one_token(name):
         with pytest.raises(gimkit.GimkitError, match=f"{method} fits a line over several tokens"):
             score(method)
     with pytest.raises(gimkit.GimkitError, match="prompt 0: this prompt has 1 token"):
-        gimkit.token_faithfulness(NNsight(build(name)), [[7]], [score("gim")], [5], baseline=NEUTRAL)
+        gimkit.tokens.token_faithfulness(NNsight(build(name)), [[7]], [score("gim")], [5], baseline=NEUTRAL)
 
 
 def test_a_target_of_several_tokens_says_which():
