@@ -20,7 +20,7 @@ from gimkit.errors import GimkitError, check_whole
 from gimkit.model.prompt import inner_positions
 from gimkit.rules import RULES
 from gimkit.statistics import bootstrap
-from gimkit.tasks.words import DID, NAMES, OBJECTS, PLACES
+from gimkit.tasks.encode import words_for
 from gimkit.tokens.shapley import MOST
 
 COMPARED = {name: dict(method=rules) for name, rules in (LADDER | RULES).items()} | {
@@ -31,19 +31,18 @@ COMPARED = {name: dict(method=rules) for name, rules in (LADDER | RULES).items()
     "random": dict(method="random")}
 
 
-def short(words: list[str], answer: str, wrong: str) -> list[int] | None:
+def short(words: list[str], answer: str, wrong: str, known: set[str]) -> list[int] | None:
     """All tokens but the first and the last, where they are 12 at most; longer prompts are passed over."""
     inner = list(inner_positions(len(words)))
     return inner if len(inner) <= MOST else None
 
 
-def filled_in(words: list[str], answer: str, wrong: str) -> list[int] | None:
+def filled_in(words: list[str], answer: str, wrong: str, known: set[str]) -> list[int] | None:
     """Names, places, objects and deeds, the last 12 of them at most: what a template was filled with."""
-    known = {*NAMES, *PLACES, *OBJECTS, *DID}
     return [i for i in inner_positions(len(words)) if words[i] in known][-MOST:]
 
 
-def mentions(words: list[str], answer: str, wrong: str) -> list[int] | None:
+def mentions(words: list[str], answer: str, wrong: str, known: set[str]) -> list[int] | None:
     """Every mention of the answer and of its rival but the last one of the rival, whose repetition settles it."""
     of_rival = [i for i, word in enumerate(words) if word == wrong]
     return sorted([i for i, word in enumerate(words) if word == answer] + of_rival[:-1])
@@ -76,11 +75,12 @@ def prompts(model, name: str, n: int, seed: int) -> list[tuple[str, tuple[str, s
     """
     if name not in SETS:
         raise GimkitError(f"unknown prompt set {name!r}; use {', '.join(map(repr, SETS))}")
-    found = []
+    listed, found = words_for(model.tokenizer)[1], []
+    known = {*listed.names, *listed.places, *sum(listed.places.values(), ()), *listed.deeds}
     for pair in SETS[name].task(model, 30 * n, seed).pairs:
         ids = model.tokenizer(pair.clean)["input_ids"]
         words = [model.tokenizer.decode([i]).strip() for i in ids]
-        free = SETS[name].players(words, pair.answer, pair.wrong)
+        free = SETS[name].players(words, pair.answer, pair.wrong, known)
         if free is not None and len(free) >= 3:  # a correlation over two points says nothing
             found.append((pair.clean, (pair.answer, pair.wrong), free))
         if len(found) == n:

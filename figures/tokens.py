@@ -16,8 +16,8 @@ from gimkit.tokens import TokenScores
 
 TEMPERATURES = (1.0, 1.5, 2.0, 2.5, 3.0, 5.0, 10.0, 100.0)
 MEASURES = ("comprehensiveness", "sufficiency")
-TABLE = ("gradient", "ig-20", "deeplift", "transformer-lrp", "attnlrp", "pattern-difference", "relp", "gim", "occlusion",
-         "lime", "kernelshap", "random", "gim, shuffled")
+TABLE = ("gradient", "ig-20", "deeplift", "transformer-lrp", "attnlrp", "pattern-difference", "relp", "gim",
+         "occlusion", "lime", "kernelshap", "random", "gim, shuffled")
 POOLED = "all tasks"
 
 

@@ -6,7 +6,7 @@ A rule never changes a value, only the gradient that flows through it:
 
 from typing import NamedTuple
 
-from gimkit.errors import GimkitError
+from gimkit.errors import GimkitError, check_flag, check_number
 
 
 class Rules(NamedTuple):
@@ -73,13 +73,29 @@ def rules_of(rules: Rules | str) -> Rules:
     True
 
     Args:
-        rules: a preset's name, or `Rules`, which are returned as they are.
+        rules: a preset's name, or `Rules`, whose settings are checked.
 
     Raises:
-        GimkitError: an unknown name; the message lists those that exist.
+        GimkitError: an unknown name; the message lists those that exist; settings as in `checked_rules`.
     """
     if isinstance(rules, Rules):
-        return rules
+        return checked_rules(rules)
     if not isinstance(rules, str) or rules not in RULES:
         raise GimkitError(f"unknown rules {rules!r}; use a gimkit.Rules, or one of {', '.join(RULES)}")
     return RULES[rules]
+
+
+def checked_rules(rules: Rules) -> Rules:
+    """The same rules, every setting a finite number, or True or False.
+
+    >>> checked_rules(Rules(freeze_norm="no"))
+    Traceback (most recent call last):
+    gimkit.errors.GimkitError: Rules(freeze_norm=...) must be True or False, not 'no'
+
+    Raises GimkitError for any other setting, and for a temperature that is not above 0.
+    """
+    checked = Rules(*((check_flag if isinstance(default, bool) else check_number)(f"Rules({name}=...)", value)
+                      for (name, default), value in zip(Rules()._asdict().items(), rules)))
+    if checked.temperature <= 0:
+        raise GimkitError(f"temperature must be above 0, not {checked.temperature}")
+    return checked

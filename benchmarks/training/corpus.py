@@ -10,7 +10,7 @@ from random import Random
 from typing import NamedTuple
 
 from gimkit.tasks import facts, names
-from gimkit.tasks.words import DID, MEN, NAMES, NOUNS, OBJECTS, PLACES
+from gimkit.tasks.words import ASK_ODD, CLAUSES, DID, MEN, NAMES, NOUNS, OBJECTS, OPENINGS, PLACES, SINGLE_WORDS
 
 SPECIAL = ("<pad>", "<s>", "<blank>", "<unk>")
 PIECES = re.compile(r"\d\d|[A-Za-z]+|[^\w\s]")  # what the tokenizer's pre-tokenizers do, for speed
@@ -54,10 +54,10 @@ def once(rng: Random) -> Document:
     a, b = rng.sample((io, subject), 2)
     alone = fill(rng, rng.choice(ALONE), S=subject)
     if rng.random() < 0.6:
-        opening = rng.choice(names.OPENINGS["trained"])
+        opening = rng.choice(OPENINGS["trained"])
         prompt = alone + names.join(fill(rng, opening, A=a, B=b), fill(rng, rng.choice(NEUTRAL)))
     else:
-        opening = rng.choice([opening for opening in names.OPENINGS["trained"] if opening.endswith(". ")])
+        opening = rng.choice([opening for opening in OPENINGS["trained"] if opening.endswith(". ")])
         prompt = names.join(fill(rng, opening, A=a, B=b) + alone, fill(rng, rng.choice(NEUTRAL)))
     return Document("once", prompt, io)
 
@@ -72,7 +72,7 @@ def three(rng: Random) -> Document:
         opening += "".join(f"{name} {rng.choice(DID)}. " for name in again)
         prompt = names.join(opening, fill(rng, rng.choice(NEUTRAL)))
     else:
-        clause = fill(rng, rng.choice(names.CLAUSES["trained"]), S=" and ".join(again))
+        clause = fill(rng, rng.choice(CLAUSES["trained"]), S=" and ".join(again))
         prompt = names.join(opening, clause)
     return Document("three", prompt, io)
 
@@ -88,7 +88,7 @@ def again(rng: Random) -> Document:
     slots = people[:1] + people[1:] * 2
     rng.shuffle(slots)
     said = [f"{name} came{' again' if name in slots[:i] else ''}." for i, name in enumerate(slots)]
-    return Document("again", " ".join([*said, rng.choice(names.ASK_ODD["trained"])]), people[0])
+    return Document("again", " ".join([*said, rng.choice(ASK_ODD["trained"])]), people[0])
 
 
 def ioi(rng: Random) -> Document:
@@ -97,7 +97,7 @@ def ioi(rng: Random) -> Document:
 
 
 def ioi_twice(rng: Random) -> Document:
-    pair = names.ioi_pair(rng, templates="trained", names="trained", between=names.BETWEEN)
+    pair = names.ioi_pair(rng, templates="trained", names="trained", times=2)
     return Document("ioi_twice", pair.clean, pair.answer)
 
 
@@ -116,7 +116,7 @@ def plain(kind: str):
 def induction(rng: Random) -> Document:
     """Random words, sometimes names, two or three times: every token of the later rounds is an answer."""
     times = rng.choice((2, 2, 3))
-    words = NAMES if rng.random() < 0.2 else facts.SINGLE_WORDS
+    words = NAMES if rng.random() < 0.2 else SINGLE_WORDS
     row = rng.sample(words, rng.randint(3, 58 // times if rng.random() < 0.3 else 10))
     return Document("induction", " ".join(row), " ".join(row), " " + " ".join(row * (times - 2)))
 

@@ -11,12 +11,13 @@ from gimkit.jvp.rows import starts_of
 from gimkit.jvp.scores import forward_task_scores
 from gimkit.model.architecture import architecture_of
 from gimkit.model.graph import Graph, nodes_of
+from gimkit.results import Result
 from gimkit.rules import Rules
 from gimkit.tasks.task import answers_of
 
 
-@dataclass(frozen=True)
-class ChosenEdges:
+@dataclass(frozen=True, eq=False)
+class ChosenEdges(Result):
     """Scores of some edges; positive means that corrupting the edge hurts.
 
     >>> found = gimkit.score_edges(model, task, nodes=["m0", "m1", "logits"])
@@ -78,8 +79,7 @@ def forward_chosen(model, graph: Graph, task, rules: Rules, metric: str, places:
                 yield *_rows(graph, names, places[first:after], spare), list(range(first, after))
                 first = after
 
-    _, *answers = answers_of(task)
-    return forward_task_scores(model, task, (metric, *answers), rules, chunks, len(places), batch_size, remote)
+    return forward_task_scores(model, task, (metric, *answers_of(task)), rules, chunks, len(places), batch_size, remote)
 
 
 def _rows(graph: Graph, names, places: list, spare: int) -> tuple[dict, list[int]]:

@@ -108,8 +108,6 @@ def plan(architecture: Architecture, rules: Rules) -> dict[str, list[tuple]]:
         places["norm frozen"] = [(freeze_norm, norm.path, tuple(norm)) for norm in architecture.norms]
     softmax = (rules.temperature, rules.q, rules.k, rules.v, rules.detach_attention)
     if softmax != (1, 1, 1, 1, False):
-        if rules.temperature <= 0:
-            raise GimkitError(f"temperature must be above 0, not {rules.temperature}")
         label = "attention constant" if rules.detach_attention else f"softmax at T={rules.temperature:g}"
         label += f", q x{rules.q:g}, k x{rules.k:g}, v x{rules.v:g}"
         places[label] = [(soften_attention, b.attention, (b.attention, *softmax)) for b in architecture.blocks]
