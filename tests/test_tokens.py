@@ -295,7 +295,8 @@ def test_replaced_tokens_of_an_answer_of_several_tokens():
     assert kept.comprehensiveness().isnan().all() and kept.comprehensiveness("probability").isfinite().all()
 
 
-EVERY = ("gim", "gradient", "attnlrp", "ig", "deeplift", "pattern-difference", "occlusion", "lime", "kernelshap", "random")
+EVERY = ("gim", "gradient", "attnlrp", "ig", "deeplift", "pattern-difference", "occlusion", "lime", "kernelshap",
+         "random")
 
 
 @pytest.mark.parametrize("backend", ["reverse", "forward"])

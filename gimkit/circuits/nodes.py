@@ -191,7 +191,8 @@ def score_nodes(model, task, method: str | Rules = "gim", *, metric: str = "logi
     check_unedited(model)
     names = nodes_of(parts)
     label = method if isinstance(method, str) else "own rules"
-    if isinstance(method, Rules) or method in (*RULES, "atp*") or (steps == 1 and method in ("nap-ig", "ig-activations")):
+    at_clean = method in (*RULES, "atp*") or steps == 1 and method in ("nap-ig", "ig-activations")
+    if isinstance(method, Rules) or at_clean:
         check_slope(metric, label)
     if method == "random":
         values = torch.randn(len(names), generator=torch.Generator().manual_seed(seed)).repeat(len(task), 1)
