@@ -17,6 +17,7 @@ import transformers
 
 import gimkit
 from benchmarks.measuring import cpu_seconds, peak
+from gimkit.files import write_table
 
 HERE = Path(__file__).parent
 METHODS = ("torch", "nnsight", "gimkit", "gim-explain")
@@ -261,7 +262,7 @@ def measure(arguments):
                 "kept_one_layer_model_mib": block, "attention_maps_kept": maps, **where,
             })
         print(pd.DataFrame(rows[-len(names):]).iloc[:, 1:13].round(3).to_string(index=False), flush=True)
-        pd.DataFrame(rows).to_csv(arguments.out, index=False, float_format="%.4f")
+        write_table(arguments.out, pd.DataFrame(rows))
 
 
 def logits_option(logits: str) -> dict:
@@ -289,7 +290,7 @@ def main():
     rules = rules_in_force(rival_package(arguments.gim_explain))
     print("relative change of the gradient with one rule on (0: the rule does nothing)")
     print(rules.round(4).to_string(index=False), flush=True)
-    rules.to_csv(arguments.out.with_name(arguments.out.stem + "-rules.csv"), index=False, float_format="%.4f")
+    write_table(arguments.out.with_name(arguments.out.stem + "-rules.csv"), rules)
     if not arguments.no_memory:
         seen = bytes_kept(256, None, "eager")["nnsight"][2]
         print(f"control: with eager attention {seen} kept tensors of one layer are found to be attention maps")

@@ -12,6 +12,7 @@ import gimkit
 from benchmarks.attribution import HERE, build, machine
 from benchmarks.measuring import cpu_seconds, peak
 from gimkit.circuits import Circuit
+from gimkit.files import write_table
 from gimkit.tasks import Pair, Task
 
 ROWS, TOKENS, CIRCUITS = 10, 20, 10
@@ -128,7 +129,7 @@ def main():
         rows += measure(arguments, layers, arguments.rounds if main_one else 1, THEIRS if main_one else GROWTH)
         table = pd.DataFrame(rows)
         print(table[table.layers == layers].round(2).to_string(index=False), flush=True)
-        table.assign(**machine()).to_csv(arguments.out, index=False, float_format="%.4f")
+        write_table(arguments.out, table.assign(**machine()))
     print(f"saved {arguments.out}")
 
 

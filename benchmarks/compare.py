@@ -12,6 +12,7 @@ from benchmarks.measuring import growing
 from gimkit.circuits.edges import METHODS
 from gimkit.cli import run_command
 from gimkit.errors import GimkitError, check_whole
+from gimkit.files import write_table
 from gimkit.rules import LADDER
 
 TASKS = ("ioi", "greater_than", "agreement", "pronoun", "capital", "hypernymy", "odd_one_out", "induction", "ioi_twice")
@@ -99,7 +100,7 @@ def print_comparison(options) -> None:
         print(note)
     if options.csv:
         for frame, path in ((table, options.csv), (curves, options.csv.with_name(f"{options.csv.stem}-curves.csv"))):
-            frame.to_csv(path, index=False, float_format="%.4g")
+            write_table(path, frame, digits=4)
             print(f"wrote {path}")
 
 

@@ -10,6 +10,7 @@ import gimkit
 from benchmarks.attribution import build, machine
 from benchmarks.circuits import random_task
 from benchmarks.measuring import cpu_seconds
+from gimkit.files import write_table
 from gimkit.model.load import BUNDLED
 
 HERE = Path(__file__).parent
@@ -56,7 +57,7 @@ def main():
                       "ratio_highest": ratios.max().round(2),
                       "difference": f"{float((forward - reverse).norm() / reverse.norm()):.0e}"})
         print(found[-1], flush=True)
-    pd.DataFrame(found).assign(**machine()).to_csv(arguments.out, index=False)
+    write_table(arguments.out, pd.DataFrame(found).assign(**machine()))
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from benchmarks.measuring import cpu_seconds, peak
+from gimkit.files import write_table
 from gimkit.l3d.gradients import chosen, mse, outputs_of, per_sample_gradients
 from gimkit.l3d.training import Settings, Trained
 
@@ -129,7 +130,7 @@ def main():
                          "ratio_lowest": ratios.min(), "ratio_highest": ratios.max(),
                          "stored_mib": stored(method, width, n, arguments.rank), "peak_mib": float(memory)})
         print(pd.DataFrame(rows[-len(METHODS):]).round(3).to_string(index=False), flush=True)
-        pd.DataFrame(rows).to_csv(arguments.out, index=False, float_format="%.4f")
+        write_table(arguments.out, pd.DataFrame(rows))
 
 
 if __name__ == "__main__":

@@ -4,10 +4,12 @@ from pathlib import Path
 
 import pandas
 
+from gimkit.files import write_table
+
 
 def show(table: pandas.DataFrame, csv: Path | None, title: str) -> None:
     """Print a table under its title, and save it where wanted."""
     print(f"{title}\n{table.to_string(index=False, float_format='{:.2f}'.format)}")
     if csv:
-        table.to_csv(csv, index=False, float_format="%.4g")
+        write_table(csv, table, digits=4)
         print(f"wrote {csv}")

@@ -1,7 +1,6 @@
 """What the figures are made of: one csv per measured part, kept so that a run that was cut off goes on."""
 
 import hashlib
-import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ import torch
 
 import gimkit
 from gimkit.errors import GimkitError
+from gimkit.files import kept
 from gimkit.tasks import Task
 
 FOLDER = Path("figures")
@@ -79,7 +79,7 @@ class Request:
         1.5
 
         The file's first line holds the settings: model and weights, prompts, seed, version of the kit; when they
-        differ the part is measured anew.
+        differ, or the file is not whole (`gimkit.files.kept`), the part is measured anew.
         """
         digest = hashlib.sha256(prompts.clean.numpy().tobytes() + repr((prompts.good, prompts.bad)).encode())
         about = {"model": self.name, "weights": self.weights, "seed": self.seed, "n": len(prompts),
@@ -87,15 +87,3 @@ class Request:
         stem = re.sub(r"[^\w=+.-]", "_", f"{prompts.name}-{method}")
         path = self.folder / self.label / kind / f"{stem}.csv"
         return kept(path, about, measure)
-
-
-def kept(path: Path, about: dict, measure: Callable[[], pandas.DataFrame]) -> pandas.DataFrame:
-    """The table at path when its first line says the same about it; else what measure() returns, written there."""
-    header = "# " + json.dumps(about, sort_keys=True)
-    if not path.is_file() or path.open(encoding="utf-8").readline().rstrip("\n") != header:
-        frame = measure()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        new = path.with_suffix(".new")
-        new.write_text(header + "\n" + frame.to_csv(index=False, lineterminator="\n"), encoding="utf-8")
-        new.replace(path)  # never half a part
-    return pandas.read_csv(path, skiprows=1, float_precision="round_trip")

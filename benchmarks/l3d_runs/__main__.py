@@ -8,6 +8,7 @@ import torch
 
 from benchmarks.l3d_runs import runs
 from gimkit.cli import run_command
+from gimkit.files import write_table
 
 NAMES = (*runs.VARIANTS, "attention", "digits")
 
@@ -38,7 +39,7 @@ def print_summary(options) -> None:
           "samples that training did not see. Means over seeds, with 95% t intervals.")
     print(runs.summary(table).T.to_string())
     if options.out:
-        table.to_csv(options.out, index=False, float_format="%.6g")
+        write_table(options.out, table)
         print(f"wrote {options.out}")
 
 

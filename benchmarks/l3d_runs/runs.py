@@ -8,6 +8,7 @@ from scipy.stats import t
 
 from benchmarks.l3d_runs.digits import digits_run
 from gimkit.errors import GimkitError
+from gimkit.files import kept
 from gimkit.l3d import recovery, toys
 from gimkit.l3d.activity import activity
 from gimkit.l3d.attention import attention_run
@@ -37,9 +38,10 @@ def run(name: str, seeds: int = 5, folder: Path | None = None, epochs: int | Non
 
     >>> run("tms", seeds=3, epochs=100, toy_epochs=100, variants=["paper"])
 
-    folder: where each variant's rows are kept as NAME-VARIANT.csv once they are there, so that a run that was cut off
-    goes on, and, of the first variant, the toy and the decomposition of the seed with the median error. epochs,
-    toy_epochs: of the decompositions (each variant's own when None) and of the toys (TOY_EPOCHS when None).
+    folder: where each variant's rows are kept as NAME-VARIANT.csv once they are there (`gimkit.files.kept`), so that a
+    run that was cut off goes on, and, of the first variant, the toy and the decomposition of the seed with the median
+    error. epochs, toy_epochs: of the decompositions (each variant's own when None) and of the toys (TOY_EPOCHS when
+    None).
 
     Columns: errors over the batches of the last epoch, and on 1000 new samples with 10 references each, by both
     definitions (norm: the paper's |g - g^| / |g|; squared: its square, the reference implementation's); cosines with
@@ -52,30 +54,29 @@ def run(name: str, seeds: int = 5, folder: Path | None = None, epochs: int | Non
     for variant in variants or VARIANTS[name]:
         if variant not in VARIANTS[name]:
             raise GimkitError(f"unknown variant {variant!r} of {name}; use {', '.join(VARIANTS[name])}")
-        part = folder and part_of(folder, name, variant)
-        if part and part.is_file():
-            tables.append(pandas.read_csv(part))
-            continue
-        if trained is None:
-            trained = toys.train(name, range(seeds), epochs=toy_epochs, progress=progress)
         settings = {"n": toys.FAMILIES[name].n, "rank": toys.FAMILIES[name].rank} | VARIANTS[name][variant]
         settings |= {"epochs": epochs, "every": max(1, epochs // 10)} if epochs else {}
-        start = time.process_time()
-        found = decompose_alike([toy.module for toy in trained], [toy.inputs(1000) for toy in trained],
-                                seeds=range(seeds), progress=progress, **settings)
-        seconds = (time.process_time() - start) / seeds
-        rows = [row(toy, variant, one) | {"toy_epochs": toy_epochs, "cpu_seconds": seconds}
-                for toy, one in zip(trained, found)]
-        tables.append(pandas.DataFrame(rows))
-        if part:
-            part.parent.mkdir(parents=True, exist_ok=True)
-            tables[-1].to_csv(part, index=False, float_format="%.6g", lineterminator="\n")
-            tables[-1] = pandas.read_csv(part)  # as a later run finds it
-            if variant == next(iter(VARIANTS[name])):
-                median = int(tables[-1]["new_squared"].rank(method="first").sub(1).eq(seeds // 2).idxmax())
+        part = folder and part_of(folder, name, variant)
+
+        def measure(variant=variant, settings=settings, part=part):
+            nonlocal trained
+            if trained is None:
+                trained = toys.train(name, range(seeds), epochs=toy_epochs, progress=progress)
+            start = time.process_time()
+            found = decompose_alike([toy.module for toy in trained], [toy.inputs(1000) for toy in trained],
+                                    seeds=range(seeds), progress=progress, **settings)
+            seconds = (time.process_time() - start) / seeds
+            table = pandas.DataFrame([row(toy, variant, one) | {"toy_epochs": toy_epochs, "cpu_seconds": seconds}
+                                      for toy, one in zip(trained, found)])
+            if part and variant == next(iter(VARIANTS[name])):
+                median = int(table["new_squared"].rank(method="first").sub(1).eq(seeds // 2).idxmax())
                 stem = str(part.with_suffix(""))
                 trained[median].save(f"{stem}-toy")
                 found[median].save(f"{stem}-found")
+            return table
+
+        about = {"toy": name, "variant": variant, "seeds": seeds, "toy_epochs": toy_epochs, "settings": settings}
+        tables.append(kept(part, about, measure) if part else measure())
     return pandas.concat(tables, ignore_index=True)
 
 
@@ -102,20 +103,17 @@ def run_real(name: str, model: str = "mini-gpt2", blocks=(3,), seeds: int = 1, f
     settings, tables = {"epochs": epochs, "every": max(1, epochs // 10)} if epochs else {}, []
     for seed in range(seeds):
         part = folder and Path(folder) / f"{name}-{seed}.csv"
-        if part and part.is_file():
-            tables.append(pandas.read_csv(part, dtype={"kind": str}))
-            continue
-        options = dict(seed=seed, checkpoint=part and part.with_suffix(""), progress=progress, **settings)
-        if name == "digits":
+
+        def measure(seed=seed, part=part):
+            options = dict(seed=seed, checkpoint=part and part.with_suffix(""), progress=progress, **settings)
+            if name != "digits":
+                return attention_run(load(model), blocks, **options)[1]
             _, table, accuracy = digits_run(**options)
-            table = table.assign(accuracy=accuracy)
-        else:
-            _, table = attention_run(load(model), blocks, **options)
-        if part:
-            part.parent.mkdir(parents=True, exist_ok=True)
-            table.to_csv(part, index=False, float_format="%.6g", lineterminator="\n")
-            table = pandas.read_csv(part, dtype={"kind": str})  # as a later run finds it
-        tables.append(table)
+            return table.assign(accuracy=accuracy)
+
+        about = {"run": name, "seed": seed, "settings": settings} | (
+            {} if name == "digits" else {"model": str(model), "blocks": list(blocks)})
+        tables.append(kept(part, about, measure, dtype={"kind": str}) if part else measure())
     return pandas.concat(tables, ignore_index=True)
 
 

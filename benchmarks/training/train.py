@@ -5,6 +5,7 @@ import sys
 import time
 from pathlib import Path
 from random import Random
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
@@ -170,8 +171,12 @@ def train(name: str, seed: int, out: str | Path, report=print, stages=STAGES, wa
 
         run_stage(model, Batches(words, seed + 1000 * number, recipe), recipe, told)
     out = Path(out)
-    model.half().save_pretrained(out)
-    tokenizer.save_pretrained(out)
+    out.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=out) as folder:  # each file is moved to its place once all of them are whole
+        model.half().save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        for file in Path(folder).iterdir():
+            file.replace(out / file.name)
     return out
 
 

@@ -1,13 +1,13 @@
 """Scores and circuits as files: the JSON and .pt that MIB's evaluation loads."""
 
 import json
-import pickle
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
-from gimkit.errors import GimkitError, require_finite
+from gimkit.errors import GimkitError, check_flag, check_number, check_whole, require_finite
+from gimkit.files import whole, write_text
 from gimkit.model.graph import Graph
 from gimkit.model.residual_stream import check_graph, residual_stream_of
 
@@ -49,11 +49,12 @@ def write(path, graph: Graph, scores: torch.Tensor, keep: torch.Tensor, node_sco
                 node["score"] = score
         score, inside = scores.tolist(), keep.tolist()
         edges = {name: {"score": score[i][j], "in_graph": inside[i][j]} for name, (i, j) in graph.edges.items()}
-        path.write_text(json.dumps(data | {"nodes": nodes | {"logits": {"in_graph": True}}, "edges": edges}))
+        write_text(path, json.dumps(data | {"nodes": nodes | {"logits": {"in_graph": True}}, "edges": edges}))
     elif path.suffix == ".pt":
         data |= {"src_nodes": list(graph.sources), "dst_nodes": list(graph.targets), "edges_scores": scores,
                  "edges_in_graph": keep, "nodes_in_graph": used}
-        torch.save(data if node_scores is None else data | {"nodes_scores": node_scores.float().cpu()}, path)
+        with whole(path) as new:
+            torch.save(data if node_scores is None else data | {"nodes_scores": node_scores.float().cpu()}, new)
     else:
         raise GimkitError(f"{path.name}: write a .json or a .pt file")
     return path
@@ -64,25 +65,30 @@ def read(path, model=None) -> Contents:
 
     Edges that a JSON leaves out are outside the circuit with score 0, as MIB reads it; edges between nodes that run
     backward, which EAP-IG marks in node-level circuits, are dropped. model: refuse a file of another shape.
-    Raises GimkitError for a file that is no such graph, naming what is missing, for neuron-level circuits, NaN scores.
+    Raises GimkitError for a file that is not there or no such graph, naming what is missing, for neuron-level circuits,
+    NaN scores.
     """
     path = Path(path)
     if path.suffix not in (".json", ".pt"):
         raise GimkitError(f"{path.name}: read a .json or a .pt file")
     try:
-        data = json.loads(path.read_text()) if path.suffix == ".json" else torch.load(path, "cpu", weights_only=True)
-        config = data["cfg"]
-        graph = Graph(int(config["n_layers"]), int(config["n_heads"]), bool(config["parallel_attn_mlp"]),
-                      int(config["d_model"]))
+        as_json = path.suffix == ".json"
+        data = json.loads(path.read_text("utf-8")) if as_json else torch.load(path, "cpu", weights_only=True)
+        config, labels = data["cfg"], {"task": "", "method": path.name, "metric": ""} | data.get("labels", {})
+        layers, heads, width = (check_whole(f"{path.name}: {key}", config[key]) for key in ("n_layers", "n_heads",
+                                                                                           "d_model"))
+        graph = Graph(layers, heads, check_flag(f"{path.name}: parallel_attn_mlp", config["parallel_attn_mlp"]), width)
+        if graph.layers * (graph.heads + 1) >= len(data["nodes" if as_json else "src_nodes"]):
+            raise GimkitError(f"{path.name}: its nodes do not fit a model of {graph}")
         if model is not None:
             check_graph(graph, residual_stream_of(model), f"{path.name} is")
-        held, found = (_of_json if path.suffix == ".json" else _of_pt)(data, graph, path.name)
+        held, found = (_of_json if as_json else _of_pt)(data, graph, path.name)
     except GimkitError:
         raise
     except KeyError as error:
         raise GimkitError(f"{path.name} is no circuit file of MIB's format: {error} is missing or unknown") from error
-    except (AttributeError, EOFError, pickle.UnpicklingError, RuntimeError, TypeError, ValueError) as error:
-        reason = str(error).partition("\n")[0] or type(error).__name__
+    except Exception as error:  # a damaged file can fail in any way
+        reason = getattr(error, "strerror", None) or str(error).partition("\n")[0] or type(error).__name__
         raise GimkitError(f"{path.name} cannot be read as a circuit file: {reason}") from error
     if any(key in held for key in NEURONS):
         raise GimkitError(f"{path.name} holds a neuron-level circuit; gimkit reads edges and nodes")
@@ -90,7 +96,6 @@ def read(path, model=None) -> Contents:
     for values in (scores, nodes):
         if values is not None:
             require_finite(values, f"{path.name}: its scores")
-    labels = {"task": "", "method": path.name, "metric": ""} | data.get("labels", {})
     return Contents(graph, scores, keep, nodes, {key: str(labels[key]) for key in LABELS})
 
 
@@ -98,7 +103,8 @@ def _of_json(data: dict, graph: Graph, name: str):
     """(the keys that describe nodes, (scores, keep, node scores or None))."""
     scores, keep, known = torch.zeros(graph.real.shape), torch.zeros_like(graph.real), graph.edges
     for edge, entry in data["edges"].items():
-        scores[known[edge]], keep[known[edge]] = float(entry["score"]), bool(entry["in_graph"])
+        scores[known[edge]] = check_number(f"{name}: the score of {edge}", entry["score"])
+        keep[known[edge]] = check_flag(f"{name}: in_graph of {edge}", entry["in_graph"])
     entries = [data["nodes"][source] for source in graph.sources]
     held = {key for entry in entries for key in entry}
     nodes = torch.tensor([float(entry["score"]) for entry in entries]) if "score" in held else None
@@ -106,7 +112,10 @@ def _of_json(data: dict, graph: Graph, name: str):
 
 
 def _of_pt(data: dict, graph: Graph, name: str):
-    scores, keep, nodes = data["edges_scores"].float(), data["edges_in_graph"].bool(), data.get("nodes_scores")
+    scores, keep, nodes = data["edges_scores"].float(), data["edges_in_graph"], data.get("nodes_scores")
+    if not bool(((keep == 0) | (keep == 1)).all()):
+        raise GimkitError(f"{name}: edges_in_graph must be True or False on every edge")
+    keep = keep.bool()
     if ((tuple(data["src_nodes"]), tuple(data["dst_nodes"])) != (graph.sources, graph.targets)
             or not scores.shape == keep.shape == graph.real.shape
             or nodes is not None and nodes.shape != (len(graph.sources),)):

@@ -8,12 +8,13 @@ import torch
 
 from gimkit.errors import GimkitError
 from gimkit.l3d import files, tucker
+from gimkit.results import Result
 
 DEAD = 1e-3
 
 
-@dataclass(frozen=True)
-class Decomposition:
+@dataclass(frozen=True, eq=False)
+class Decomposition(Result):
     """n subnetworks of a model's parameters.
 
     >>> module, inputs = gimkit.l3d.toys.Linear2(5, 2, 5), torch.rand(200, 5)
@@ -65,12 +66,15 @@ class Decomposition:
     def load(cls, path) -> "Decomposition":
         """Read what `save` wrote, or a checkpoint.
 
-        Raises GimkitError when there is none.
+        Raises GimkitError when there is none, or other tensors.
         """
         stored = files.read(path)
         if stored is None:
             raise GimkitError(f"no decomposition at {path}: NAME.safetensors and NAME.json are needed")
-        return cls.of(*stored)
+        try:
+            return cls.of(*stored)
+        except (IndexError, KeyError, TypeError) as error:
+            raise GimkitError(f"{path} holds no decomposition: {error} is missing") from error
 
     @classmethod
     def of(cls, about: dict, tensors: dict[str, torch.Tensor]) -> "Decomposition":

@@ -1,5 +1,8 @@
 """Loading a model into nnsight: a bundled one, a local folder, or a hub id."""
 
+import logging
+import re
+from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -10,6 +13,32 @@ from gimkit.model import gguf
 
 BUNDLED = ("mini-gpt2", "mini-llama")
 KNOWN = (*BUNDLED, *gguf.PACKAGED)
+
+
+class _Unfilled(logging.Filter):
+    """Collects the names of weights that a model's files lack, from the report that transformers logs of it."""
+
+    names: tuple[str, ...] = ()
+
+    def filter(self, record) -> bool:
+        report = re.sub(r"\x1b\[[0-9;]*m", "", record.getMessage())
+        self.names += tuple(re.findall(r"^(.+?) +\| +(?:MISSING|MISMATCH)", report, re.MULTILINE))
+        return not self.names
+
+
+@contextmanager
+def _complete(name: str):
+    """Refuse a model some of whose weights are in none of its files: transformers would draw them at random."""
+    logger, unfilled = logging.getLogger("transformers.modeling_utils"), _Unfilled()
+    logger.addFilter(unfilled)
+    try:
+        yield
+    finally:
+        logger.removeFilter(unfilled)
+        if unfilled.names:
+            lacking = ", ".join(list(dict.fromkeys(unfilled.names))[:3])
+            raise GimkitError(f"cannot load {name!r}: its files have no weights for {lacking}, "
+                              "which would be random; give the files of a whole language model") from None
 
 
 def load(name: str, *, remote: bool | str = False, **kwargs):
@@ -34,7 +63,7 @@ def load(name: str, *, remote: bool | str = False, **kwargs):
     be read, a cache that cannot be written to.
     """
     from nnsight import TransformersModel  # here, because it takes seconds
-    from transformers.utils import logging
+    from transformers.utils import logging as bars
 
     if name in BUNDLED:
         source = str(Path(__file__).parent / "bundled" / name)
@@ -52,21 +81,24 @@ def load(name: str, *, remote: bool | str = False, **kwargs):
     else:
         source = name
     options = {"task": "text-generation", "dtype": torch.float32, "dispatch": not remote} | kwargs
-    noisy = logging.is_progress_bar_enabled()
+    noisy = bars.is_progress_bar_enabled()
     try:
         if name in KNOWN:  # loaded in seconds
-            logging.disable_progress_bar()
-        with torch.inference_mode(False):  # weights made in inference mode could never take part in a backward pass
+            bars.disable_progress_bar()
+        with torch.inference_mode(False), _complete(name):  # weights made in it could take part in no backward pass
             model = TransformersModel(source, **options)
-    except (OSError, ConnectionError) as error:
-        if source != name:
-            raise
-        reason = str(error).strip().splitlines()[0]
-        raise GimkitError(
-            f"cannot load {name!r} from the Hugging Face hub ({reason}): check the name and the network, "
-            f"or use a local folder or a bundled model ({', '.join(BUNDLED)})") from error
+    except GimkitError:
+        raise
+    except Exception as error:  # whatever the readers say of bytes that make no sense
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        if not Path(source).is_dir() and isinstance(error, OSError | ConnectionError):
+            raise GimkitError(
+                f"cannot load {name!r} from the Hugging Face hub ({reason}): check the name and the network, "
+                f"or use a local folder or a bundled model ({', '.join(BUNDLED)})") from None
+        raise GimkitError(f"cannot load {name!r} ({reason}): a file of it is missing, damaged or of another kind, or "
+                          "an option is wrong") from error
     finally:
         if noisy:
-            logging.enable_progress_bar()
+            bars.enable_progress_bar()
     model._module.requires_grad_(False)  # attribution needs no gradients of weights
     return model

@@ -10,6 +10,8 @@ from matplotlib import pyplot
 from matplotlib.figure import Figure
 from matplotlib.transforms import Bbox
 
+from gimkit.files import whole, write_table, write_text
+
 BLUE, ORANGE, GREEN, PINK, GREY = (seaborn.color_palette("colorblind")[i] for i in (0, 1, 2, 4, 7))
 DIVERGING = seaborn.blend_palette([ORANGE, "#f7f7f7", BLUE], as_cmap=True)  # orange against, blue for
 DARK = "#333333"
@@ -82,12 +84,11 @@ def save(fig, path, frame, alt: str, **about: str) -> Path:
         The png's path.
     """
     path = Path(path)
-    data = path.parent / "data"
-    data.mkdir(parents=True, exist_ok=True)
     with matplotlib.rc_context({"svg.hashsalt": "gimkit"}):
         for ending, nameless in (("png", {"Software": None}), ("svg", {"Date": None})):
-            fig.savefig(f"{path}.{ending}", dpi=150, bbox_inches="tight", facecolor="white", metadata=nameless)
-    frame.to_csv(data / f"{path.name}.csv", index=False, float_format="%.6g", lineterminator="\n")
+            with whole(f"{path}.{ending}") as new:
+                fig.savefig(new, dpi=150, bbox_inches="tight", facecolor="white", metadata=nameless)
+    write_table(path.parent / "data" / f"{path.name}.csv", frame)
     _write_caption(path, {"Shows": alt.strip()} | {name.replace("_", " "): text for name, text in about.items()})
     return Path(f"{path}.png")
 
@@ -101,4 +102,4 @@ def _write_caption(path: Path, lines: dict[str, str]) -> None:
     said = "\n".join(f"- **{name}:** {text}" for name, text in lines.items())
     sections[path.name] = f"{path.name}\n\n![{path.name}]({path.name}.png)\n\n{said}"
     text = CAPTIONS + "".join(f"\n## {sections[name]}\n" for name in sorted(sections))
-    file.write_text(text, encoding="utf-8")
+    write_text(file, text)
