@@ -7,6 +7,7 @@ from dataclasses import replace
 from random import Random
 
 import numpy
+import pandas
 import pytest
 import torch
 from made_up import random_task
@@ -17,6 +18,7 @@ from tokenizers import ByteLevelBPETokenizer, Regex, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 import gimkit
+from benchmarks import cards
 from benchmarks.training import corpus
 from benchmarks.training.train import build_tokenizer
 from gimkit import tasks
@@ -473,6 +475,12 @@ def test_a_failed_task_warns_once_before_its_circuits_are_believed():
     with pytest.warns(UserWarning, match="gets 62% of agreement's prompts right, less than 75%") as seen:
         gimkit.faithfulness(model, turned, edges, absolute=True, sizes=(0.1, 0.2))
     assert len(seen) == 1 and seen[0].filename == __file__
+
+
+def test_the_command_prints_every_card(tmp_path, capsys):
+    assert cards.main(["mini-gpt2", "-n", "2", "--seeds", "1", "--csv", str(tmp_path / "cards.csv")]) == 0
+    assert capsys.readouterr().out.count("2 prompt pairs of ") == len(cards.TASKS)
+    assert pandas.read_csv(tmp_path / "cards.csv").task.tolist() == list(cards.TASKS)
 
 
 @pytest.mark.smollm2
