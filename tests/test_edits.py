@@ -98,6 +98,7 @@ def test_an_edited_model_runs_in_traces_only(model):
     assert plain.generate(ids, max_new_tokens=1, pad_token_id=0).shape == (2, 11)
 
 
+@pytest.mark.filterwarnings("ignore:LanguageModel is deprecated")
 def test_a_server_knows_an_edited_model_by_the_name_of_the_original(tmp_path):
     hf = build("llama")
     hf.save_pretrained(tmp_path)

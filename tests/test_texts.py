@@ -159,7 +159,7 @@ def test_attribution_and_faithfulness_take_them(yes_sayer):
     texts = load_texts("fever", yes_sayer, 1, data=FEVER)
     scores = [gimkit.attribute(yes_sayer, *both) for both in zip(texts.prompts, texts.targets)]
     assert scores[0].target == "Yes" and scores[0].scores.shape == texts.prompts[0].shape
-    result = gimkit.token_faithfulness(yes_sayer, texts.prompts, scores, texts.targets)
+    result = gimkit.tokens.token_faithfulness(yes_sayer, texts.prompts, scores, texts.targets)
     assert result.full[0, 0] > 0 and result.comprehensiveness().isfinite().all()
 
 
@@ -170,7 +170,7 @@ def test_the_table_holds_each_methods_faithfulness(yes_sayer):
     for method in ("gim", "random"):
         scores = [gimkit.attribute(yes_sayer, *both, method=method, seed=i)
                   for i, both in enumerate(zip(texts.prompts, texts.targets))]
-        result = gimkit.token_faithfulness(yes_sayer, texts.prompts, scores, texts.targets)
+        result = gimkit.tokens.token_faithfulness(yes_sayer, texts.prompts, scores, texts.targets)
         row = table[(table.method == method) & (table.scale == "logit") & (table.measure == "sufficiency")]
         assert row.value.item() == pytest.approx(result.sufficiency().mean().item())
 
@@ -223,7 +223,7 @@ def without(rows, column):
 
 @pytest.mark.parametrize(("arguments", "message"), [
     (dict(name="bool"), "unknown data set 'bool'; use boolq, fever, movies, scifact, hatexplain, twitter"),
-    (dict(n=0), "n=0: ask for at least one"),
+    (dict(n=0), "n must be a whole number of at least 1"),
     (dict(data=without(BOOLQ, "passage")),
      r"'boolq' \(google/boolq\): no column 'passage' in a row with the columns question, answer; it needs question"),
     (dict(name="scifact", data=(CLAIMS, without(CORPUS, "abstract"))), "no column 'abstract' .* doc_id, title, struct"),

@@ -1,5 +1,7 @@
 """How much each edge of a model matters for a task: every scoring method."""
 
+import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,9 +10,10 @@ import torch
 from tqdm.auto import tqdm
 
 from gimkit.circuits import mib_files
+from gimkit.circuits.chosen_edges import ChosenEdges, edges_among, forward_chosen
 from gimkit.circuits.circuit import Circuit
 from gimkit.circuits.integration_points import points
-from gimkit.circuits.metric import check_metric, check_slope
+from gimkit.circuits.metric import check_slope, metric_of
 from gimkit.errors import GimkitError, check_whole, require_finite
 from gimkit.interventions.edge_patching import exact_edge_scores
 from gimkit.interventions.edge_scores import edge_scores, scores_along_path
@@ -19,17 +22,18 @@ from gimkit.model.apply import apply, check_unedited
 from gimkit.model.graph import Graph, greedy_edges, prune, top_edges
 from gimkit.model.residual_stream import ResidualStream, graph_of, residual_stream_of
 from gimkit.remote import in_session, in_trace
+from gimkit.results import Result
 from gimkit.rules import GIM, PLAIN, RULES, Rules, rules_of
-from gimkit.tasks.task import answers_of, check_task
+from gimkit.tasks.task import answer_rows, answers_of, check_task, per_pair
 
 AVERAGED = {"ig-inputs": PLAIN, "gim-ig": GIM, "ig-activations": PLAIN, "clean-corrupted": PLAIN, "gp": PLAIN}
 METHODS = (*RULES, *AVERAGED, "exact", "random")
 NO_FORWARD = ("forward mode would need a row for each of {} edges; score nodes, or the edges among a few of them with "
-              "gimkit.circuits.score_edges_among, by any rules ('gim', 'gradient', 'relp', ...)")
+              "score_edges(..., nodes=[...]), by any rules ('gim', 'gradient', 'relp', ...)")
 
 
-@dataclass(frozen=True)
-class EdgeScores:
+@dataclass(frozen=True, eq=False)
+class EdgeScores(Result):
     """One score per edge; positive means that corrupting the edge hurts.
 
     >>> edges.sources[:3], edges.targets[:2]
@@ -55,6 +59,12 @@ class EdgeScores:
     def targets(self) -> tuple[str, ...]:
         """Names of the columns."""
         return self.graph.targets
+
+    @property
+    def fingerprint(self) -> str:
+        """What tells these scores from others, also after saving and loading."""
+        held = self.scores[self.graph.real].float().contiguous()
+        return hashlib.sha256(held.cpu().numpy().tobytes()).hexdigest()[:16]
 
     def frame(self) -> pandas.DataFrame:
         """Tidy table of the real edges with columns task, method, metric, source, target, score."""
@@ -110,8 +120,8 @@ class EdgeScores:
 
 
 def score_edges(model, task, method: str | Rules = "gim", *, metric: str = "logit", steps: int = 5,
-                batch_size: int | None = None, seed: int = 0, backend: str = "auto",
-                remote: bool | str = False) -> EdgeScores:
+                nodes: Sequence[str] | None = None, batch_size: int | None = None, seed: int = 0,
+                backend: str = "auto", remote: bool | str = False) -> "EdgeScores | ChosenEdges":
     """Score every edge of a model on a task, each head's queries, keys and values apart.
 
     >>> edges = gimkit.score_edges(model, gimkit.tasks.ioi(model, n=64), method="gim")
@@ -135,10 +145,14 @@ def score_edges(model, task, method: str | Rules = "gim", *, metric: str = "logi
 
     metric: "logit", "probability", "kl" or "kl-mean", as in `score_nodes`. The divergences' gradient is zero at the
     clean run, so "gradient", other rules, and "ig-activations" with one step are refused them.
+    nodes: names of nodes, "input", "a0.h1", "m2", "logits": only the edges among them are scored, by any rules, and the
+        result is a `ChosenEdges`. "reverse" takes them out of all edges' scores. "forward" needs no autograd: what each
+        source writes to the residual stream is a row, and so is each edge, whose tangent starts where its target reads;
+        a forward pass of 3 + sources + edges rows a pair, batch_size 32 pairs unless told otherwise.
     model: an unedited nnsight model. task: a `gimkit.tasks.Task`. batch_size: prompt pairs at a time (no effect on
     the result); None: as many as keep about 2^26 numbers (256 MiB in float32) for the backward pass, at most 64.
     backend: all edges need a backward pass; "forward" is refused, and so is a server that refuses gradients
-        (`score_edges_among` scores the edges among a few nodes there).
+        (give nodes= there).
     remote: as in `gimkit.attribute`.
     Memory: what the backward pass keeps, about 32 widths per layer for each token of a pair's rows (2, or as many as
     there are points and the clean and corrupt runs); sources meet targets a few positions at a time. A pair of a
@@ -150,13 +164,12 @@ def score_edges(model, task, method: str | Rules = "gim", *, metric: str = "logi
     (Gemma-2 and 3, OLMo-2) count as what leaves that norm with its denominator constant. OLMo-2 normalises the queries
     (and keys) of all heads together, so there an edge into one head's query also counts what that does to the others'.
     """
-    check_task(task)
+    check_task(model, task)
     if not isinstance(method, Rules) and method not in METHODS:
         raise GimkitError(f"unknown method {method!r}; use a gimkit.Rules, or one of {', '.join(METHODS)}")
-    check_whole("steps", steps)
-    if batch_size is not None:
-        check_whole("batch_size", batch_size)
-    check_metric(metric)
+    steps, seed = check_whole("steps", steps), check_whole("seed", seed, 0)
+    batch_size = batch_size if batch_size is None else check_whole("batch_size", batch_size)
+    metric, rows = metric_of(task, metric), answer_rows(task)
     check_backend(backend)
     label = method if isinstance(method, str) else "own rules"
     if isinstance(method, Rules) or method in RULES or (method, steps) == ("ig-activations", 1):
@@ -164,16 +177,40 @@ def score_edges(model, task, method: str | Rules = "gim", *, metric: str = "logi
     w = residual_stream_of(model)
     check_unedited(model)
     graph = graph_of(w)
+    if nodes is not None:
+        return _among(model, graph, task, nodes, method, metric, batch_size, backend, remote)
     if method == "random":
         scores = torch.randn(graph.real.shape, generator=torch.Generator().manual_seed(seed)) * graph.real
     elif method == "exact":
-        scores = _exact(model, w, graph, task, metric, batch_size, remote)
+        scores = _exact(model, w, graph, rows, metric, batch_size, remote) * (len(rows) // len(task))
     else:
         scores = in_either_mode(
-            model, backend, lambda: _gradients(model, w, task, method, metric, steps, batch_size, remote),
-            NO_FORWARD.format(graph.n_edges), remote)
+            model, backend, lambda: _gradients(model, w, rows, method, metric, steps, batch_size, remote),
+            NO_FORWARD.format(graph.n_edges), remote) * (len(rows) // len(task))
     require_finite(scores)
     return EdgeScores(task.name, label, graph, scores, metric)
+
+
+def _among(model, graph: Graph, task, nodes: Sequence[str], method: str | Rules, metric: str,
+           batch_size: int | None, backend: str, remote: bool | str) -> ChosenEdges:
+    """Scores of the edges among these nodes: out of all edges' scores, or in forward mode."""
+    if method in METHODS and method not in RULES:
+        raise GimkitError(f"{method} scores all edges at once: leave nodes= out, or use any rules ('gim', 'gradient', "
+                          "'relp', ...)")
+    places = edges_among(graph, nodes)
+
+    def reverse():
+        whole = score_edges(model, task, method, metric=metric, batch_size=batch_size, backend="reverse", remote=remote)
+        return torch.stack([whole.scores[place] for place in places.values()])
+
+    def forward():
+        found = forward_chosen(model, graph, answer_rows(task), rules_of(method), metric, list(places.values()),
+                               batch_size or 32, remote)
+        return per_pair(task, found).mean(0)
+
+    scores = in_either_mode(model, backend, reverse, forward, remote)
+    require_finite(scores)
+    return ChosenEdges(task.name, method if isinstance(method, str) else "own rules", tuple(places), scores, metric)
 
 
 def _gradients(model, w: ResidualStream, task, method, metric, steps: int, batch_size: int | None,
@@ -181,12 +218,12 @@ def _gradients(model, w: ResidualStream, task, method, metric, steps: int, batch
     rules = AVERAGED[method] if method in AVERAGED else rules_of(method)
     edited, total = apply(model, rules), 0
     label = method if isinstance(method, str) else "own rules"
-    rows = 2 + points(method, steps, 1, len(w.layers), end=1)[0]["extra"]
+    rows = 2 + points(method, steps, 1, len(w.layers))[0]["extra"]
     batch_size = batch_size or _pairs_at_once(w, task.clean.shape[1], rows)
     for start in tqdm(range(0, len(task), batch_size), desc=f"{task.name} {label}", delay=2, leave=False):
         batch = task[start:start + batch_size]
         b, answers = len(batch), (metric, *answers_of(batch))
-        for chunk in points(method, steps, b, len(w.layers), end=1):
+        for chunk in points(method, steps, b, len(w.layers)):
             ids = torch.cat([batch.clean, batch.corrupt, batch.clean.repeat(chunk["extra"], 1)])
             arguments = (w, rules.freeze_norm, b, *answers, chunk["rows"])
             if method == "gp":
@@ -210,7 +247,7 @@ def _exact(model, w: ResidualStream, graph: Graph, task, metric: str, batch_size
     logits = task.clean.shape[1] * model._module.get_input_embeddings().weight.shape[0]  # of a row
     rows = max(128, 2**22 // logits)  # larger batches are slower on a CPU
     batch_size = max(1, min(batch_size or 16, rows // 32))  # most rows are for edges, not for clean and corrupt
-    scores = torch.zeros(graph.real.shape)
+    scores = torch.zeros(graph.real.shape, dtype=torch.float32)  # whatever torch's default is
     with tqdm(total=len(edges) * len(task), desc=f"{task.name} exact", delay=2, leave=False) as progress:
         for start in range(0, len(task), batch_size):
             batch = task[start:start + batch_size]

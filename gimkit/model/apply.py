@@ -11,7 +11,7 @@ from gimkit.interventions.backward_rules import (
     split_output,
 )
 from gimkit.model.architecture import Architecture, architecture_of
-from gimkit.rules import RULES, Rules
+from gimkit.rules import RULES, Rules, rules_of
 
 
 def apply(model, rules: Rules | str = "gim"):
@@ -31,7 +31,7 @@ def apply(model, rules: Rules | str = "gim"):
     Source: arXiv 2505.17630. Unlike the authors' package, every rule acts with sdpa, eager and flash attention
     alike, RMSNorm and q/k norms included, and Gemma's softcaps keep their own derivative.
     """
-    rules, architecture = resolve(rules), architecture_of(model)
+    rules, architecture = rules_of(rules), architecture_of(model)
     check_unedited(model)
     places = plan(architecture, rules)
     first = len(model._edits)
@@ -101,21 +101,6 @@ def _place(edited, act, path: str, arguments: tuple) -> None:
         act(edited.get(path), *arguments)
 
 
-def resolve(rules: Rules | str) -> Rules:
-    """Rules from their name.
-
-    >>> resolve("freeze").freeze_norm
-    True
-
-    Raises GimkitError for an unknown name, listing those that exist.
-    """
-    if isinstance(rules, Rules):
-        return rules
-    if rules in RULES:
-        return RULES[rules]
-    raise GimkitError(f"unknown rules {rules!r}; use a gimkit.Rules, or one of {', '.join(RULES)}")
-
-
 def plan(architecture: Architecture, rules: Rules) -> dict[str, list[tuple]]:
     """Which function acts at which module: {rule: [(function, path, arguments), ...]}, only for rules that are on."""
     places = {}
@@ -123,8 +108,6 @@ def plan(architecture: Architecture, rules: Rules) -> dict[str, list[tuple]]:
         places["norm frozen"] = [(freeze_norm, norm.path, tuple(norm)) for norm in architecture.norms]
     softmax = (rules.temperature, rules.q, rules.k, rules.v, rules.detach_attention)
     if softmax != (1, 1, 1, 1, False):
-        if rules.temperature <= 0:
-            raise GimkitError(f"temperature must be above 0, not {rules.temperature}")
         label = "attention constant" if rules.detach_attention else f"softmax at T={rules.temperature:g}"
         label += f", q x{rules.q:g}, k x{rules.k:g}, v x{rules.v:g}"
         places[label] = [(soften_attention, b.attention, (b.attention, *softmax)) for b in architecture.blocks]

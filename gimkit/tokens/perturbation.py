@@ -6,6 +6,7 @@ import torch
 
 from gimkit.errors import GimkitError
 from gimkit.model.prompt import Question
+from gimkit.remote.trace import seeded
 from gimkit.tokens.masking import masked_values
 
 METHODS = ("occlusion", "lime", "kernelshap", "random")
@@ -30,8 +31,7 @@ def perturbed(model, asked: Question, method: str, seed: int, remote: bool) -> t
     answers = asked.answers
     if not answers:
         answers = masked_values(model, asked, torch.ones(1, len(asked.ids), dtype=torch.bool), remote)[1]
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         if method == "random":
             scores[free] = torch.randn(len(free), dtype=torch.float64)
         else:
