@@ -91,8 +91,8 @@ def test_the_server_gives_what_this_process_gives(server, models, name):
 def test_a_trace_of_ones_own(server, llama):
     found = []
     away = {"remote": server}
-    for model, where in ((llama.here, {}), (llama.there, away), (gimkit.apply(llama.there), away)):
-        with model.trace(torch.tensor([[1, 5, 9]]), use_cache=False, **where):
+    for model, place in ((llama.here, {}), (llama.there, away), (gimkit.apply(llama.there), away)):
+        with model.trace(torch.tensor([[1, 5, 9]]), use_cache=False, **place):
             logits = model.output.logits[0, -1].save()
         found.append(logits)
     assert (found[0] - found[1]).abs().max() < 1e-5 and torch.equal(found[1], found[2])
