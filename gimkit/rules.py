@@ -6,7 +6,7 @@ A rule never changes a value, only the gradient that flows through it:
 
 from typing import NamedTuple
 
-from gimkit.errors import GimkitError
+from gimkit.errors import GimkitError, check_flag, check_number
 
 
 class Rules(NamedTuple):
@@ -77,7 +77,23 @@ RULES = LADDER | {
 def rules_of(method: str | Rules) -> Rules:
     """The rules that a gradient method runs under, or an error that lists them."""
     if isinstance(method, Rules):
-        return method
+        return checked_rules(method)
     if method not in RULES:
         raise GimkitError(f"unknown method {method!r}; use a gimkit.Rules, or one of {', '.join(RULES)}")
     return RULES[method]
+
+
+def checked_rules(rules: Rules) -> Rules:
+    """The same rules, every setting a finite number, or True or False.
+
+    >>> checked_rules(Rules(freeze_norm="no"))
+    Traceback (most recent call last):
+    gimkit.errors.GimkitError: Rules(freeze_norm=...) must be True or False, not 'no'
+
+    Raises GimkitError for any other setting, and for a temperature that is not above 0.
+    """
+    checked = Rules(*((check_flag if isinstance(default, bool) else check_number)(f"Rules({name}=...)", value)
+                      for (name, default), value in zip(Rules()._asdict().items(), rules)))
+    if checked.temperature <= 0:
+        raise GimkitError(f"temperature must be above 0, not {checked.temperature}")
+    return checked

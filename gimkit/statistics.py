@@ -6,6 +6,8 @@ from typing import NamedTuple
 import numpy
 from scipy import stats
 
+from gimkit.errors import GimkitError, check_number, check_whole
+
 
 class Interval(NamedTuple):
     """An estimate with its bootstrap interval.
@@ -28,7 +30,12 @@ def bootstrap(statistic, n: int, *, level: float = 0.95, resamples: int = 999, s
     >>> values = numpy.array([1.0, 2.0, 3.0, 4.0])
     >>> bootstrap(lambda index: values[index].mean(), 4).value
     2.5
+
+    Raises GimkitError for a level outside 0 to 1.
     """
+    resamples, seed = check_whole("resamples", resamples), check_whole("seed", seed, 0)
+    if not 0 < check_number("level", level) < 1:
+        raise GimkitError(f"level is the share of resamples inside the interval, such as 0.95, not {level!r}")
     everything = numpy.arange(n)
     value = float(statistic(everything))
     if n < 2:

@@ -190,8 +190,8 @@ def test_the_top_prediction_is_explained_without_a_target(method):
 
 @pytest.mark.parametrize(("arguments", "message"), [
     (dict(prompt=list(range(3, 60)) + [5] * 8), "65 tokens, but the model's context holds 64"),
-    (dict(free=[7]), "positions from 0 to 6"),
-    (dict(free=[]), "positions from 0 to 6"),
+    (dict(free=[7]), "from 0 to 6"),
+    (dict(free=[]), "from 0 to 6"),
     (dict(free=[2], method="lime"), "only 1 may be replaced; use occlusion"),
 ])
 def test_bad_input(arguments, message):

@@ -133,7 +133,7 @@ def test_texts():
     (dict(prompts=[prompt_of(8)], scores=[noise(8) * math.nan]), "prompt 0: .*NaN"),
     (dict(prompts=[prompt_of(8)], scores=[]), "1 prompts, 0 scores"),
     (dict(prompts=[], scores=[]), "at least one"),
-    (dict(prompts=[prompt_of(8)], scores=[noise(8)], targets=[(5, 6)]), "prompt 0: the target is one token here"),
+    (dict(prompts=[prompt_of(8)], scores=[noise(8)], targets=[(5, 6)]), "prompt 0: the target is one answer here"),
 ])
 def test_bad_input(arguments, message):
     with pytest.raises(gimkit.GimkitError, match=message):

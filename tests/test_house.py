@@ -7,7 +7,7 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "gimkit"
 # From the bottom up; rooms on one line do not import each other.
-ORDER = ("errors", "files", "statistics", "rules", "interventions", "model", "remote", "jvp", "tasks",
+ORDER = ("errors", "files", "results", "statistics", "rules", "interventions", "model", "remote", "jvp", "tasks",
          "tokens circuits selfrepair l3d", "plots", "notebook", "cli")
 LEVEL = {room: level for level, rooms in enumerate(ORDER) for room in rooms.split()}
 

@@ -6,8 +6,13 @@ import warnings
 from dataclasses import replace
 from random import Random
 
+import numpy
 import pytest
 import torch
+from made_up import random_task
+from nnsight import NNsight
+from small_tokenizers import bytes_and_merges
+from tiny import build
 from tokenizers import ByteLevelBPETokenizer, Regex, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
@@ -270,7 +275,9 @@ def test_own_pairs_from_ids():
     ({"clean": []}, "no prompt pairs"),
     ({"clean": ["The doors", "The door"]}, "2 clean prompts, 1 corrupt"),
     ({"corrupt": ["The door near"]}, "clean has 3 tokens and corrupt 4"),
-    ({"answers": [("are they", "is")]}, "'are they' is not one token but 2: 'are', "),
+    ({"answers": [("are the", ["is", "was"])]}, "one good and one bad answer for each pair, not sets"),
+    ({"answers": [("are", "are")]}, "same answer .* as right and as wrong"),
+    ({"answers": [(None, "is")]}, "an answer is a text, an id, or a list of ids.*not None"),
     ({"answers": [("zzz", "is")]}, "'zzz' is not in the tokenizer's vocabulary"),
     ({"answers": ["are"]}, r"n times \(good, bad\)"),
     ({"answers": [([], "is")]}, "an answer is empty"),
@@ -305,11 +312,131 @@ def test_bad_ids(change, message):
     (lambda t: tasks.ioi(t, names="new"), "'held-out'"),
     (lambda t: tasks.odd_one_out(t, people=9), "people=9"),
     (lambda t: tasks.induction(t, times=1), "times=1"),
-    (lambda t: tasks.ioi(t, n=0), "at least one"),
+    (lambda t: tasks.ioi(t, n=0), "n must be a whole number of at least 1"),
 ])
 def test_bad_arguments(words, call, message):
     with pytest.raises(GimkitError, match=message):
         call(words)
+
+
+# --- answers as they are given ---
+
+
+def test_own_answers_keep_their_own_spaces():
+    """" A" and "A" are different tokens; both were the spaced one once."""
+    words = bytes_and_merges()
+
+    def ids(prompt, *answers, **options):
+        task = tasks.pairs(clean=[prompt], corrupt=[prompt.replace("Yes", "No")], answers=[answers], model=words,
+                           **options)
+        return words.convert_ids_to_tokens([task.good[0][0], task.bad[0][0]])
+
+    assert ids("Yes is it", "Yes", "No") == ids("Yes is it", " Yes", " No") == ["ĠYes", "ĠNo"]
+    assert ids("Yes is it:", "Yes", "No", glue="") == ["Yes", "No"]
+    assert ids("Yes is it\n", "Yes", "No") == ids("Yes is it ", "Yes", "No") == ["Yes", "No"]
+    assert ids("Yes is it", "\n", "No") == ["Ċ", "ĠNo"]
+    chat = [[{"role": "user", "content": word}] for word in ("Yes", "No")]
+    task = tasks.pairs(clean=chat[:1], corrupt=chat[1:], answers=[("Yes", "No")], model=words)
+    assert words.convert_ids_to_tokens([task.good[0][0], task.bad[0][0]]) == ["Yes", "No"]
+    assert words.decode(task.clean[0]) == task[0].clean and task.clean[0].tolist().count(words.bos_token_id) == 1
+
+
+def test_own_answers_of_several_tokens():
+    words = bytes_and_merges()
+    prompts = dict(clean=["Yes is it"] * 2, corrupt=["No is it"] * 2, model=words)
+    task = tasks.pairs(answers=[("New York", "Yes"), ("No", "New Yes")], **prompts)
+    spelled = [[words.convert_ids_to_tokens(ids) for ids in side] for side in (task.good, task.bad)]
+    assert task.sequences and spelled == [[["ĠNew", "ĠYork"], ["ĠNo"]], [["ĠYes"], ["ĠNew", "ĠYes"]]]
+    assert task[0].answer == "New York" and task[1:].sequences and task == tasks.pairs(
+        answers=[("New York", "Yes"), ("No", "New Yes")], **prompts)
+    ids = tasks.pairs(clean=[[1, 5]], corrupt=[[1, 6]], answers=[([[2, 3]], torch.tensor([4]))])
+    assert ids.sequences and (ids.good, ids.bad) == (((2, 3),), ((4,),))
+    with pytest.raises(GimkitError, match="row 1: a task with answers of several tokens has one good and one bad"):
+        tasks.pairs(answers=[("New York", "Yes"), (["No", "Yes"], "New")], **prompts)
+    with pytest.raises(GimkitError, match="row 0, has the same answer .* as right and as wrong"):
+        tasks.pairs(answers=[("New York", "New York"), ("No", "Yes")], **prompts)
+
+
+def test_own_pairs_from_what_a_tokenizer_returns():
+    words = bytes_and_merges()
+    clean, corrupt = (words([first, "The cat said Yes"], padding=True, return_tensors="pt") for first in ("Yes", "No"))
+    task = tasks.pairs(clean=clean, corrupt=corrupt, answers=numpy.array([[7, 8], [9, 10]]))
+    assert torch.equal(task.clean, clean["input_ids"]) and torch.equal(task.mask, clean["attention_mask"].bool())
+
+
+# --- what no model can take ---
+
+
+def everything(model, task):
+    """Every function that takes a task."""
+    edges = gimkit.score_edges(model, random_task(2), "random")
+    yield from (
+        lambda: gimkit.score_nodes(model, task), lambda: gimkit.score_nodes(model, task, "exact"),
+        lambda: gimkit.score_nodes(model, task, backend="forward"), lambda: gimkit.score_edges(model, task),
+        lambda: gimkit.score_edges(model, task, "exact"), lambda: gimkit.score_neurons(model, task),
+        lambda: gimkit.circuits.score_edges_among(model, task, ["m0", "logits"]),
+        lambda: gimkit.run(model, task, edges.top(9)),
+        lambda: gimkit.faithfulness(model, task, edges, absolute=True),
+        lambda: gimkit.circuits.head_roles(model, task), lambda: gimkit.circuits.shapley_nodes(model, task),
+        lambda: gimkit.head_repair(model, task), lambda: gimkit.self_repair(model, task))
+
+
+@pytest.mark.parametrize("change, message", [
+    (lambda t: dict(clean=t.clean + 58), r"clean prompts, holds the token id \d+, but .* ids from 0 to 60"),
+    (lambda t: dict(corrupt=t.corrupt.masked_fill(~t.mask, 61)), "corrupt prompts, holds the token id 61.*padding"),
+    (lambda t: dict(clean=t.clean.masked_fill(~t.mask, -100)), "clean prompts, holds the token id -100"),
+    (lambda t: dict(clean=t.clean.float()), "clean prompts, must be token ids, whole numbers"),
+    (lambda t: dict(good=((61,), (6,))), "answers, holds the token id 61"),
+    (lambda t: dict(good=((-1,), (6,))), "answers, holds the token id -1"),
+    (lambda t: dict(good=((5.5,), (6,))), "answers, must be token ids, whole numbers"),
+    (lambda t: dict(good=((5,), (16,))), "row 1, has the same answer 16 as right and as wrong"),
+    (lambda t: dict(good=((5,), ())), "row 1, has no good answer"),
+    (lambda t: dict(good=((5, 6), (7, 8)), bad=((5, 6), (7, 9)), sequences=True), r"has the same answer \(5, 6\)"),
+    (lambda t: dict(zip(("clean", "corrupt", "mask"), (x.repeat(1, 9) for x in (t.clean, t.corrupt, t.mask | True)))),
+     "row 0, has 72 tokens, but the model's context holds 64"),
+])
+def test_every_entry_point_refuses_the_same_tasks(change, message):
+    model, task = NNsight(build("llama")), random_task(2)
+    for act in everything(model, replace(task, **change(task))):
+        with pytest.raises(GimkitError, match=message) as error:
+            act()
+        assert "\n" not in str(error.value)
+
+
+def test_switches_are_switches_and_numbers_are_numbers(tmp_path):
+    model, task = NNsight(build("llama")), random_task(2)
+    edges, nodes, neurons = (score(model, task) for score in (gimkit.score_edges, gimkit.score_nodes,
+                                                               gimkit.score_neurons))
+    for act in (lambda: edges.top(3, absolute="signed"), lambda: edges.greedy(3, absolute="no"),
+                lambda: nodes.top(3, absolute=1), lambda: neurons.top(3, absolute="False"),
+                lambda: gimkit.faithfulness(model, task, edges, absolute="signed"),
+                lambda: gimkit.circuits.auroc(edges, edges.top(9), absolute="no"),
+                lambda: gimkit.circuits.precision_recall(edges, edges.top(9), absolute=None)):
+        with pytest.raises(GimkitError, match="absolute must be True or False"):
+            act()
+    with pytest.raises(GimkitError, match="greedy must be True or False, not 'yes'"):
+        gimkit.faithfulness(model, task, edges, absolute=True, greedy="yes")
+    assert edges.top(torch.tensor(3), absolute=numpy.True_) == edges.top(numpy.int64(3), absolute=True)
+    assert nodes.top(numpy.int64(3)) == nodes.top(3) and len(neurons.top(torch.tensor([2]))) == 2
+    for number in (2.5, True, "3", -1, 10**6):
+        for act in (edges.top, edges.greedy, nodes.top, neurons.top):
+            with pytest.raises(GimkitError, match="must be a whole number from 0 to"):
+                act(number)
+    same = dict(steps=numpy.int64(2), batch_size=torch.tensor(1), seed=numpy.int32(0))
+    assert gimkit.score_edges(model, task, "ig-inputs", **same).scores.shape == edges.scores.shape
+    with pytest.raises(GimkitError, match="batch_size must be a whole number"):
+        gimkit.score_edges(model, task, batch_size=1.0)
+    for level in (95, 0, "0.9", float("nan")):
+        with pytest.raises(GimkitError, match="level"):
+            gimkit.rank_correlation(nodes, nodes, level=level)
+    path = edges.top(200).save(tmp_path / "c.json")
+    for old, new, message in (('"in_graph": true', '"in_graph": "False"', "in_graph of .* must be True or False"),
+                              ('"n_heads": 4', '"n_heads": "4"', "n_heads must be a whole number"),
+                              ('"parallel_attn_mlp": false', '"parallel_attn_mlp": "no"', "must be True or False")):
+        other = tmp_path / "other.json"
+        other.write_text(path.read_text().replace(old, new))
+        with pytest.raises(GimkitError, match=message):
+            gimkit.circuits.Circuit.load(other)
 
 
 def test_a_card_says_what_the_model_makes_of_the_task():

@@ -223,7 +223,7 @@ def without(rows, column):
 
 @pytest.mark.parametrize(("arguments", "message"), [
     (dict(name="bool"), "unknown data set 'bool'; use boolq, fever, movies, scifact, hatexplain, twitter"),
-    (dict(n=0), "n=0: ask for at least one"),
+    (dict(n=0), "n must be a whole number of at least 1"),
     (dict(data=without(BOOLQ, "passage")),
      r"'boolq' \(google/boolq\): no column 'passage' in a row with the columns question, answer; it needs question"),
     (dict(name="scifact", data=(CLAIMS, without(CORPUS, "abstract"))), "no column 'abstract' .* doc_id, title, struct"),

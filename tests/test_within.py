@@ -205,7 +205,7 @@ def test_neuron_tables():
     assert largest.score.abs().tolist() == sorted(frame.score.abs(), reverse=True)[:5]
     assert len(neurons.top(0)) == 0
     for n in (-1, 3 * 48 + 1, 2.5):
-        with pytest.raises(gimkit.GimkitError, match="neurons asked for"):
+        with pytest.raises(gimkit.GimkitError, match="a number of neurons"):
             neurons.top(n)
 
 

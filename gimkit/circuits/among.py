@@ -6,7 +6,7 @@ import pandas
 import torch
 
 from gimkit.circuits.edges import METHODS, score_edges
-from gimkit.circuits.metric import check_metric, check_slope
+from gimkit.circuits.metric import check_slope, metric_of
 from gimkit.errors import GimkitError, check_whole, require_finite
 from gimkit.jvp.modes import check_backend, in_either_mode
 from gimkit.jvp.plan import plan_of
@@ -16,12 +16,13 @@ from gimkit.model.apply import check_unedited
 from gimkit.model.architecture import architecture_of
 from gimkit.model.graph import Graph, nodes_of
 from gimkit.model.residual_stream import graph_of, residual_stream_of
+from gimkit.results import Result
 from gimkit.rules import RULES, Rules, rules_of
-from gimkit.tasks.task import answers_of, check_task
+from gimkit.tasks.task import answer_rows, answers_of, check_task, per_pair
 
 
-@dataclass(frozen=True)
-class ChosenEdges:
+@dataclass(frozen=True, eq=False)
+class ChosenEdges(Result):
     """Scores of some edges; positive means that corrupting the edge hurts.
 
     >>> found = gimkit.circuits.score_edges_among(model, task, ["m0", "m1", "logits"])
@@ -63,10 +64,10 @@ def score_edges_among(model, task, chosen, method: str | Rules = "gim", *, metri
     where what it recomputes of the clean run is not the model's, and for OLMo-2, whose norms mix the queries of all
     heads, unless the rules freeze norms.
     """
-    check_task(task)
-    check_metric(metric)
+    check_task(model, task)
+    metric, rows = metric_of(task, metric), answer_rows(task)
     check_backend(backend)
-    check_whole("batch_size", batch_size)
+    batch_size = check_whole("batch_size", batch_size)
     check_unedited(model)
     if method in METHODS and method not in RULES:
         raise GimkitError(f"{method} scores all edges at once: use gimkit.score_edges, or any rules here ('gim', "
@@ -81,7 +82,8 @@ def score_edges_among(model, task, chosen, method: str | Rules = "gim", *, metri
         return torch.stack([whole.scores[place] for place in places.values()])
 
     def forward():
-        return _forward(model, graph, task, rules, metric, list(places.values()), batch_size, remote).mean(0)
+        found = _forward(model, graph, rows, rules, metric, list(places.values()), batch_size, remote)
+        return per_pair(task, found).mean(0)
 
     scores = in_either_mode(model, backend, reverse, forward, remote)
     require_finite(scores)
@@ -126,8 +128,7 @@ def _forward(model, graph: Graph, task, rules: Rules, metric: str, places: list,
                 yield *_rows(graph, names, places[first:after], spare), list(range(first, after))
                 first = after
 
-    _, *answers = answers_of(task)
-    return forward_task_scores(model, task, (metric, *answers), rules, chunks, len(places), batch_size, remote)
+    return forward_task_scores(model, task, (metric, *answers_of(task)), rules, chunks, len(places), batch_size, remote)
 
 
 def _rows(graph: Graph, names, places: list, spare: int) -> tuple[dict, list[int]]:

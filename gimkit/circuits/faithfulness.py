@@ -9,13 +9,14 @@ from scipy import stats
 
 from gimkit.circuits.circuit import Circuit
 from gimkit.circuits.edges import EdgeScores
-from gimkit.circuits.metric import DIVERGENCES, check_metric
+from gimkit.circuits.metric import DIVERGENCES, metric_of
 from gimkit.circuits.nodes import NodeScores
 from gimkit.circuits.patching import run_masks
-from gimkit.errors import GimkitError, require_finite
+from gimkit.errors import GimkitError, check_flag, check_number, require_finite
 from gimkit.model.apply import check_unedited
 from gimkit.model.graph import greedy_edges, prune, top_edges
 from gimkit.model.residual_stream import check_graph, residual_stream_of
+from gimkit.results import Result
 from gimkit.statistics import Interval, bootstrap
 from gimkit.tasks.measure import warn_unsolved
 from gimkit.tasks.task import check_task
@@ -44,8 +45,8 @@ def rank_correlation(scores, truth, *, level: float = 0.95, resamples: int = 999
     return bootstrap(statistic, len(a), level=level, resamples=resamples, seed=seed)
 
 
-@dataclass(frozen=True)
-class Curve:
+@dataclass(frozen=True, eq=False)
+class Curve(Result):
     """Faithfulness of circuits of growing size, cut from one set of scores.
 
     >>> curve.shares[:3], curve.edges[:3]
@@ -57,6 +58,7 @@ class Curve:
     corrupt model and 1 for the whole one. per_example: [sizes, n] the metric of each circuit; empty, full: [n] that of
     no and of all edges. absolute: circuits were cut by |score|. greedy: grown from the logits.
     metric: what the circuits were evaluated by; scored_by: the metric of the scores that they were cut from.
+    fingerprint: of those scores (`EdgeScores.fingerprint`), "" where it is not known.
     """
 
     task: str
@@ -70,6 +72,7 @@ class Curve:
     full: torch.Tensor
     metric: str = "logit"
     scored_by: str = "logit"
+    fingerprint: str = ""
 
     @property
     def faithfulness(self) -> numpy.ndarray:
@@ -97,7 +100,7 @@ class Curve:
 
     def _area(self, values, log: bool) -> float:
         x = numpy.array(self.shares)
-        if log:
+        if check_flag("log", log):
             x = numpy.log10(x)
             x = (x - x[0]) / (x[-1] - x[0])
         return float(numpy.trapezoid(values, x))
@@ -138,13 +141,14 @@ def faithfulness(model, task, edges: EdgeScores, *, absolute: bool, metric: str 
     Raises GimkitError when the clean prompts do not beat the corrupt ones, for faithfulness divides by the difference.
     Source: MIB's evaluation; as there, the x axis is the requested share, and dead ends are pruned before running.
     """
-    check_task(task)
-    check_metric(metric)
+    check_task(model, task)
+    metric = metric_of(task, metric)
+    absolute, greedy = check_flag("absolute", absolute), check_flag("greedy", greedy)
     w = residual_stream_of(model)
     graph, cut = edges.graph, greedy_edges if greedy else top_edges
     check_graph(graph, w)
     check_unedited(model)
-    sizes = tuple(sizes)
+    sizes = tuple(check_number("a size", share) for share in sizes)
     if not sizes or any(not 0 <= share <= 1 for share in sizes) or list(sizes) != sorted(set(sizes)):
         raise GimkitError("sizes are increasing shares of all edges between 0 and 1")
     masks = [prune(cut(edges.scores, graph, int(share * graph.n_edges), absolute), graph) for share in sizes]
@@ -157,7 +161,7 @@ def faithfulness(model, task, edges: EdgeScores, *, absolute: bool, metric: str 
     if metric not in DIVERGENCES:
         warn_unsolved(task.name, full)
     return Curve(edges.task, edges.method, absolute, greedy, sizes, tuple(int(mask.sum()) for mask in masks),
-                 values[2:], empty, full, metric, edges.metric)
+                 values[2:], empty, full, metric, edges.metric, edges.fingerprint)
 
 
 def auroc(scores: EdgeScores | NodeScores, known: Circuit, *, absolute: bool = True) -> float:
@@ -208,4 +212,4 @@ def _both(scores: EdgeScores | NodeScores, known: Circuit, absolute: bool):
     else:
         counted, hit = known.graph.real, known.keep
     value = scores.scores[counted].double().numpy()
-    return hit[counted].numpy(), abs(value) if absolute else value
+    return hit[counted].numpy(), abs(value) if check_flag("absolute", absolute) else value

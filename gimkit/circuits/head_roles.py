@@ -13,7 +13,7 @@ from gimkit.model.apply import check_unedited
 from gimkit.model.architecture import architecture_of
 from gimkit.model.residual_stream import graph_of, residual_stream_of
 from gimkit.remote import in_trace
-from gimkit.tasks.task import answers_of, check_task
+from gimkit.tasks.task import answers_of, check_one_token, check_task
 
 ATTENDS = 0.5  # mean attention from which a head "attends" to something
 WRITES = 0.1  # direct effect, as a share of the mean clean metric, from which it "writes"
@@ -50,8 +50,9 @@ def head_roles(model, task, *, batch_size: int = 32, remote: bool | str = False)
     Source: the roles of arXiv 2211.00593 (IOI) and 2310.04625 (copy suppression), the pattern scores of induction heads
     (Olsson et al. 2022) on the task's own prompts instead of random tokens.
     """
-    check_task(task)
-    check_whole("batch_size", batch_size)
+    check_task(model, task)
+    check_one_token(task, "head_roles")
+    batch_size = check_whole("batch_size", batch_size)
     w = residual_stream_of(model)
     check_unedited(model)
     attentions = [block.attention for block in architecture_of(model).blocks]

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import torch
 
-from gimkit.errors import GimkitError, require_finite
+from gimkit.errors import GimkitError, check_flag, check_number, check_whole, require_finite
 from gimkit.files import whole, write_text
 from gimkit.model.graph import Graph
 from gimkit.model.residual_stream import check_graph, residual_stream_of
@@ -75,8 +75,9 @@ def read(path, model=None) -> Contents:
         as_json = path.suffix == ".json"
         data = json.loads(path.read_text("utf-8")) if as_json else torch.load(path, "cpu", weights_only=True)
         config, labels = data["cfg"], {"task": "", "method": path.name, "metric": ""} | data.get("labels", {})
-        graph = Graph(int(config["n_layers"]), int(config["n_heads"]), bool(config["parallel_attn_mlp"]),
-                      int(config["d_model"]))
+        layers, heads, width = (check_whole(f"{path.name}: {key}", config[key]) for key in ("n_layers", "n_heads",
+                                                                                           "d_model"))
+        graph = Graph(layers, heads, check_flag(f"{path.name}: parallel_attn_mlp", config["parallel_attn_mlp"]), width)
         if graph.layers * (graph.heads + 1) >= len(data["nodes" if as_json else "src_nodes"]):
             raise GimkitError(f"{path.name}: its nodes do not fit a model of {graph}")
         if model is not None:
@@ -102,7 +103,8 @@ def _of_json(data: dict, graph: Graph, name: str):
     """(the keys that describe nodes, (scores, keep, node scores or None))."""
     scores, keep, known = torch.zeros(graph.real.shape), torch.zeros_like(graph.real), graph.edges
     for edge, entry in data["edges"].items():
-        scores[known[edge]], keep[known[edge]] = float(entry["score"]), bool(entry["in_graph"])
+        scores[known[edge]] = check_number(f"{name}: the score of {edge}", entry["score"])
+        keep[known[edge]] = check_flag(f"{name}: in_graph of {edge}", entry["in_graph"])
     entries = [data["nodes"][source] for source in graph.sources]
     held = {key for entry in entries for key in entry}
     nodes = torch.tensor([float(entry["score"]) for entry in entries]) if "score" in held else None
@@ -110,7 +112,10 @@ def _of_json(data: dict, graph: Graph, name: str):
 
 
 def _of_pt(data: dict, graph: Graph, name: str):
-    scores, keep, nodes = data["edges_scores"].float(), data["edges_in_graph"].bool(), data.get("nodes_scores")
+    scores, keep, nodes = data["edges_scores"].float(), data["edges_in_graph"], data.get("nodes_scores")
+    if not bool(((keep == 0) | (keep == 1)).all()):
+        raise GimkitError(f"{name}: edges_in_graph must be True or False on every edge")
+    keep = keep.bool()
     if ((tuple(data["src_nodes"]), tuple(data["dst_nodes"])) != (graph.sources, graph.targets)
             or not scores.shape == keep.shape == graph.real.shape
             or nodes is not None and nodes.shape != (len(graph.sources),)):

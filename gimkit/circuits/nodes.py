@@ -10,8 +10,8 @@ from tqdm.auto import tqdm
 from gimkit.circuits import mib_files
 from gimkit.circuits.circuit import Circuit
 from gimkit.circuits.integration_points import points
-from gimkit.circuits.metric import check_metric, check_slope
-from gimkit.errors import GimkitError, check_whole, require_finite
+from gimkit.circuits.metric import check_slope, metric_of
+from gimkit.errors import GimkitError, check_flag, check_whole, require_finite
 from gimkit.interventions.node_patching import exact_node_scores
 from gimkit.interventions.node_scores import node_scores
 from gimkit.jvp.modes import check_backend, in_either_mode
@@ -19,17 +19,18 @@ from gimkit.jvp.rows import starts_of
 from gimkit.jvp.scores import forward_task_scores
 from gimkit.model.apply import apply, check_unedited
 from gimkit.model.architecture import architecture_of
-from gimkit.model.graph import Graph, check_size, nodes_of, prune
+from gimkit.model.graph import Graph, nodes_of, prune
 from gimkit.model.residual_stream import graph_if_covered, norms_after
 from gimkit.remote.trace import in_trace
+from gimkit.results import Result
 from gimkit.rules import PLAIN, RULES, Rules, rules_of
-from gimkit.tasks.task import answers_of, check_task, rows_of
+from gimkit.tasks.task import answer_rows, answers_of, check_task, per_pair, rows_of
 
 KINDS = {"": "head", "q": "query", "k": "key", "v": "value"}
 
 
-@dataclass(frozen=True)
-class NodeScores:
+@dataclass(frozen=True, eq=False)
+class NodeScores(Result):
     """One score per node; positive means that corrupting the node hurts.
 
     >>> nodes.nodes[:3], nodes.scores.shape
@@ -80,9 +81,9 @@ class NodeScores:
         embedding its circuits run as the corrupt prompt, for nothing feeds the other nodes.
         """
         graph = self._covered()
-        check_size(n, len(self.nodes) - 1, "heads and MLPs")
+        n = check_whole("n, a number of heads and MLPs,", n, 0, len(self.nodes) - 1)
         require_finite(self.scores)
-        value = (self.scores.abs() if absolute else self.scores)[1:].double()
+        value = (self.scores.abs() if check_flag("absolute", absolute) else self.scores)[1:].double()
         best = value.argsort(descending=True, stable=True)[:n].tolist()
         circuit = Circuit.between(graph, ["input", *(self.nodes[1 + i] for i in best)])
         return Circuit(graph, prune(circuit.keep, graph))
@@ -159,6 +160,9 @@ def score_nodes(model, task, method: str | Rules = "gim", *, metric: str = "logi
         "logit": logsumexp(good answers' logits) - logsumexp(bad answers'), the logit difference for single answers.
         "probability": the good answers' summed probability minus the bad ones', for greater-than sum p(> yy) -
         sum p(<= yy). Where the model is sure, its gradient vanishes.
+        With answers of several tokens: "logit" becomes "log-probability", the good answer's minus the bad one's, each
+        given the prompt and the answer's tokens before (teacher forcing), in nats; "probability" likewise. Good and bad
+        answer each stand behind their prompt in a row of their own, and a pair's scores are those of both rows.
         "kl": minus KL(clean run || current run) of the next token, summed over the vocabulary, in nats; "kl-mean": its
         mean over the vocabulary, which is EAP-IG's. Zero, with gradient zero, at the clean run.
     steps: points of the averaged gradients. batch_size: prompt pairs per forward; it does not change the result.
@@ -177,12 +181,11 @@ def score_nodes(model, task, method: str | Rules = "gim", *, metric: str = "logi
     positions, which change together, each query head for itself where several share keys. GradDrop is left out: it
     averages absolute values over a backward pass per layer, so it has no sign.
     """
-    check_task(task)
+    check_task(model, task)
     if not isinstance(method, Rules) and method not in METHODS:
         raise GimkitError(f"unknown method {method!r}; use a gimkit.Rules, or one of {', '.join(METHODS)}")
-    check_whole("steps", steps)
-    check_whole("batch_size", batch_size)
-    check_metric(metric)
+    steps, batch_size = check_whole("steps", steps), check_whole("batch_size", batch_size)
+    seed, metric, rows = check_whole("seed", seed, 0), metric_of(task, metric), answer_rows(task)
     check_backend(backend)
     parts = architecture_of(model)
     check_unedited(model)
@@ -193,15 +196,15 @@ def score_nodes(model, task, method: str | Rules = "gim", *, metric: str = "logi
     if method == "random":
         values = torch.randn(len(names), generator=torch.Generator().manual_seed(seed)).repeat(len(task), 1)
     elif method == "exact":
-        values = _exact(model, parts, names, task, metric, batch_size, remote)
+        values = per_pair(task, _exact(model, parts, names, rows, metric, batch_size, remote))
     else:
         forward = NO_FORWARD.format(method)
         if isinstance(method, Rules) or method in RULES:
             def forward():
-                return _forward(model, names, task, rules_of(method), metric, batch_size, remote)
-        values = in_either_mode(
-            model, backend, lambda: _gradients(model, parts, task, method, metric, steps, batch_size, remote),
-            forward, remote)
+                return _forward(model, names, rows, rules_of(method), metric, batch_size, remote)
+        values = per_pair(task, in_either_mode(
+            model, backend, lambda: _gradients(model, parts, rows, method, metric, steps, batch_size, remote),
+            forward, remote))
     require_finite(values)
     return NodeScores(task.name, label, _labels(names, parts.n_heads, method == "atp*"), values, metric,
                       graph_if_covered(model, parts))
@@ -215,8 +218,7 @@ def _forward(model, names, task, rules: Rules, metric: str, batch_size: int, rem
             chosen = names[start:start + each]
             yield starts_of(chosen, spare=spare), list(range(len(chosen))), list(range(start, start + len(chosen)))
 
-    _, *answers = answers_of(task)
-    return forward_task_scores(model, task, (metric, *answers), rules, chunks, len(names), batch_size, remote)
+    return forward_task_scores(model, task, (metric, *answers_of(task)), rules, chunks, len(names), batch_size, remote)
 
 
 def _labels(names, n_heads: int, reads: bool) -> tuple[str, ...]:

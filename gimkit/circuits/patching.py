@@ -4,13 +4,13 @@ import torch
 from tqdm.auto import tqdm
 
 from gimkit.circuits.circuit import Circuit
-from gimkit.circuits.metric import DIVERGENCES, check_metric
+from gimkit.circuits.metric import DIVERGENCES, metric_of
 from gimkit.errors import GimkitError, require_finite
 from gimkit.interventions.circuit_runs import run_circuits
 from gimkit.model.apply import check_unedited
 from gimkit.model.residual_stream import ResidualStream, check_graph, graph_of, residual_stream_of
 from gimkit.remote import in_trace
-from gimkit.tasks.task import answers_of, check_task
+from gimkit.tasks.task import answer_rows, answers_of, check_task, per_pair
 
 
 def run(model, task, circuits: Circuit | list[Circuit], *, metric: str = "logit",
@@ -27,8 +27,8 @@ def run(model, task, circuits: Circuit | list[Circuit], *, metric: str = "logit"
     Source: EAP-IG's evaluate_graph: a target reads the sum of current outputs over kept edges and corrupt ones over
     dropped edges.
     """
-    check_task(task)
-    check_metric(metric)
+    check_task(model, task)
+    metric = metric_of(task, metric)
     w = residual_stream_of(model)
     check_unedited(model)
     several = [circuits] if isinstance(circuits, Circuit) else list(circuits) if isinstance(circuits, list) else []
@@ -48,6 +48,7 @@ def run_masks(model, w: ResidualStream, task, keep: torch.Tensor, metric: str, r
 
     most: numbers in the sources' outputs that are held at once (2^25 float32: 128 MiB).
     """
+    pairs, task = task, answer_rows(task)
     rows = max(1, most // (keep.shape[1] * task.clean.shape[1] * w.width))
     together = min(len(keep), rows)  # circuits, which share the corrupt run, rather than examples
     examples = max(1, rows // together)
@@ -66,4 +67,4 @@ def run_masks(model, w: ResidualStream, task, keep: torch.Tensor, metric: str, r
                 found.append(values[:len(chosen)])
                 progress.update(found[-1].numel())
             columns.append(torch.cat(found))
-    return torch.cat(columns, 1)
+    return per_pair(pairs, torch.cat(columns, 1), 1)

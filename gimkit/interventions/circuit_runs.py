@@ -2,7 +2,7 @@
 
 import torch
 
-from gimkit.interventions.metric import at_answers, metric_values
+from gimkit.interventions.metric import at_answers, metric_values, places_of
 from gimkit.interventions.residual_stream import heads_of, read_norm, read_weights, tensor_of
 from gimkit.interventions.weights import matrix_of
 
@@ -49,7 +49,7 @@ def run_circuits(model, w, b: int, keep: torch.Tensor, metric: str, last, good, 
     reads = streams(final.input[:b], gaps, keep[:, :, column])
     final.input = torch.cat([final.input[:b], reads.repeat(group, 1, 1).to(final.input.dtype)])
     logits = at_answers(model, w.unembedding, last)[b:(1 + circuits) * b]
-    return metric_values(metric, logits, torch.zeros_like(last), good, bad, logits[-b:])
+    return metric_values(metric, logits, places_of(last), good, bad, logits[-b:])
 
 
 def gap(x: torch.Tensor, b: int, circuits: int) -> torch.Tensor:

@@ -6,7 +6,7 @@ Rows of a batch are b clean prompts, then their b corrupt ones, then further poi
 import torch
 
 from gimkit.interventions.interpolation import path_points, plus_points, put_output
-from gimkit.interventions.metric import at_answers, metric_values
+from gimkit.interventions.metric import at_answers, metric_values, places_of
 from gimkit.interventions.residual_stream import (
     heads_of,
     heads_written,
@@ -61,7 +61,7 @@ def edge_scores(model, w, frozen: bool, b: int, metric: str, last, good, bad, gr
     if group > 1:
         wanted += [z for _, z in shared]
     logits = at_answers(model, w.unembedding, last)
-    first = torch.zeros_like(last)
+    first = places_of(last)
     value = sum(metric_values(metric, logits[start:start + b], first, good, bad, logits[:b]).sum()
                 for start in gradient_rows)
     gradients = list(torch.autograd.grad(value, wanted, retain_graph=group > 1,

@@ -9,6 +9,7 @@ beside large biases lose digits.
 import torch
 
 from gimkit.interventions.gradients import centre, inverse_scale
+from gimkit.interventions.metric import metric_values
 from gimkit.interventions.residual_stream import heads_of
 from gimkit.interventions.tangent_starts import (
     edges_into_heads,
@@ -28,6 +29,7 @@ from gimkit.interventions.tangents import (
     share_off,
     tangents_of,
 )
+from gimkit.interventions.token_scores import explained_value
 from gimkit.interventions.weights import scale_of
 
 
@@ -49,17 +51,23 @@ def token_scores_of(model, plan: dict, rules: dict, prompt: torch.Tensor, neutra
     """Scores [seq] of a prompt's tokens, and the answers' ids, by a trace for each of chunks (left, positions)."""
     scores = torch.zeros(len(prompt), dtype=torch.float64)
     for left, positions in chunks:
-        run = {"rules": rules, "g": len(left), "first": len(left) + 1}
+        run = {"rules": rules, "g": len(left), "first": len(left) + 1, "last": positions_of(answers)}
         ids = prompt.repeat(len(left) * (1 + len(positions)) + 1, 1)
         ids[len(left)] = neutral
-        with model.trace(input_ids=ids, use_cache=False, logits_to_keep=1):
-            found, answers = token_tangents(model, plan, run, positions, free, left, answers).save()
+        with model.trace(input_ids=ids, use_cache=False, logits_to_keep=run["last"]):
+            found, known = token_tangents(model, plan, run, positions, free, left, answers).save()
         scores[positions] += found.double()
-    return scores.to(found.dtype), answers
+        answers = known or answers  # of a function none come back
+    return scores.to(found.dtype), [] if callable(answers[0]) else answers
+
+
+def positions_of(answers: list) -> int:
+    """How many last positions predict the answer's tokens."""
+    return len(answers[0]) if answers and isinstance(answers[0], list) else 1
 
 
 def token_tangents(model, plan: dict, run: dict, positions: list, free: torch.Tensor, left: list, answers: list):
-    """Scores [positions] of one chunk: what each token's whole change from the neutral one does to the logit.
+    """Scores [positions] of one chunk: what each token's whole change from the neutral one does to what is explained.
 
     Rows: g copies of the prompt, the neutral tokens, then tangents. left: g shares of the way to the neutral embedding,
     which the free positions of each copy go; the scores are sums over copies. Also the answers' ids.
@@ -75,37 +83,56 @@ def token_tangents(model, plan: dict, run: dict, positions: list, free: torch.Te
         start[:, row, position] = change[position] * run["scale"]
     put(x, start, g, first)
     logits, tangents = pushed(model, plan, run, x)
-    if not answers:
-        answers = [int(logits[-1].argmax())]
-    found = tangents[..., answers[0]]
-    if len(answers) > 1:
-        found = found - tangents[..., answers[1]]
+    if answers and not isinstance(answers[0], int):
+        slope = slope_at(logits, lambda logits: explained_value(logits, answers)[0])
+        found, answers = (tangents * slope[:, None]).sum((-1, -2)), [ids for ids in answers if isinstance(ids, list)]
+    else:
+        answers = answers or [int(logits[-1, -1].argmax())]
+        found = tangents[..., 0, answers[0]]
+        if len(answers) > 1:
+            found = found - tangents[..., 0, answers[1]]
     return (found.sum(0) / run["scale"]).cpu(), answers
 
 
+def slope_at(logits: torch.Tensor, value) -> torch.Tensor:
+    """The derivative of value(logits), summed, at logits; this much autograd a sandbox has too."""
+    with torch.enable_grad():
+        leaf = logits.detach().clone().requires_grad_(True)
+        return torch.autograd.grad(value(leaf).sum(), leaf)[0]
+
+
 def task_scores_of(model, plan: dict, rules: dict, all_clean: torch.Tensor, all_corrupt: torch.Tensor, metric: str,
-                   good: torch.Tensor, bad: torch.Tensor, jobs: list) -> list:
+                   last: torch.Tensor, good: torch.Tensor, bad: torch.Tensor, jobs: list) -> list:
     """`metric_tangents` of each job (indices of pairs, their length, starts), by a trace for each."""
     found = []
     for pairs, length, starts in jobs:
         clean, corrupt = all_clean[pairs, :length], all_corrupt[pairs, :length]
-        run = {"rules": rules, "g": len(clean), "first": 2 * len(clean) + 1, "starts": starts}
+        run = {"rules": rules, "g": len(clean), "first": 2 * len(clean) + 1, "starts": starts,
+               "last": 1 if last.dim() == 1 else last.shape[1]}
+        places = last[pairs] - length + run["last"]
         ids = torch.cat([clean, clean[:1], corrupt, clean.repeat_interleave(starts["rows"], 0)])
-        with model.trace(input_ids=ids, use_cache=False, logits_to_keep=1):
-            values = metric_tangents(model, plan, run, metric, good[pairs], bad[pairs]).save()
+        with model.trace(input_ids=ids, use_cache=False, logits_to_keep=run["last"]):
+            values = metric_tangents(model, plan, run, metric, places, good[pairs], bad[pairs]).save()
         found.append(values)
     return found
 
 
-def metric_tangents(model, plan: dict, run: dict, metric: str, good: torch.Tensor, bad: torch.Tensor) -> torch.Tensor:
-    """What the clean - corrupt change that each tangent starts from does to the metric, [g, n]."""
+def metric_tangents(model, plan: dict, run: dict, metric: str, places, good, bad) -> torch.Tensor:
+    """What the clean - corrupt change that each tangent starts from does to the metric, [g, n].
+
+    places: of the answers among the last positions, as `last` of `metric_values`.
+    """
     g, first = run["g"], run["first"]
     x = model.get(plan["embedding"]).output
     run["scale"] = scale_for(x)
     put(x, torch.zeros_like(x[first:]).unflatten(0, (g, -1)), g, first)
     start_output(x, run, run["starts"]["input"])
     logits, tangents = pushed(model, plan, run, x)
-    return ((tangents * metric_slope(metric, logits, good, bad)[:, None]).sum(-1) / run["scale"]).cpu()
+    if places.dim() == 1:
+        slope = metric_slope(metric, logits[:, 0], good, bad)[:, None]
+    else:
+        slope = slope_at(logits, lambda logits: metric_values(metric, logits, places, good, bad))
+    return ((tangents * slope[:, None]).sum((-1, -2)) / run["scale"]).cpu()
 
 
 def scale_for(x: torch.Tensor) -> float:
@@ -114,7 +141,7 @@ def scale_for(x: torch.Tensor) -> float:
 
 
 def pushed(model, plan: dict, run: dict, embedded: torch.Tensor):
-    """The clean logits [g, vocab] of the last position and their tangents [g, n, vocab]."""
+    """The clean logits [g, last, vocab] of the last positions and their tangents [g, n, last, vocab]."""
     norms = prepared(model, plan, embedded.dtype)
     with torch.autocast(embedded.device.type, enabled=False):
         for layer, block in enumerate(plan["blocks"]):
@@ -234,14 +261,14 @@ def mlp_step(model, block: dict, run: dict, layer: int) -> None:
 
 
 def last_logits(model, plan: dict, run: dict):
-    """The clean logits [g, vocab] and their tangents; the model goes on with the clean rows alone."""
+    """The clean logits [g, last, vocab] and their tangents; the model goes on with the clean rows alone."""
     g, first = run["g"], run["first"]
     module = model.get(plan["unembedding"])
-    raw = module.output[:, -1:]
+    raw = module.output[:, -run["last"]:]
     logits, t = clean_of(raw, g), tangents_of(raw, g, first)
     if plan["softcap"] is not None:
         bent = torch.tanh(logits / plan["softcap"])
         logits, t = plan["softcap"] * bent, t * (1 - bent * bent)
     module.output = raw[:g].clone()
     check_same(logits, model.output.logits[:, None], plan["unembedding"])
-    return logits[:, 0, 0], t[:, :, 0]
+    return logits[:, 0], t

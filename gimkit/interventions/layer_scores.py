@@ -3,7 +3,7 @@
 import torch
 
 from gimkit.interventions.attention import put_pattern_difference
-from gimkit.interventions.token_scores import explained_logit, last_values
+from gimkit.interventions.token_scores import along, explained_value, last_values
 from gimkit.interventions.weights import leaf_of
 
 
@@ -17,9 +17,9 @@ def stream_scores(model, blocks: list, answers: list):
             x = leaf_of(model, x)
             block.input = x
         streams.append(x)
-    value, answers = explained_logit(model.output.logits, answers)
+    value, answers = explained_value(model.output.logits, answers)
     gradients = torch.autograd.grad(value.sum(), streams)
-    scores = [((x - x.mean(1, keepdim=True)).detach() * g).sum(-1)[0] for x, g in zip(streams, gradients)]
+    scores = [along(x - x.mean(1, keepdim=True), g)[0] for x, g in zip(streams, gradients)]
     return torch.stack(scores), answers
 
 
@@ -34,9 +34,9 @@ def integrated_stream_scores(model, path: str, answers: list):
     shares = (torch.arange(len(x), device=x.device, dtype=x.dtype) + 0.5) / len(x)
     leaf = leaf_of(model, mean + shares[:, None, None] * (x - mean))
     block.input = leaf
-    value, answers = explained_logit(model.output.logits, answers)
+    value, answers = explained_value(model.output.logits, answers)
     gradient = torch.autograd.grad(value.sum(), leaf)[0].mean(0)
-    return ((x - mean)[0] * gradient).sum(-1), answers
+    return along((x - mean)[0], gradient), answers
 
 
 def pattern_stream_scores(model, path: str, attentions: list, answers: list):
@@ -52,9 +52,9 @@ def pattern_stream_scores(model, path: str, attentions: list, answers: list):
     block.input = leaf
     for attention in attentions:
         put_pattern_difference(model.get(attention))
-    value, answers = explained_logit(model.output.logits, answers)
+    value, answers = explained_value(model.output.logits, answers)
     gradient = torch.autograd.grad(value[0], leaf)[0]
-    return ((leaf[:1] - mean).detach() * gradient[:1]).sum(-1)[0], answers
+    return along(leaf[:1] - mean, gradient[:1])[0], answers
 
 
 def replaced_values(model, blocks: list, keep: torch.Tensor, answers: list):
@@ -80,6 +80,6 @@ def along_path(model, embedding: str, corrupt: torch.Tensor, answers: list):
     shares = torch.linspace(0, 1, len(end), device=end.device, dtype=end.dtype)[:, None, None]
     leaf = leaf_of(model, start + shares * (end - start))
     module.output = leaf
-    value, _ = explained_logit(model.output.logits, answers)
+    value, _ = explained_value(model.output.logits, answers)
     gradient = torch.autograd.grad(value.sum(), leaf)[0]
     return torch.stack([value.detach(), gradient.flatten(1).norm(dim=1)], 1).cpu()

@@ -14,12 +14,17 @@ def metric_values(metric: str, logits: torch.Tensor, last, good, bad, clean=None
     single answers); "probability", the good answers' summed probability minus the bad ones'; "kl", minus the
     divergence KL(clean || current) of the next token's distribution, in nats; "kl-mean", that divided by |vocab|.
     last: [b] position of the answer. good, bad: [b, most] token ids, padded with -1.
+    Where answers have several tokens, last is [b, most], the position that predicts each token, and a row has one
+    answer, the good or the bad one: the metric is its log-probability (or probability), negative for the bad one.
     clean: the clean run's logits [b, seq, vocab], for the divergence.
     """
     rows = torch.arange(len(last), device=logits.device)
     last = last.to(logits.device)
     precise = torch.promote_types(logits.dtype, torch.float32)
-    at_answer = logits.unflatten(0, (-1, len(last)))[:, rows, last].to(precise)  # [groups, b, vocab]
+    by_group = logits.unflatten(0, (-1, len(last)))
+    if last.dim() == 2:
+        return of_sequences(metric, by_group[:, rows[:, None], last].to(precise), good, bad)
+    at_answer = by_group[:, rows, last].to(precise)  # [groups, b, vocab]
     if metric in ("kl", "kl-mean"):
         wanted = torch.log_softmax(clean[rows, last].detach().to(precise), -1)
         divergence = torch.nn.functional.kl_div(torch.log_softmax(at_answer, -1), wanted.expand_as(at_answer),
@@ -34,15 +39,43 @@ def metric_values(metric: str, logits: torch.Tensor, last, good, bad, clean=None
     return sides[0].exp() - sides[1].exp() if metric == "probability" else sides[0] - sides[1]
 
 
+def of_sequences(metric: str, logits: torch.Tensor, good, bad) -> torch.Tensor:
+    """The metric [groups, b] of rows with one answer of several tokens, good or bad; the other side's ids are -1.
+
+    >>> of_sequences("probability", torch.zeros(1, 1, 2, 10), torch.tensor([[3, 4]]), torch.tensor([[-1, -1]]))
+    tensor([[0.0100]])
+
+    logits: [groups, b, tokens, vocab] where each of the answer's tokens is predicted. good, bad: [b, tokens].
+    """
+    known, sides = torch.log_softmax(logits, -1), []
+    for ids in (good.to(logits.device), bad.to(logits.device)):
+        index = ids.clamp(min=0).expand(len(known), -1, -1)[..., None]
+        total = known.gather(3, index)[..., 0].masked_fill(ids < 0, 0).sum(2)
+        sides.append(total.exp() * (ids >= 0).any(1) if metric == "probability" else total)
+    return sides[0] - sides[1]
+
+
 def answer_values(model, last, good, bad) -> torch.Tensor:
     """The logit metric [b] of b prompts as they are."""
     return metric_values("logit", model.output.logits, last, good, bad)[0]
 
 
 def at_answers(model, unembedding: str, last: torch.Tensor) -> torch.Tensor:
-    """The logits [groups * b, 1, vocab] at the answers' positions, no others being computed. last: [b]."""
+    """The logits [groups * b, tokens, vocab] at the answers' positions, no others being computed; one token each where
+    last is [b].
+    """
     module = model.get(unembedding)
     x = module.input
-    rows = torch.arange(len(x), device=x.device)
-    module.input = x[rows, last.to(x.device).repeat(len(x) // len(last))][:, None]
+    rows = torch.arange(len(x), device=x.device)[:, None]
+    module.input = x[rows, last.view(len(last), -1).to(x.device).repeat(len(x) // len(last), 1)]
     return model.output.logits
+
+
+def places_of(last: torch.Tensor) -> torch.Tensor:
+    """Where the answers' positions are in what `at_answers` returns.
+
+    >>> places_of(torch.tensor([[4, 5], [6, 6]]))
+    tensor([[0, 1],
+            [0, 1]])
+    """
+    return torch.zeros_like(last) if last.dim() == 1 else torch.arange(last.shape[1]).expand(len(last), -1)

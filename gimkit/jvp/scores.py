@@ -22,7 +22,9 @@ def forward_token_scores(model, asked: Question, method: str | Rules, steps: int
     forward of n + 2 rows (n + 1 for each step of "ig", and one).
     """
     rules = PLAIN if method == "ig" else resolve(method)
-    plan, seq, (_, neutral, answers, free) = plan_of(model, rules), len(asked.ids), asked
+    plan, (_, neutral, answers, free) = plan_of(model, rules), asked
+    row = asked.rows(asked.ids[None])[0]
+    seq, free = len(row), torch.nn.functional.pad(free, (0, len(asked.forced)))
     positions = free.nonzero()[:, 0].tolist()
     left = [1 - (k + 0.5) / steps for k in range(steps)] if method == "ig" else [0.0]
     most = rows_at_once(plan, seq)
@@ -31,17 +33,18 @@ def forward_token_scores(model, asked: Question, method: str | Rules, steps: int
     chunks = [(left[max(0, end - copies):end], positions[start:start + most])
               for end in range(len(left), 0, -copies) for start in range(0, len(positions), most)]
     say_transfer(model, plan, [(len(some) * (1 + len(chosen)) + 1, seq) for some, chosen in chunks], remote)
-    scores, answers = in_session(model, token_scores_of, plan, rules._asdict(), asked.ids, neutral, chunks, free,
+    scores, answers = in_session(model, token_scores_of, plan, rules._asdict(), row, neutral, chunks, free,
                                  answers, remote=remote, gradients=False)
-    return scores / len(left), answers
+    return scores[:len(asked.ids)] / len(left), answers
 
 
 def forward_task_scores(model, task, answers, rules: Rules, chunks, wanted: int, batch_size: int, remote):
     """Scores [n, wanted] of a task's pairs by tangents that start inside the model.
 
-    answers: metric, good and bad answers' ids [n, most]. chunks: a function of (the most rows at once, spare ones
-    among them) giving (starts, rows, columns): what `gimkit.jvp.rows.starts_of` says, and which of its rows are
-    which columns of the result. Pairs of the same length go together, unpadded, as many as the rows allow.
+    answers: metric, the answers' positions, good and bad ids, as `gimkit.interventions.metric.metric_values` takes
+    them. chunks: a function of (the most rows at once, spare ones among them) giving (starts, rows, columns): what
+    `gimkit.jvp.rows.starts_of` says, and which of its rows are which columns of the result. Pairs of the same length go
+    together, unpadded, as many as the rows allow.
     """
     plan = plan_of(model, rules)
     lengths = (task.last + 1).tolist()

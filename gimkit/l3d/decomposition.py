@@ -8,12 +8,13 @@ import torch
 
 from gimkit.errors import GimkitError
 from gimkit.l3d import files, tucker
+from gimkit.results import Result
 
 DEAD = 1e-3
 
 
-@dataclass(frozen=True)
-class Decomposition:
+@dataclass(frozen=True, eq=False)
+class Decomposition(Result):
     """n subnetworks of a model's parameters.
 
     >>> module, inputs = gimkit.l3d.toys.Linear2(5, 2, 5), torch.rand(200, 5)

@@ -12,6 +12,7 @@ from tqdm.auto import tqdm
 from gimkit.errors import GimkitError
 from gimkit.l3d import files
 from gimkit.remote.trace import seeded
+from gimkit.results import Result
 
 ACTIVE = 0.05  # the share of samples in which a feature is active
 LARGEST = 3.0  # coefficients of A are uniform between 0 and this
@@ -73,8 +74,8 @@ FAMILIES = {
 }
 
 
-@dataclass(frozen=True)
-class Toy:
+@dataclass(frozen=True, eq=False)
+class Toy(Result):
     """A trained toy: its module, to be decomposed, and what it was trained on.
 
     >>> toy = train("tms", seeds=[0], epochs=2, n=1000)[0]         # 1000 epochs, unless told otherwise

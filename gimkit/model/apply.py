@@ -11,7 +11,7 @@ from gimkit.interventions.backward_rules import (
     split_output,
 )
 from gimkit.model.architecture import Architecture, architecture_of
-from gimkit.rules import RULES, Rules
+from gimkit.rules import RULES, Rules, checked_rules
 
 
 def apply(model, rules: Rules | str = "gim"):
@@ -106,16 +106,16 @@ def _place(edited, act, path: str, arguments: tuple) -> None:
 
 
 def resolve(rules: Rules | str) -> Rules:
-    """Rules from their name.
+    """Rules from their name, or given ones with every setting checked.
 
     >>> resolve("freeze").freeze_norm
     True
 
-    Raises GimkitError for an unknown name, listing those that exist.
+    Raises GimkitError for an unknown name, listing those that exist, and as `gimkit.rules.checked_rules`.
     """
     if isinstance(rules, Rules):
-        return rules
-    if rules in RULES:
+        return checked_rules(rules)
+    if isinstance(rules, str) and rules in RULES:
         return RULES[rules]
     raise GimkitError(f"unknown rules {rules!r}; use a gimkit.Rules, or one of {', '.join(RULES)}")
 
@@ -127,8 +127,6 @@ def plan(architecture: Architecture, rules: Rules) -> dict[str, list[tuple]]:
         places["norm frozen"] = [(freeze_norm, norm.path, tuple(norm)) for norm in architecture.norms]
     softmax = (rules.temperature, rules.q, rules.k, rules.v, rules.detach_attention)
     if softmax != (1, 1, 1, 1, False):
-        if rules.temperature <= 0:
-            raise GimkitError(f"temperature must be above 0, not {rules.temperature}")
         label = "attention constant" if rules.detach_attention else f"softmax at T={rules.temperature:g}"
         label += f", q x{rules.q:g}, k x{rules.k:g}, v x{rules.v:g}"
         places[label] = [(soften_attention, b.attention, (b.attention, *softmax)) for b in architecture.blocks]

@@ -79,14 +79,8 @@ def architecture_of(model) -> Architecture:
     model: an nnsight model (TransformersModel, or NNsight around a transformers model), with or without weights.
     Raises GimkitError, naming the module, for whatever the rules could not act on exactly.
     """
-    root = getattr(model, "_module", None)
-    config = getattr(root, "config", None)
-    if config is None or not hasattr(model, "trace"):
-        raise GimkitError(
-            f"{type(model).__name__} is not an nnsight model around a transformers model; "
-            "use gimkit.load(...) or nnsight.NNsight(hf_model)"
-        )
-    name = type(root).__name__
+    root = _root(model)
+    name, config = type(root).__name__, root.config
     if getattr(config, "is_encoder_decoder", False):
         raise GimkitError(f"{name} is an encoder-decoder model; {NOT_COVERED}")
     config = config.get_text_config()
@@ -106,6 +100,27 @@ def architecture_of(model) -> Architecture:
         head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
         experts=any(p.kind == "experts" for block in blocks for p in block.products),
     )
+
+
+def limits(model) -> tuple[int, int | None]:
+    """How many token ids a model knows, and how many tokens its context holds (None: no limit).
+
+    >>> limits(model)
+    (590, 128)
+    """
+    root = _root(model)
+    context = getattr(root.config.get_text_config(), "max_position_embeddings", None)
+    return root.get_input_embeddings().weight.shape[0], context
+
+
+def _root(model):
+    root = getattr(model, "_module", None)
+    if getattr(root, "config", None) is None or not hasattr(model, "trace"):
+        raise GimkitError(
+            f"{type(model).__name__} is not an nnsight model around a transformers model; "
+            "use gimkit.load(...) or nnsight.NNsight(hf_model)"
+        )
+    return root
 
 
 def _source(module: torch.nn.Module) -> str:

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import torch
 
-from gimkit.errors import GimkitError, require_finite
+from gimkit.errors import check_flag, check_whole, require_finite
 from gimkit.model.architecture import Architecture
 
 
@@ -127,9 +127,9 @@ def prune(keep: torch.Tensor, graph: Graph) -> torch.Tensor:
 
 def top_edges(scores: torch.Tensor, graph: Graph, n: int, absolute: bool) -> torch.Tensor:
     """[sources, targets], True on the n real edges of highest score (or absolute score)."""
-    check_size(n, graph.n_edges, "edges")
+    n = check_whole("n, a number of edges,", n, 0, graph.n_edges)
     require_finite(scores)
-    value = (scores.abs() if absolute else scores).double().masked_fill(~graph.real, -torch.inf)
+    value = (scores.abs() if check_flag("absolute", absolute) else scores).double().masked_fill(~graph.real, -torch.inf)
     keep = torch.zeros_like(graph.real)
     keep.view(-1)[value.flatten().argsort(descending=True, stable=True)[:n]] = True
     return keep
@@ -137,9 +137,10 @@ def top_edges(scores: torch.Tensor, graph: Graph, n: int, absolute: bool) -> tor
 
 def greedy_edges(scores: torch.Tensor, graph: Graph, n: int, absolute: bool) -> torch.Tensor:
     """[sources, targets] grown upward from the logits: always the best edge into a node that is in already."""
-    check_size(n, graph.n_edges, "edges")
+    n = check_whole("n, a number of edges,", n, 0, graph.n_edges)
     require_finite(scores)
-    value, real, owner = (scores.abs() if absolute else scores).tolist(), graph.real, graph.node_of().tolist()
+    value = (scores.abs() if check_flag("absolute", absolute) else scores).tolist()
+    real, owner = graph.real, graph.node_of().tolist()
     columns = {}
     for column, node in enumerate(owner):
         columns.setdefault(node, []).append(column)
@@ -158,11 +159,3 @@ def greedy_edges(scores: torch.Tensor, graph: Graph, n: int, absolute: bool) -> 
             reached.add(source)
             offer(source)
     return keep
-
-
-def check_size(n: int, most: int, what: str) -> None:
-    """Refuse a number of edges or nodes that the model does not have."""
-    if not isinstance(n, int):
-        raise GimkitError(f"the number of {what} is a whole number, not {n!r}")
-    if not 0 <= n <= most:
-        raise GimkitError(f"n={n} {what} asked for, but the model has {most}; choose 0 to {most}")

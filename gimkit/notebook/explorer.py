@@ -14,8 +14,9 @@ from gimkit.files import write_text
 from gimkit.interventions.head_roles import head_patterns
 from gimkit.model.apply import check_unedited
 from gimkit.model.architecture import architecture_of
+from gimkit.model.prompt import prompt_ids
 from gimkit.model.residual_stream import check_graph, residual_stream_of
-from gimkit.model.tokenizer import encode, spell
+from gimkit.model.tokenizer import spell
 from gimkit.remote import in_trace
 
 SCRIPT, STYLE = (Path(__file__).with_name(f"explorer.{kind}").read_text(encoding="utf-8") for kind in ("js", "css"))
@@ -73,7 +74,7 @@ def explore(model, prompt, edges: EdgeScores, curve: Curve, roles=None, *, remot
     A click on a node lists its incoming and outgoing edges; pointing at a head or moving to it with the arrow keys
     shows its role and its attention. Edges are sums over positions: a node's place in its layer is its number.
 
-    model: an unedited nnsight model. prompt: text, or token ids [seq], whose attention is shown, to four decimals.
+    model: an unedited nnsight model. prompt: as in `gimkit.attribute`, whose attention is shown, to four decimals.
     edges: the `EdgeScores` that the curve's circuits were cut from; every score is kept as it is. curve: their `Curve`.
     roles: mapping from a node to a text, as in `circuit_graph`. remote: as in `gimkit.attribute`.
     `.data` holds title, tokens, sources, targets, shares, sizes (edges of each circuit), faithfulness, roles,
@@ -86,7 +87,7 @@ def explore(model, prompt, edges: EdgeScores, curve: Curve, roles=None, *, remot
     circuits = curve_circuits(edges, curve)
     first = torch.stack([circuit.keep for circuit in circuits]).int().cumsum(0).eq(0).sum(0)
     tokenizer = getattr(model, "tokenizer", None)
-    ids = encode(tokenizer, prompt)
+    ids = prompt_ids(model, prompt)
     return Explorer(data={
         "title": f"{curve.task}: {curve.label}",
         "tokens": [spell(tokenizer, i) for i in ids.tolist()],
@@ -108,7 +109,7 @@ def curve_circuits(edges: EdgeScores, curve: Curve) -> list[Circuit]:
     """
     cut = edges.greedy if curve.greedy else edges.top
     circuits = [cut(int(share * edges.graph.n_edges), curve.absolute) for share in curve.shares]
-    if tuple(len(circuit) for circuit in circuits) != curve.edges:
+    if curve.fingerprint not in ("", edges.fingerprint) or tuple(map(len, circuits)) != curve.edges:
         raise GimkitError("the curve was made from other scores; give the EdgeScores that faithfulness() was given")
     return circuits
 

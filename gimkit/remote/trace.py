@@ -196,10 +196,10 @@ def where(model, remote) -> dict:
     return {"backend": server}
 
 
-def last_logits_only(model) -> dict:
-    """The model's option to compute logits at the last position only, where it has one.
+def last_logits_only(model, last: int = 1) -> dict:
+    """The model's option to compute logits at the last positions only, where it has one.
 
     >>> last_logits_only(model)
     {'logits_to_keep': 1}
     """
-    return {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model._module.forward).parameters else {}
+    return {"logits_to_keep": last} if "logits_to_keep" in inspect.signature(model._module.forward).parameters else {}

@@ -7,12 +7,14 @@ import pandas
 import torch
 from tqdm.auto import tqdm
 
-from gimkit.errors import GimkitError, check_whole, require_finite
+from gimkit.errors import GimkitError, check_number, check_whole, require_finite
 from gimkit.interventions.score_ablation import score_rows
 from gimkit.model.apply import check_unedited
 from gimkit.model.architecture import architecture_of
-from gimkit.model.tokenizer import encode
+from gimkit.model.prompt import prompt_ids
+from gimkit.model.tokenizer import is_text
 from gimkit.remote import in_trace
+from gimkit.results import Result
 from gimkit.tasks import Task
 from gimkit.tasks.task import check_task
 
@@ -20,8 +22,8 @@ PLACES = ("example", "layer", "head", "query", "i", "j")
 NUMBERS = ("contribution_i", "contribution_j", "d1", "d2", "d12", "gradient", "tsg")
 
 
-@dataclass(frozen=True)
-class SelfRepair:
+@dataclass(frozen=True, eq=False)
+class SelfRepair(Result):
     """The attention rows of some prompts in which two positions contribute more than a threshold.
 
     >>> repair = gimkit.self_repair(model, task[:8])
@@ -84,8 +86,8 @@ def self_repair(model, prompts, *, threshold: float = 1.0, batch_size: int = 32,
     interaction: (d12 - d1 - d2) / d12, and 0 where d12 is 0. gradient: the sum over i and j of s_k (c_k - o), the slope
     of o where z in c_k is a constant; tsg: the same with softmax(a / 2) in both places, GIM's rule.
 
-    model: an unedited nnsight model. prompts: a `gimkit.tasks.Task` (its clean prompts), a text, or a list of texts or
-    of rows of token ids. threshold: kept are rows with two contributions above it, 1 in the paper.
+    model: an unedited nnsight model. prompts: a `gimkit.tasks.Task` (its clean prompts), a prompt as in
+    `gimkit.attribute`, or a list of them. threshold: kept are rows with two contributions above it, 1 in the paper.
     batch_size: prompts per forward; it does not change the result. remote: as in `gimkit.attribute`.
     No row above the threshold is no error: the result says so and its table is empty.
     Raises GimkitError for a prompt of a single token or longer than the model's context, an edited model, attention
@@ -94,8 +96,8 @@ def self_repair(model, prompts, *, threshold: float = 1.0, batch_size: int = 32,
     and mask as they reach the kernel, in float64, so that it works with sdpa as with eager attention.
     Differences: real biases and softcaps are the model's own (the authors run TransformerLens with folded weights).
     """
-    check_whole("batch_size", batch_size)
-    if not threshold >= 0:
+    batch_size = check_whole("batch_size", batch_size)
+    if not check_number("threshold", threshold) >= 0:
         raise GimkitError(f"threshold must be 0 or more, not {threshold!r}: masked positions contribute 0")
     parts = architecture_of(model)
     check_unedited(model)
@@ -125,20 +127,16 @@ def tidy(found: torch.Tensor) -> pandas.DataFrame:
 def rows_of(model, prompts) -> tuple[str, torch.Tensor, list[int]]:
     """A name, ids [n, S] padded on the right, and lengths, of a task's clean prompts or of prompts given as such."""
     if isinstance(prompts, Task):
-        check_task(prompts)
+        check_task(model, prompts)
         name, ids, lengths = prompts.name, prompts.clean, prompts.mask.sum(1).tolist()
     else:
-        several = [prompts] if isinstance(prompts, str) else list(prompts)
+        several = [prompts] if is_text(prompts) else list(prompts)
         if not several:
             raise GimkitError("there are no prompts; give a task, a text, or a list of texts")
-        several = [several] if isinstance(several[0], int) else several
-        rows = [encode(getattr(model, "tokenizer", None), prompt) for prompt in several]
+        several = [several] if hasattr(several[0], "__index__") and getattr(several[0], "ndim", 0) == 0 else several
+        rows = [prompt_ids(model, prompt, f"prompt {number}") for number, prompt in enumerate(several)]
         name, lengths = "prompts", [len(row) for row in rows]
         ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
-    context = getattr(model._module.config, "max_position_embeddings", None)
-    if context is not None and max(lengths) > context:
-        raise GimkitError(f"prompt {lengths.index(max(lengths))} has {max(lengths)} tokens, but the model's context "
-                          f"holds {context}; shorten it")
     if min(lengths) < 2:
         raise GimkitError(f"prompt {lengths.index(min(lengths))} has a single token, so no query chooses between "
                           "positions; give prompts of two tokens or more")

@@ -12,14 +12,15 @@ from gimkit.model.apply import check_unedited
 from gimkit.model.architecture import architecture_of
 from gimkit.model.residual_stream import residual_stream_of
 from gimkit.remote import in_trace
+from gimkit.results import Result
 from gimkit.statistics import bootstrap
-from gimkit.tasks.task import answers_of, check_task, rows_of
+from gimkit.tasks.task import answers_of, check_one_token, check_task, rows_of
 
 EFFECTS = ("direct", "direct_live", "total", "total_frozen")
 
 
-@dataclass(frozen=True)
-class HeadRepair:
+@dataclass(frozen=True, eq=False)
+class HeadRepair(Result):
     """What ablating each head costs directly and in all, and which parts answer; in logits.
 
     >>> repair = gimkit.head_repair(model, task[:8])
@@ -106,8 +107,9 @@ def head_repair(model, task, *, batch_size: int = 32, remote: bool | str = False
     separate the final norm's share; Wang et al. 2022 (arXiv 2211.00593) for heads that answer. Difference: they ablate
     on the training distribution or in layers, here each head is resampled from the pair's corrupt prompt, everywhere.
     """
-    check_task(task)
-    check_whole("batch_size", batch_size)
+    check_task(model, task)
+    check_one_token(task, "head_repair")
+    batch_size = check_whole("batch_size", batch_size)
     parts = architecture_of(model)
     check_unedited(model)
     w = residual_stream_of(model, parts)

@@ -6,7 +6,7 @@ from random import Random
 
 import torch
 
-from gimkit.errors import GimkitError
+from gimkit.errors import GimkitError, check_whole
 from gimkit.model.tokenizer import answer_id, text_ids
 from gimkit.tasks.natural import NATURAL
 from gimkit.tasks.task import Pair, Task
@@ -24,7 +24,8 @@ def tokenizer_of(model):
     return tokenizer
 
 
-def encode_pair(tokenizer, clean: str, corrupt: str) -> tuple[list[int], list[int]]:
+def encode_pair(tokenizer, clean, corrupt) -> tuple[list[int], list[int]]:
+    """The ids of two prompts, texts or chat messages, of equal length."""
     a, b = text_ids(tokenizer, clean), text_ids(tokenizer, corrupt)
     if len(a) != len(b):
         raise GimkitError(
@@ -33,7 +34,8 @@ def encode_pair(tokenizer, clean: str, corrupt: str) -> tuple[list[int], list[in
     return a, b
 
 
-def stack(name: str, rows: list, pairs: list[Pair], dropped=(), pad: int = 0, left=None) -> Task:
+def stack(name: str, rows: list, pairs: list[Pair], dropped=(), pad: int = 0, left=None,
+          sequences: bool = False) -> Task:
     """A Task of rows (clean ids, corrupt ids, good ids, bad ids)."""
     width = max(len(row[0]) for row in rows)
     clean, corrupt = torch.full((len(rows), width), pad), torch.full((len(rows), width), pad)
@@ -41,7 +43,7 @@ def stack(name: str, rows: list, pairs: list[Pair], dropped=(), pad: int = 0, le
     for i, (a, b, _, _) in enumerate(rows):
         clean[i, : len(a)], corrupt[i, : len(a)], mask[i, : len(a)] = torch.tensor(a), torch.tensor(b), True
     good, bad = tuple(tuple(row[2]) for row in rows), tuple(tuple(row[3]) for row in rows)
-    return Task(name, clean, corrupt, mask, good, bad, tuple(pairs), tuple(dropped), left)
+    return Task(name, clean, corrupt, mask, good, bad, tuple(pairs), tuple(dropped), left, sequences)
 
 
 def pad_id(tokenizer) -> int:
@@ -62,7 +64,7 @@ def words_for(tokenizer) -> tuple[Words, Words]:
     found = {*NATURAL.names, *NATURAL.row, *NATURAL.capitals, *NATURAL.capitals.values(), *NATURAL.nouns,
              *NATURAL.nouns.values(), *NATURAL.kinds, *(word for kind in NATURAL.kinds.values() for word in kind)}
     before = text_ids(tokenizer, "the")
-    behind = tokenizer([f"the {word}" for word in found])["input_ids"]
+    behind = [text_ids(tokenizer, f"the {word}") for word in found]
     if tokenizer.unk_token_id is not None and any(tokenizer.unk_token_id in ids for ids in behind):
         return BUNDLED, BUNDLED
     single = {word for word, ids in zip(found, behind) if ids[:-1] == before}
@@ -94,8 +96,7 @@ def build(
     left: counts the pairs of answers that words allow.
     """
     tokenizer = tokenizer_of(model)
-    if n < 1:
-        raise GimkitError(f"n={n}: ask for at least one prompt pair")
+    n, seed = check_whole("n", n), check_whole("seed", seed, 0)
     words, listed = words_for(tokenizer)
     counts = left(words), left(listed)
     if counts[0] == 0:

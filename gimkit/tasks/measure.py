@@ -6,23 +6,27 @@ from dataclasses import dataclass
 import pandas
 import torch
 
+from gimkit.errors import check_whole
 from gimkit.interventions.metric import answer_values
 from gimkit.remote.trace import in_trace
-from gimkit.tasks.task import Task, answers_of, check_task
+from gimkit.tasks.task import Task, answer_rows, answers_of, check_task, per_pair
 
 BAR = 0.75  # accuracy at which a task counts as solved: half way from chance to all
 
 
 def metric(model, task: Task, *, batch_size: int = 32, remote: bool | str = False) -> torch.Tensor:
-    """logsumexp(good) - logsumexp(bad) of the logits behind each clean prompt, [n].
+    """The task's metric behind each clean prompt, [n]: the logit difference, or of answers of several tokens that of
+    their log-probabilities.
 
     >>> metric(model, task).shape
     torch.Size([64])
     """
-    check_task(task)
-    batches = (task[start:start + batch_size] for start in range(0, len(task), batch_size))
-    return torch.cat([in_trace(model, batch.clean, answer_values, *answers_of(batch), remote=remote, gradients=False)
-                      for batch in batches])
+    check_task(model, task)
+    rows, batch_size = answer_rows(task), check_whole("batch_size", batch_size)
+    batches = (rows[start:start + batch_size] for start in range(0, len(rows), batch_size))
+    values = [in_trace(model, batch.clean, answer_values, *answers_of(batch), remote=remote, gradients=False)
+              for batch in batches]
+    return per_pair(task, torch.cat(values))
 
 
 @dataclass(frozen=True)

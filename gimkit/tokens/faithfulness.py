@@ -6,11 +6,13 @@ import pandas
 import torch
 from tqdm.auto import tqdm
 
-from gimkit.errors import GimkitError, require_finite
+from gimkit.errors import GimkitError, check_flag, require_finite
 from gimkit.model.apply import check_unedited
-from gimkit.model.prompt import ask, free_mask, inner_positions
+from gimkit.model.prompt import ask, check_explained, free_mask, inner_positions
+from gimkit.results import Result
 from gimkit.statistics import bootstrap
 from gimkit.tokens import TokenScores
+from gimkit.tokens.attribute import tokens_of
 from gimkit.tokens.masking import masked_values
 
 MOST_REMOVED = 50
@@ -18,8 +20,8 @@ SHARES = (0.5, 0.8, 0.9, 0.95, 0.99)
 SCALES = ("logit", "probability")
 
 
-@dataclass(frozen=True)
-class TokenFaithfulness:
+@dataclass(frozen=True, eq=False)
+class TokenFaithfulness(Result):
     """What becomes of the answer as tokens are replaced in order of their scores.
 
     full: [n, 2] the answer's logit and probability on the whole prompt. without_best: [n, 50, 2] without its k
@@ -39,7 +41,7 @@ class TokenFaithfulness:
         prompts score low whatever the method. NaN where the logit is not above 0.
         """
         lost = self._lost(self.without_best, scale)
-        if not zero_filled:
+        if not check_flag("zero_filled", zero_filled):
             return lost.nanmean(1)
         return torch.where(lost.isnan().all(1), torch.nan, lost.nansum(1) / MOST_REMOVED)
 
@@ -86,7 +88,7 @@ class TokenFaithfulness:
         return self.summary().to_string(index=False, float_format="{:.3f}".format)
 
 
-def token_faithfulness(model, prompts, scores, targets=None, *, baseline=None,
+def token_faithfulness(model, prompts, scores, targets=None, *, baseline=None, glue: str | None = None,
                        remote: bool | str = False) -> TokenFaithfulness:
     """Replace the best-scored tokens, and the worst-scored ones, and see what the answer loses.
 
@@ -97,11 +99,13 @@ def token_faithfulness(model, prompts, scores, targets=None, *, baseline=None,
     (torch.Size([8]), torch.Size([8]))
 
     prompts: n texts, or rows of token ids. scores: n `TokenScores`, or tensors [seq]; signed, high ones first, ties in
-        order of position. targets: n texts or ids of one token each; None: the model's own predictions.
-    baseline: the neutral token, as in `gimkit.attribute`. The first and the last token always stay.
+        order of position. targets: n texts or ids, no pairs and no functions; None: the model's own predictions.
+        The "logit" of an answer of several tokens is its log-probability, never above 0, so its share that is lost is
+        NaN: read the scale "probability".
+    baseline, glue: as in `gimkit.attribute`. The first and the last token always stay.
     remote: as in `gimkit.attribute`. A prompt takes one batch of at most 56 rows (several where it is long).
     Raises GimkitError, naming the prompt, for one with fewer than 3 tokens or longer than the model's context, scores
-    of another length, NaN.
+    of another prompt or length, NaN.
     Source: arXiv 2505.17630's evaluation code (k = 1 ... 50, raw target logit divided by itself), with two changes:
     prompts shorter than 50 tokens are averaged over the k that exist (`zero_filled=True` gives the paper's), and where
     the target's logit is not above 0, so that a loss relative to it means nothing, the example is NaN and counted
@@ -117,7 +121,7 @@ def token_faithfulness(model, prompts, scores, targets=None, *, baseline=None,
     for number, (prompt, score, target) in enumerate(zip(tqdm(prompts, desc="faithfulness", delay=2, leave=False),
                                                          scores, targets)):
         try:
-            asked, ranking = _ranked(model, prompt, score, target, baseline)
+            asked, ranking = _ranked(model, prompt, score, target, baseline, glue)
         except GimkitError as error:
             raise GimkitError(f"prompt {number}: {error}") from None
         removed = removals(ranking)
@@ -143,14 +147,18 @@ def removals(ranking: list[int]) -> list[list[int]]:
     return best + [ranking[len(ranking) - int(share * len(ranking)):] for share in SHARES]
 
 
-def _ranked(model, prompt, score, target, baseline):
+def _ranked(model, prompt, score, target, baseline, glue):
     """The question, and positions by falling score, the first and the last left out."""
     if isinstance(target, tuple | list):
-        raise GimkitError("the target is one token here, for a difference of two logits has no zero to divide by")
-    asked = ask(model, prompt, target, baseline)
+        raise GimkitError("the target is one answer here, for a difference of two has no zero to divide by")
+    asked = ask(model, prompt, target, baseline, glue=glue)
+    check_explained(asked, "token_faithfulness", "logit", "log-probability")
     inner = inner_positions(len(asked.ids))
     values = torch.as_tensor(score.scores if isinstance(score, TokenScores) else score)
     if values.shape != asked.ids.shape:
         raise GimkitError(f"it has {len(asked.ids)} tokens, but the scores have the shape {tuple(values.shape)}")
+    if isinstance(score, TokenScores) and score.tokens != tokens_of(model, asked.ids):
+        raise GimkitError(f"the scores are of another prompt, {' '.join(score.tokens)!r}; give as many scores as "
+                          "prompts, in the same order")
     require_finite(values)
     return asked, sorted(inner, key=lambda position: -float(values[position]))

@@ -3,7 +3,7 @@
 import torch
 from tqdm.auto import tqdm
 
-from gimkit.errors import GimkitError, require_finite
+from gimkit.errors import GimkitError, check_whole, require_finite
 from gimkit.interventions.layer_scores import (
     integrated_stream_scores,
     pattern_stream_scores,
@@ -13,7 +13,7 @@ from gimkit.interventions.layer_scores import (
 from gimkit.interventions.token_scores import last_values
 from gimkit.model.apply import apply, check_unedited
 from gimkit.model.architecture import architecture_of
-from gimkit.model.prompt import ask, inner_positions
+from gimkit.model.prompt import ask, check_explained, inner_positions
 from gimkit.remote import in_trace
 from gimkit.rules import RULES
 from gimkit.tokens.faithfulness import MOST_REMOVED, TokenFaithfulness, removals
@@ -21,7 +21,7 @@ from gimkit.tokens.faithfulness import MOST_REMOVED, TokenFaithfulness, removals
 MOST_TOKENS = 2**13  # of one forward
 
 
-def layer_scores(model, prompt, target=None, *, method: str = "gim", steps: int = 20,
+def layer_scores(model, prompt, target=None, *, method: str = "gim", steps: int = 20, glue: str | None = None,
                  remote: bool | str = False) -> torch.Tensor:
     """Score every layer's residual stream at every position by how much it speaks for a target token, [layers, seq].
 
@@ -33,7 +33,7 @@ def layer_scores(model, prompt, target=None, *, method: str = "gim", steps: int 
     pass for all layers. Others take a pass per layer: "ig", gradients averaged over `steps` midpoints between the mean
     and x at all positions; "atp*", the gradient to later attention scores is (s - s') times the gradient to the pattern
     s, where s' is the pattern when all positions of this layer hold the mean.
-    model, prompt, target, remote: as in `gimkit.attribute`.
+    model, prompt, target, glue, remote: as in `gimkit.attribute`; an answer of several tokens is refused.
     Raises GimkitError for an unknown method, an edited model, NaN.
     Source: arXiv 2505.17630, first version, the layer experiment (`evaluate_layers.py`; IG with 50 steps). Its "AtP*"
     is this replacement alone, not the method of arXiv 2403.00745; that s' comes from the run with all positions at
@@ -41,8 +41,10 @@ def layer_scores(model, prompt, target=None, *, method: str = "gim", steps: int 
     """
     if method not in ("ig", "atp*", *RULES):
         raise GimkitError(f"unknown method {method!r}; use ig, atp*, or one of {', '.join(RULES)}")
+    steps = check_whole("steps", steps)
     check_unedited(model)
-    asked = ask(model, prompt, target, baseline=0)
+    asked = ask(model, prompt, target, baseline=0, glue=glue)
+    check_explained(asked, "layer_scores", "logit", "function")
     parts, answers = architecture_of(model).blocks, asked.answers
     blocks, attentions = [block.path for block in parts], [block.attention for block in parts]
     if method in ("ig", "atp*"):
@@ -50,7 +52,8 @@ def layer_scores(model, prompt, target=None, *, method: str = "gim", steps: int 
         for layer, path in enumerate(blocks):
             body, further = (integrated_stream_scores, ()) if method == "ig" else (
                 pattern_stream_scores, (attentions[layer:],))
-            scores, answers = in_trace(model, rows, body, path, *further, answers, remote=remote)
+            scores, ids = in_trace(model, rows, body, path, *further, answers, remote=remote)
+            answers = ids or answers  # of a function none come back
             found.append(scores)
         scores = torch.stack(found)
     else:
@@ -60,7 +63,8 @@ def layer_scores(model, prompt, target=None, *, method: str = "gim", steps: int 
     return scores
 
 
-def layer_faithfulness(model, prompts, scores, targets=None, *, remote: bool | str = False) -> list[TokenFaithfulness]:
+def layer_faithfulness(model, prompts, scores, targets=None, *, glue: str | None = None,
+                       remote: bool | str = False) -> list[TokenFaithfulness]:
     """Comprehensiveness and sufficiency of the positions that scores rank, a result per layer.
 
     >>> prompt, target = "Mary drove to the farm with John. John lent a map to", "Mary"
@@ -69,18 +73,25 @@ def layer_faithfulness(model, prompts, scores, targets=None, *, remote: bool | s
     (5, torch.Size([1]))
 
     As `gimkit.token_faithfulness`, but at each layer a position's stream is replaced by the mean over positions,
-    instead of its token. scores: n tensors [layers, seq]. prompts, targets, remote: as there.
-    Raises GimkitError for scores of another shape, a prompt of fewer than 3 tokens, NaN.
+    instead of its token. scores: n tensors [layers, seq]. prompts, targets, glue, remote: as there.
+    Raises GimkitError for scores of another shape or with NaN, a target that is not one token, a prompt of fewer than 3
+    tokens, NaN.
     Source: arXiv 2505.17630, first version, the layer experiment.
     """
     check_unedited(model)
     blocks = [block.path for block in architecture_of(model).blocks]
-    targets = [None] * len(prompts) if targets is None else targets
+    prompts, scores = list(prompts), list(scores)
+    targets = [None] * len(prompts) if targets is None else list(targets)
+    if not prompts or not len(prompts) == len(scores) == len(targets):
+        raise GimkitError(f"give as many scores and targets as prompts, at least one: there are {len(prompts)} "
+                          f"prompts, {len(scores)} scores, {len(targets)} targets")
     full, best, rest = [], [], []  # a row per prompt, each [layers, removed, 2]
     for number, (prompt, ranked, target) in enumerate(zip(tqdm(prompts, desc="layers", delay=2, leave=False), scores,
                                                           targets, strict=True)):
-        asked = ask(model, prompt, target, baseline=0)  # no token is replaced, so any baseline will do
-        length = len(asked.ids)
+        asked = ask(model, prompt, target, baseline=0, glue=glue)  # no token is replaced, so any baseline will do
+        check_explained(asked, "layer_faithfulness", "logit")
+        length, ranked = len(asked.ids), torch.as_tensor(ranked)
+        require_finite(ranked, f"prompt {number}: the scores")
         if ranked.shape != (len(blocks), length):
             raise GimkitError(f"prompt {number}: scores have the shape {tuple(ranked.shape)}, not {len(blocks)} layers "
                               f"x {length} tokens")

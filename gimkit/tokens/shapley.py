@@ -6,7 +6,7 @@ import torch
 
 from gimkit.errors import GimkitError, require_finite
 from gimkit.model.apply import check_unedited
-from gimkit.model.prompt import ask, inner_positions
+from gimkit.model.prompt import ask, free_mask, inner_positions
 from gimkit.tokens import TokenScores
 from gimkit.tokens.attribute import label_scores
 from gimkit.tokens.masking import masked_values
@@ -14,25 +14,26 @@ from gimkit.tokens.masking import masked_values
 MOST = 12  # free tokens: 4096 variants of the prompt
 
 
-def shapley(model, prompt, target=None, *, baseline=None, free=None, remote: bool | str = False) -> TokenScores:
+def shapley(model, prompt, target=None, *, baseline=None, free=None, glue: str | None = None,
+            remote: bool | str = False) -> TokenScores:
     """The exact Shapley value of each free token, from the model's logits on all subsets of them.
 
     >>> worth = gimkit.shapley(model, "Mary drove to the farm with John. John lent a map to", target=("Mary", "John"))
     >>> worth.scores.shape, worth.method
     (torch.Size([14]), 'shapley')
 
-    A subset's value is the target's logit (or difference of a pair) when the other free tokens are the baseline token.
-    So scores sum to the logit of the prompt minus that of the prompt without its free tokens, and interactions are
-    shared equally by those who take part. 2^free variants: 4096 for the 12 that are allowed.
+    A subset's value is what `target` explains (a logit, a difference, a log-probability, a function) when the other
+    free tokens are the baseline token. So scores sum to that of the prompt minus that of the prompt without its free
+    tokens, and interactions are shared equally by those who take part. 2^free variants: 4096 for the 12 allowed.
     free: positions of at most 12 tokens; the others stay and score 0. None: all but the first and the last.
-    model, prompt, target, baseline, remote: as in `gimkit.attribute`.
+    model, prompt, target, baseline, glue, remote: as in `gimkit.attribute`.
     Raises GimkitError for more than 12 free tokens, and as `gimkit.attribute`.
     Source: Shapley 1953; the game of arXiv 1705.07874 with a baseline token.
     """
     check_unedited(model)
-    asked = ask(model, prompt, target, baseline, free)
+    asked = ask(model, prompt, target, baseline, free, glue)
     if free is None:
-        asked = ask(model, prompt, target, baseline, inner_positions(len(asked.ids)))
+        asked = asked._replace(free=free_mask(len(asked.ids), inner_positions(len(asked.ids))))
     positions = asked.free.nonzero().flatten()
     if len(positions) > MOST:
         raise GimkitError(f"{len(positions)} free tokens would take 2^{len(positions)} variants of the prompt; choose "
