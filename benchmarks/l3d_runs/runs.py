@@ -40,8 +40,8 @@ def run(name: str, seeds: int = 5, folder: Path | None = None, epochs: int | Non
 
     folder: where each variant's rows are kept as NAME-VARIANT.csv once they are there (`gimkit.files.cached_table`),
     so that a run that was cut off goes on, and, of the first variant, the toy and the decomposition of the seed with
-    the median error. epochs, toy_epochs: of the decompositions (each variant's own when None) and of the toys (TOY_EPOCHS when
-    None).
+    the median error. epochs, toy_epochs: of the decompositions (each variant's own when None) and of the toys
+    (TOY_EPOCHS when None).
 
     Columns: errors over the batches of the last epoch, and on 1000 new samples with 10 references each, by both
     definitions (norm: the paper's |g - g^| / |g|; squared: its square, the reference implementation's); cosines with
