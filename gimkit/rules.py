@@ -46,22 +46,11 @@ class Rules(NamedTuple):
 PLAIN = Rules()
 SPLIT = dict(q=0.25, k=0.25, v=0.5, gate=0.5, up=0.5)
 
-LADDER = {
+RULES = {
     "gradient": PLAIN,
     "freeze": Rules(freeze_norm=True),
-    "split": Rules(**SPLIT),
     "temperature": Rules(temperature=2.0),
-    "freeze+split": Rules(freeze_norm=True, **SPLIT),
-    "freeze+temperature": Rules(freeze_norm=True, temperature=2.0),
-    "split+temperature": Rules(temperature=2.0, **SPLIT),
     "gim": Rules(temperature=2.0, freeze_norm=True, **SPLIT),
-}
-"""The rows of GIM's ablation table by name, from the plain gradient to the whole."""
-
-GIM = LADDER["gim"]
-"""GIM's rules: temperature 2, norms frozen, products split."""
-
-RULES = LADDER | {
     # Ali et al. 2022 as GIM's evaluation runs it: norms frozen, attention patterns constant.
     "transformer-lrp": Rules(freeze_norm=True, detach_attention=True),
     # AttnLRP (arXiv 2402.05602) as gradients: norms frozen (identity rule), every product halved (uniform rule, so 1/4
@@ -71,16 +60,29 @@ RULES = LADDER | {
     # RelP as its README runs it (LN, identity and half rule); its optional AH rule is detach_attention=True.
     "relp": Rules(freeze_norm=True, identity_activation=True, gate=0.5, up=0.5),
 }
-"""All presets by name: those of LADDER, and other methods that are backward rules. `gimkit.apply` takes the names."""
+"""All presets by name. `gimkit.apply` and every scoring function take the names."""
+
+GIM = RULES["gim"]
+"""GIM's rules: temperature 2, norms frozen, products split."""
 
 
-def rules_of(method: str | Rules) -> Rules:
-    """The rules that a gradient method runs under, or an error that lists them."""
-    if isinstance(method, Rules):
-        return checked_rules(method)
-    if method not in RULES:
-        raise GimkitError(f"unknown method {method!r}; use a gimkit.Rules, or one of {', '.join(RULES)}")
-    return RULES[method]
+def rules_of(rules: Rules | str) -> Rules:
+    """Rules from their name.
+
+    >>> rules_of("freeze").freeze_norm
+    True
+
+    Args:
+        rules: a preset's name, or `Rules`, whose settings are checked.
+
+    Raises:
+        GimkitError: an unknown name; the message lists those that exist; settings as in `checked_rules`.
+    """
+    if isinstance(rules, Rules):
+        return checked_rules(rules)
+    if not isinstance(rules, str) or rules not in RULES:
+        raise GimkitError(f"unknown rules {rules!r}; use a gimkit.Rules, or one of {', '.join(RULES)}")
+    return RULES[rules]
 
 
 def checked_rules(rules: Rules) -> Rules:

@@ -6,9 +6,10 @@ import pytest
 import torch
 from nnsight import NNsight
 from oracle import FP64_REAL, OracleRules, oracle_gradient
-from tiny import GIM_NAMES, REFUSED_NAMES, TRIED_NAMES, VOCAB, build, implementations, token_ids
+from tiny import GIM_NAMES, LAYERS, REFUSED_NAMES, TRIED_NAMES, VOCAB, build, implementations, token_ids
 
 import gimkit
+from gimkit.interventions import backward_rules
 from gimkit.model.architecture import architecture_of
 
 torch.set_num_threads(1)
@@ -59,17 +60,43 @@ def check(name, rules, dtype=torch.float32, attn=None, tolerance=1e-5):
     _, plain_logits = gradient(model, ids)
     assert torch.equal(logits, plain_logits)
     assert relative(got, want) < tolerance
-    return want
+    return got
+
+
+def by_a_second_run(monkeypatch):
+    """From here on no kernel is known, so that each runs twice."""
+    monkeypatch.setattr(backward_rules, "blocked_attention", lambda *arguments: None)
+
+
+@pytest.fixture(params=["blocks", "second run"])
+def either_way(request, monkeypatch):
+    if request.param == "second run":
+        by_a_second_run(monkeypatch)
+
+
+def check_both_ways(name, dtype, attn, to_oracle, to_each_other, monkeypatch):
+    """GIM by blocks, which every kernel here must be taken for, and by a second run of the kernel."""
+    blocked_attention, by_blocks = backward_rules.blocked_attention, []
+
+    def watched(*arguments):
+        by_blocks.append(blocked_attention(*arguments))
+        return by_blocks[-1]
+
+    monkeypatch.setattr(backward_rules, "blocked_attention", watched)
+    got = check(name, gimkit.RULES["gim"], dtype, attn, to_oracle)
+    assert len(by_blocks) == LAYERS and all(output is not None for output in by_blocks)
+    by_a_second_run(monkeypatch)
+    assert relative(got, check(name, gimkit.RULES["gim"], dtype, attn, to_oracle)) < to_each_other
 
 
 @pytest.mark.parametrize(("name", "attn"), EVERY)
-def test_gim_on_every_architecture(name, attn):
-    check(name, gimkit.GIM, attn=attn)
+def test_gim_on_every_architecture(name, attn, monkeypatch):
+    check_both_ways(name, torch.float32, attn, 1e-5, 1e-6, monkeypatch)
 
 
 @pytest.mark.parametrize(("name", "attn"), [(name, attn) for name in FP64_REAL for attn in FP64_REAL[name]])
-def test_gim_in_float64(name, attn):
-    check(name, gimkit.GIM, torch.float64, attn, 1e-10)
+def test_gim_in_float64(name, attn, monkeypatch):
+    check_both_ways(name, torch.float64, attn, 1e-10, 1e-12, monkeypatch)
 
 
 @pytest.mark.parametrize("subset", SUBSETS, ids="+".join)
@@ -94,10 +121,10 @@ def test_the_two_branches_of_a_product_can_differ():
 def test_no_rule_is_a_no_op(name):
     """The control: leave one rule out of GIM, and the gradient differs from the oracle's whole GIM."""
     hf, ids = build(name), token_ids()
-    whole, _ = oracle_gradient(hf, ids, target, for_oracle(gimkit.GIM))
+    whole, _ = oracle_gradient(hf, ids, target, for_oracle(gimkit.RULES["gim"]))
     gated = any(block.products for block in architecture_of(NNsight(hf)).blocks)
     for part, settings in PARTS.items():
-        off = gimkit.GIM._replace(**{key: gimkit.Rules._field_defaults[key] for key in settings})
+        off = gimkit.RULES["gim"]._replace(**{key: gimkit.Rules._field_defaults[key] for key in settings})
         got, _ = gradient(gimkit.apply(NNsight(hf), off), ids)
         if part == "product" and not gated:
             assert relative(got, whole) < 1e-5
@@ -107,7 +134,7 @@ def test_no_rule_is_a_no_op(name):
 
 @pytest.mark.parametrize("name", ["gpt2", "llama", "gemma2", "mistral", "gpt_neox", "gpt_oss"])
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_padding_changes_nothing(name, side):
+def test_padding_changes_nothing(name, side, either_way):
     model = gimkit.apply(NNsight(build(name)))
     prompts = [token_ids(1, length, seed=length)[0] for length in (5, 8, 10)]
     longest = max(map(len, prompts))
@@ -131,9 +158,9 @@ def test_padding_changes_nothing(name, side):
 @pytest.mark.parametrize("temperature", [0.5, 0.01, 1e-8])
 @pytest.mark.parametrize(("name", "attn"), [("gpt2", "eager"), ("llama", "eager"), ("llama", "sdpa"),
                                             ("gemma2", "eager"), ("gpt_oss", "eager")])
-def test_low_temperatures_with_left_padding(name, attn, temperature):
+def test_low_temperatures_with_left_padding(name, attn, temperature, either_way):
     """A float mask divided by a temperature below 1 leaves float32's range, and a padded row holds nothing else."""
-    hf, ids, rules = build(name, attn=attn), token_ids(2, 8), gimkit.GIM._replace(temperature=temperature)
+    hf, ids, rules = build(name, attn=attn), token_ids(2, 8), gimkit.RULES["gim"]._replace(temperature=temperature)
     mask = torch.ones_like(ids)
     mask[0, :3] = 0
     inputs = dict(attention_mask=mask, position_ids=(mask.cumsum(1) - 1).clamp(min=0))
@@ -143,7 +170,10 @@ def test_low_temperatures_with_left_padding(name, attn, temperature):
     assert relative(got, want) < 1e-5
 
 
-def test_a_temperature_whose_scores_leave_the_range_is_refused():
+def test_a_temperature_whose_scores_leave_the_range_is_refused_by_a_second_run(monkeypatch):
+    """Blocks take the largest score off first."""
+    check("gpt2", gimkit.Rules(temperature=1e-38), attn="eager")
+    by_a_second_run(monkeypatch)
     model = gimkit.apply(NNsight(build("gpt2", attn="eager")), gimkit.Rules(temperature=1e-38))
     with pytest.raises(gimkit.GimkitError, match="temperature 1e-38 leave the range of torch.float32"):
         gradient(model, token_ids())
@@ -154,7 +184,7 @@ def test_position_biases_are_tempered(name):
     """Sdpa adds to its scores the position_bias that a model, or here the caller, hands down to it."""
     hf, ids = build(name, attn="sdpa"), token_ids()
     bias = 2 * torch.randn(1, 4, 10, 10, generator=torch.Generator().manual_seed(0))
-    want, _ = oracle_gradient(hf, ids, target, for_oracle(gimkit.GIM), position_bias=bias)
+    want, _ = oracle_gradient(hf, ids, target, for_oracle(gimkit.RULES["gim"]), position_bias=bias)
     got, logits = gradient(gimkit.apply(NNsight(hf)), ids, position_bias=bias)
     assert torch.equal(logits, gradient(NNsight(hf), ids, position_bias=bias)[1])
     assert relative(got, want) < 1e-5
@@ -184,7 +214,8 @@ def test_bfloat16_stays_close(name):
     The weights are gentler than elsewhere: on steep ones bfloat16 itself moves plain autograd by up to 17%.
     """
     half, ids = build(name, torch.bfloat16, gain=0.5), token_ids()
-    want, _ = oracle_gradient(build(name, gain=0.5).to(torch.bfloat16).float(), ids, target, for_oracle(gimkit.GIM))
+    rules = for_oracle(gimkit.RULES["gim"])
+    want, _ = oracle_gradient(build(name, gain=0.5).to(torch.bfloat16).float(), ids, target, rules)
     got, _ = gradient(gimkit.apply(NNsight(half)), ids)
     assert torch.isfinite(got).all()
     assert relative(got.float(), want) < 0.03

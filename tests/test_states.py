@@ -37,12 +37,12 @@ def half_of_the_edges(model, task):
 TOKENS = {
     **{f"attribute, {method}": lambda model, task, method=method:
        gimkit.attribute(model, IDS, 5, baseline=BASELINE, method=method, steps=3).scores
-       for method in ("gim", "relp", "ig", "deeplift", "atp*", "occlusion", "lime")},
+       for method in ("gim", "relp", "ig", "deeplift", "pattern-difference", "occlusion", "lime")},
     "attribute, forward": lambda model, task:
         gimkit.attribute(model, IDS, 5, baseline=BASELINE, backend="forward").scores,
-    "shapley": lambda model, task: gimkit.shapley(model, IDS[:4], 5, baseline=BASELINE).scores,
+    "shapley": lambda model, task: gimkit.tokens.shapley(model, IDS[:4], 5, baseline=BASELINE).scores,
     "token faithfulness": lambda model, task:
-        gimkit.token_faithfulness(model, [IDS], [torch.arange(6.0)], [5], baseline=BASELINE).without_best,
+        gimkit.tokens.token_faithfulness(model, [IDS], [torch.arange(6.0)], [5], baseline=BASELINE).without_best,
     "layers, gim": lambda model, task: layer_scores(model, IDS, 5),
     "layers, ig": lambda model, task: layer_scores(model, IDS, 5, method="ig", steps=2),
     "self-repair": lambda model, task: torch.tensor(gimkit.self_repair(model, [IDS]).rows["d12"].to_numpy()),
@@ -50,15 +50,15 @@ TOKENS = {
 }
 PAIRS = {
     **{f"nodes, {method}": lambda model, task, method=method: gimkit.score_nodes(model, task, method, steps=2).scores
-       for method in ("gim", "gradient", "ig-inputs", "ig-activations", "atp*", "exact")},
+       for method in ("gim", "gradient", "nap-ig", "ig-activations", "atp*", "exact")},
     "nodes, forward": lambda model, task: gimkit.score_nodes(model, task, backend="forward").scores,
     "node Shapley values": lambda model, task: circuits.shapley_nodes(model, task, orders=1).scores,
-    "neurons": lambda model, task: gimkit.score_neurons(model, task).scores,
+    "neurons": lambda model, task: gimkit.circuits.score_neurons(model, task).scores,
     **{f"edges, {method}": lambda model, task, method=method: gimkit.score_edges(model, task, method, steps=2).scores
        for method in ("gim", "gradient", "ig-activations", "gp")},
-    "edges among, forward": lambda model, task: circuits.score_edges_among(
-        model, task, ["input", "a0.h1", "m1", "logits"], backend="forward").scores,
-    "head repair": lambda model, task: gimkit.head_repair(model, task).effects.mean(0),
+    "edges among, forward": lambda model, task: gimkit.score_edges(
+        model, task, nodes=["input", "a0.h1", "m1", "logits"], backend="forward").scores,
+    "head repair": lambda model, task: gimkit.selfrepair.head_repair(model, task).effects.mean(0),
     "run": half_of_the_edges,
     "roles": lambda model, task: torch.tensor(circuits.head_roles(model, task)["writes_right"]),
 }

@@ -11,7 +11,7 @@ from gimkit.interventions.backward_rules import (
     split_output,
 )
 from gimkit.model.architecture import Architecture, architecture_of
-from gimkit.rules import RULES, Rules, checked_rules
+from gimkit.rules import RULES, Rules, rules_of
 
 
 def apply(model, rules: Rules | str = "gim"):
@@ -31,7 +31,7 @@ def apply(model, rules: Rules | str = "gim"):
     Source: arXiv 2505.17630. Unlike the authors' package, every rule acts with sdpa, eager and flash attention
     alike, RMSNorm and q/k norms included, and Gemma's softcaps keep their own derivative.
     """
-    rules, architecture = resolve(rules), architecture_of(model)
+    rules, architecture = rules_of(rules), architecture_of(model)
     check_unedited(model)
     places = plan(architecture, rules)
     first = len(model._edits)
@@ -99,21 +99,6 @@ def check_unedited(model) -> None:
 def _place(edited, act, path: str, arguments: tuple) -> None:
     with edited.edit(inplace=True):  # of the copy: a copy for each edit would travel to a server with each
         act(edited.get(path), *arguments)
-
-
-def resolve(rules: Rules | str) -> Rules:
-    """Rules from their name, or given ones with every setting checked.
-
-    >>> resolve("freeze").freeze_norm
-    True
-
-    Raises GimkitError for an unknown name, listing those that exist, and as `gimkit.rules.checked_rules`.
-    """
-    if isinstance(rules, Rules):
-        return checked_rules(rules)
-    if isinstance(rules, str) and rules in RULES:
-        return RULES[rules]
-    raise GimkitError(f"unknown rules {rules!r}; use a gimkit.Rules, or one of {', '.join(RULES)}")
 
 
 def plan(architecture: Architecture, rules: Rules) -> dict[str, list[tuple]]:
