@@ -8,6 +8,7 @@ import torch
 from made_up import random_task
 from nnsight import NNsight
 from test_edits import tokenizer
+from test_rules import gradient
 from tiny import build, token_ids
 
 import gimkit
@@ -230,8 +231,13 @@ def test_weights_that_nnsight_has_not_loaded_yet(tmp_path):
     tokenizer().save_pretrained(tmp_path)
     lazy = gimkit.load(str(tmp_path), remote=True)
     assert lazy.device.type == "meta"
+    early = gimkit.apply(lazy)
     found = ENTRIES["attribute, gim"](lazy, None)
     assert torch.equal(found, ENTRIES["attribute, gim"](NNsight(hf), None))
+    loaded = lazy._module  # once, and for every copy
+    assert lazy.dispatched and torch.equal(found, ENTRIES["attribute, gim"](lazy, None)) and lazy._module is loaded
+    assert torch.equal(gradient(early, token_ids())[0], gradient(gimkit.apply(NNsight(hf)), token_ids())[0])
+    assert early._module is loaded
 
 
 # --- threads ---
@@ -256,6 +262,12 @@ def test_threads_take_turns(usual):
 
 
 # --- L3D ---
+
+
+def test_l3d_takes_models_of_any_dtype():
+    hf, ids, last = build("gpt2", torch.bfloat16), token_ids(4, 5), torch.full((4,), 4)
+    module = l3d.NextToken(NNsight(hf))
+    assert torch.allclose(module(*module.inputs(ids, last)), hf(ids).logits[:, -1], rtol=0.05, atol=0.05)
 
 
 def test_l3d_takes_no_edited_model():

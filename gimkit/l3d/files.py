@@ -9,7 +9,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from gimkit.errors import GimkitError
-from gimkit.files import whole, write_text
+from gimkit.files import atomic_write, write_text
 
 
 def write(path: str | Path, about: dict, tensors: dict[str, torch.Tensor]) -> None:
@@ -31,7 +31,7 @@ def write(path: str | Path, about: dict, tensors: dict[str, torch.Tensor]) -> No
     if not description.is_file() or description.read_bytes() != text.encode():
         write_text(description, text)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    with whole(file) as new:
+    with atomic_write(file) as new:
         save_file(tensors, new, metadata={"sha256": _digest(text, tensors)})
 
 

@@ -36,7 +36,7 @@ def apply(model, rules: Rules | str = "gim"):
     places = plan(architecture, rules)
     first = len(model._edits)
     edited = model._shallow_copy()
-    edited.__class__ = traced_only(type(model))
+    edited.__class__, edited._original = traced_only(type(model)), model
     for act, path, arguments in (place for group in places.values() for place in group):
         _place(edited, act, path, arguments)
     edited._gimkit = Record(
@@ -73,9 +73,13 @@ def traced_only(kind: type) -> type:
 
         pipe = generate
 
+        def dispatch(self):  # weights are loaded once, for the original and all its copies
+            self._original.dispatch()
+            self._module, self.dispatched = self._original._module, True
+
         def __reduce_ex__(self, protocol):  # a server knows nnsight's class only
-            make, (_, *rest), *state = super().__reduce_ex__(0)
-            return make, (kind, *rest), *state
+            make, (_, *rest), state = super().__reduce_ex__(0)
+            return make, (kind, *rest), {key: value for key, value in state.items() if key != "_original"}
 
         def _remoteable_class(self):
             plain = self._shallow_copy()
@@ -145,7 +149,7 @@ def remove(model):
     plain = model._shallow_copy()
     plain.__class__ = type(model).__base__
     plain._edits = model._edits[:first] + model._edits[last:]
-    del plain._gimkit
+    del plain._gimkit, plain._original
     return plain
 
 
