@@ -114,7 +114,8 @@ def words_for(tokenizer) -> tuple[Words, Words]:
     kinds = {kind: singles(members) for kind, members in NATURAL.kinds.items() if kind in single}
     return NATURAL._replace(
         women=singles(NATURAL.women), men=singles(NATURAL.men), names=singles(NATURAL.names), row=singles(NATURAL.row),
-        capitals=both_single(NATURAL.capitals), nouns=both_single(NATURAL.nouns), kinds={k: m for k, m in kinds.items() if m},
+        capitals=both_single(NATURAL.capitals), nouns=both_single(NATURAL.nouns),
+        kinds={k: m for k, m in kinds.items() if m},
         starts=decided_years(tokenizer, NATURAL.starts)), NATURAL
 
 
