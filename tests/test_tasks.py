@@ -7,6 +7,7 @@ from dataclasses import replace
 from random import Random
 
 import numpy
+import pandas
 import pytest
 import torch
 from made_up import random_task
@@ -17,6 +18,7 @@ from tokenizers import ByteLevelBPETokenizer, Regex, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 import gimkit
+from benchmarks import cards
 from benchmarks.training import corpus
 from benchmarks.training.train import build_tokenizer
 from gimkit import tasks
@@ -107,7 +109,7 @@ def test_real_tokenizers_get_natural_prompts(real, make):
     tokenizer, _ = real
     task = make(tokenizer, n=32, seed=1)
     assert len(task) == 32 and task.pairs == make(tokenizer, n=32, seed=1).pairs and not task.dropped
-    left, listed = task.left
+    left, listed = task.answer_pairs
     assert 0.02 * listed < left <= listed
     for i, pair in enumerate(task.pairs):
         clean = task.clean[i][task.mask[i]].tolist()
@@ -135,8 +137,9 @@ def test_words_are_chosen_by_the_tokenizer():
     tokenizer = byte_level([f"the {name} the {name}" for name in known] * 50, digits=1, size=600)
     task = tasks.ioi(tokenizer, n=64)
     assert {name for pair in task.pairs for name in pair[2:]} == set(known[:20])
-    assert task.left == (20 * 19, len(NATURAL.names) * (len(NATURAL.names) - 1)) and task[:3].left == task.left
-    with pytest.raises(GimkitError, match="'capital': no usable prompt pair .* pairs of answers none is of single tok"):
+    assert task.answer_pairs == (20 * 19, len(NATURAL.names) * (len(NATURAL.names) - 1))
+    assert task[:3].answer_pairs == task.answer_pairs
+    with pytest.raises(GimkitError, match="'capital': no usable prompt pair .* pairs of answers are single tok"):
         tasks.capital(tokenizer, n=4)
 
 
@@ -207,7 +210,7 @@ def test_greater_than_follows_the_digits(real):
     """What each token may lead to, told from the digits alone: a later year, or this one and those before."""
     tokenizer, digits = real
     task = tasks.greater_than(tokenizer, n=48)
-    assert task.left[0] == {1: 8 * 9, 2: 8 * 97, 3: 8 * 88}[digits]
+    assert task.answer_pairs[0] == {1: 8 * 9, 2: 8 * 97, 3: 8 * 88}[digits]
     for pair, good, bad in zip(task.pairs, task.good, task.bad):
         year, end = re.findall(r"\d+", pair.clean)
         assert len(year) == 4 and year.startswith(end) and len(end) == {1: 2, 2: 2, 3: 3}[digits]
@@ -248,7 +251,7 @@ def test_no_usable_pair():
         tasks.ioi(PreTrainedTokenizerFast(tokenizer_object=letters._tokenizer), n=4)
     numbers = ByteLevelBPETokenizer()  # a token for each year
     numbers.train_from_iterator([f"in {year}" for year in range(1000, 2000)] * 3, show_progress=False)
-    with pytest.raises(GimkitError, match="greater_than.*none is of single tokens"):
+    with pytest.raises(GimkitError, match="greater_than.*none of the task.*are single tokens"):
         tasks.greater_than(PreTrainedTokenizerFast(tokenizer_object=numbers._tokenizer), n=4)
 
 
@@ -282,7 +285,7 @@ def test_own_pairs_from_ids():
     ({"answers": ["are"]}, r"n times \(good, bad\)"),
     ({"answers": [([], "is")]}, "an answer is empty"),
     ({"model": None}, "need model="),
-    ({"model": object()}, "carries no tokenizer"),
+    ({"model": object()}, "has no tokenizer"),
     ({"mask": torch.ones(1, 3)}, "mask goes with token ids"),
 ])
 def test_bad_strings(words, change, message):
@@ -373,12 +376,12 @@ def everything(model, task):
     yield from (
         lambda: gimkit.score_nodes(model, task), lambda: gimkit.score_nodes(model, task, "exact"),
         lambda: gimkit.score_nodes(model, task, backend="forward"), lambda: gimkit.score_edges(model, task),
-        lambda: gimkit.score_edges(model, task, "exact"), lambda: gimkit.score_neurons(model, task),
-        lambda: gimkit.circuits.score_edges_among(model, task, ["m0", "logits"]),
+        lambda: gimkit.score_edges(model, task, "exact"), lambda: gimkit.circuits.score_neurons(model, task),
+        lambda: gimkit.score_edges(model, task, nodes=["m0", "logits"]),
         lambda: gimkit.run(model, task, edges.top(9)),
         lambda: gimkit.faithfulness(model, task, edges, absolute=True),
         lambda: gimkit.circuits.head_roles(model, task), lambda: gimkit.circuits.shapley_nodes(model, task),
-        lambda: gimkit.head_repair(model, task), lambda: gimkit.self_repair(model, task))
+        lambda: gimkit.selfrepair.head_repair(model, task), lambda: gimkit.self_repair(model, task))
 
 
 @pytest.mark.parametrize("change, message", [
@@ -406,7 +409,7 @@ def test_every_entry_point_refuses_the_same_tasks(change, message):
 def test_switches_are_switches_and_numbers_are_numbers(tmp_path):
     model, task = NNsight(build("llama")), random_task(2)
     edges, nodes, neurons = (score(model, task) for score in (gimkit.score_edges, gimkit.score_nodes,
-                                                               gimkit.score_neurons))
+                                                               gimkit.circuits.score_neurons))
     for act in (lambda: edges.top(3, absolute="signed"), lambda: edges.greedy(3, absolute="no"),
                 lambda: nodes.top(3, absolute=1), lambda: neurons.top(3, absolute="False"),
                 lambda: gimkit.faithfulness(model, task, edges, absolute="signed"),
@@ -428,7 +431,7 @@ def test_switches_are_switches_and_numbers_are_numbers(tmp_path):
         gimkit.score_edges(model, task, batch_size=1.0)
     for level in (95, 0, "0.9", float("nan")):
         with pytest.raises(GimkitError, match="level"):
-            gimkit.rank_correlation(nodes, nodes, level=level)
+            gimkit.circuits.rank_correlation(nodes, nodes, level=level)
     path = edges.top(200).save(tmp_path / "c.json")
     for old, new, message in (('"in_graph": true', '"in_graph": "False"', "in_graph of .* must be True or False"),
                               ('"n_heads": 4', '"n_heads": "4"', "n_heads must be a whole number"),
@@ -452,11 +455,11 @@ def test_a_card_says_what_the_model_makes_of_the_task():
     card = tasks.card(model, task)
     assert card.accuracy == sum(value > 0 for value in values) / 40 and card.solved
     assert card.logit_difference == pytest.approx(sum(values) / 40, abs=1e-4)
-    assert card.tokens == (min(lengths), max(lengths)) and card.left == (2 * 29 * 3, 2 * 29 * 3)
+    assert card.tokens == (min(lengths), max(lengths)) and card.answer_pairs == (2 * 29 * 3, 2 * 29 * 3)
     assert str(card).startswith(f"agreement: 40 prompt pairs of {min(lengths)} to {max(lengths)} tokens; accuracy ")
-    assert card.frame().loc[0, ["task", "prompts", "left", "dropped"]].tolist() == ["agreement", 40, 174, ""]
+    assert card.frame().loc[0, ["task", "prompts", "single", "dropped"]].tolist() == ["agreement", 40, 174, ""]
 
-    turned = replace(task, good=task.bad, bad=task.good, dropped=("too long (3 prompts)",), left=None)
+    turned = replace(task, good=task.bad, bad=task.good, dropped=("too long (3 prompts)",), answer_pairs=None)
     failed = tasks.card(model, turned)
     assert failed.accuracy == 1 - card.accuracy and not failed.solved
     assert "\ndropped: too long (3 prompts)\nThe model fails this task: its accuracy is below 0.75." in str(failed)
@@ -473,6 +476,12 @@ def test_a_failed_task_warns_once_before_its_circuits_are_believed():
     with pytest.warns(UserWarning, match="gets 62% of agreement's prompts right, less than 75%") as seen:
         gimkit.faithfulness(model, turned, edges, absolute=True, sizes=(0.1, 0.2))
     assert len(seen) == 1 and seen[0].filename == __file__
+
+
+def test_the_command_prints_every_card(tmp_path, capsys):
+    assert cards.main(["mini-gpt2", "-n", "2", "--seeds", "1", "--csv", str(tmp_path / "cards.csv")]) == 0
+    assert capsys.readouterr().out.count("2 prompt pairs of ") == len(cards.TASKS)
+    assert pandas.read_csv(tmp_path / "cards.csv").task.tolist() == list(cards.TASKS)
 
 
 @pytest.mark.smollm2

@@ -8,12 +8,11 @@ from scipy.stats import t
 
 from benchmarks.l3d_runs.digits import digits_run
 from gimkit.errors import GimkitError
-from gimkit.files import kept
+from gimkit.files import cached_table
 from gimkit.l3d import recovery, toys
-from gimkit.l3d.activity import activity
-from gimkit.l3d.attention import attention_run
-from gimkit.l3d.decompose import decompose_alike
-from gimkit.l3d.decomposition import Decomposition
+from gimkit.l3d.decomposition import Decomposition, decompose_alike
+from gimkit.l3d.language import attention_run
+from gimkit.l3d.selection import activity
 from gimkit.model.load import load
 
 SUMMARISED = ("new_squared", "new_norm", "cosine", "cosine_random", "r2", "dead", "squared", "norm", "auroc",
@@ -38,10 +37,10 @@ def run(name: str, seeds: int = 5, folder: Path | None = None, epochs: int | Non
 
     >>> run("tms", seeds=3, epochs=100, toy_epochs=100, variants=["paper"])
 
-    folder: where each variant's rows are kept as NAME-VARIANT.csv once they are there (`gimkit.files.kept`), so that a
-    run that was cut off goes on, and, of the first variant, the toy and the decomposition of the seed with the median
-    error. epochs, toy_epochs: of the decompositions (each variant's own when None) and of the toys (TOY_EPOCHS when
-    None).
+    folder: where each variant's rows are kept as NAME-VARIANT.csv once they are there (`gimkit.files.cached_table`),
+    so that a run that was cut off goes on, and, of the first variant, the toy and the decomposition of the seed with
+    the median error. epochs, toy_epochs: of the decompositions (each variant's own when None) and of the toys
+    (TOY_EPOCHS when None).
 
     Columns: errors over the batches of the last epoch, and on 1000 new samples with 10 references each, by both
     definitions (norm: the paper's |g - g^| / |g|; squared: its square, the reference implementation's); cosines with
@@ -76,7 +75,7 @@ def run(name: str, seeds: int = 5, folder: Path | None = None, epochs: int | Non
             return table
 
         about = {"toy": name, "variant": variant, "seeds": seeds, "toy_epochs": toy_epochs, "settings": settings}
-        tables.append(kept(part, about, measure) if part else measure())
+        tables.append(cached_table(part, about, measure) if part else measure())
     return pandas.concat(tables, ignore_index=True)
 
 
@@ -113,7 +112,7 @@ def run_real(name: str, model: str = "mini-gpt2", blocks=(3,), seeds: int = 1, f
 
         about = {"run": name, "seed": seed, "settings": settings} | (
             {} if name == "digits" else {"model": str(model), "blocks": list(blocks)})
-        tables.append(kept(part, about, measure, dtype={"kind": str}) if part else measure())
+        tables.append(cached_table(part, about, measure, dtype={"kind": str}) if part else measure())
     return pandas.concat(tables, ignore_index=True)
 
 
@@ -137,7 +136,7 @@ def summary(table: pandas.DataFrame) -> pandas.DataFrame:
 def row(toy: toys.Toy, variant: str, found: Decomposition) -> dict:
     """What is reported of one decomposition of a toy."""
     circuits, new = recovery.planted(toy), activity(found, toy.module, toy.inputs(1000, seed=1))
-    cosines, _ = recovery.matched(found.decoder, circuits)
+    cosines, _ = recovery.match_circuits(found.decoder, circuits)
     live = found.p_act[~found.dead]
     return {
         "toy": toy.name, "variant": variant, "seed": toy.seed, "n": len(found), "rank": found.settings["rank"],
@@ -145,7 +144,7 @@ def row(toy: toys.Toy, variant: str, found: Decomposition) -> dict:
         "norm": float(found.errors[-1, 0]), "squared": float(found.errors[-1, 1]),
         "new_norm": new.norm, "new_squared": new.squared,
         "cosine": float(cosines.mean()), "cosine_lowest": float(cosines.min()),
-        "cosine_random": float(recovery.unrelated(found, circuits).mean()),
+        "cosine_random": float(recovery.random_cosines(found, circuits).mean()),
         "r2": (recovery.r_squared(*recovery.coefficients(found, toy)) if toy.coefficients is not None
                and toy.family.group == 1 else float("nan")),
         "dead": float(found.dead.float().mean()), "p_act_live": float(live.mean()) if len(live) else 0.0,

@@ -124,7 +124,7 @@ def circuit_size(edges, curve, roles=None) -> ipywidgets.VBox:
 def repair_explorer(scores, heads) -> ipywidgets.VBox:
     """A choice of layer and head; shows its attention rows among all, and who answers when the head is ablated.
 
-    >>> explorer = repair_explorer(gimkit.self_repair(model, task[:8]), gimkit.head_repair(model, task[:8]))
+    >>> explorer = repair_explorer(gimkit.self_repair(model, task[:8]), gimkit.selfrepair.head_repair(model, task[:8]))
 
     scores: `SelfRepair`. heads: `HeadRepair` of the same model.
     """
@@ -137,7 +137,7 @@ def repair_explorer(scores, heads) -> ipywidgets.VBox:
         with seaborn.axes_style("whitegrid"):
             figure, (left, right) = pyplot.subplots(1, 2, figsize=(12, 4.2), layout="constrained")
         plots.ablation_effect(scores, ax=left, head=f"a{layer}.h{head}")
-        plots.head_answers(heads, f"a{layer}.h{head}", ax=right)
+        plots.head_compensation(heads, f"a{layer}.h{head}", ax=right)
         _show(figure)
 
     return _explorer(controls, draw)
