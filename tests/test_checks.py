@@ -301,7 +301,7 @@ WRONG = [
     ("shuffled_scores", shuffle(lambda x, g: torch.randn(len(x), generator=g)), "other numbers"),
     ("shuffled_scores", shuffle(lambda x, g: x), "Nothing moved"),
     ("shuffled_scores", shuffle(lambda x, g: x[torch.randperm(len(x), generator=torch.Generator().manual_seed(7))]),
-     "the same hand"),
+     "would be the same"),
     ("shuffled_scores", shuffle(lambda x, g: x[torch.randperm(len(x))]), "that is passed in"),
     ("shuffled_scores", lambda scores, real, generator: scores[real], "one score for each cell"),
     ("sandbox_calls", {"A": "yes"}, "keys A to E"),

@@ -129,6 +129,7 @@ def hidden_from_the_gradient(scores) -> None:
         "is right. The lowered scores (at the row's mean) must lose to the other positions.")
     assert abs(predicted) < 0.01 * joint, (
         f"The gradient predicts {predicted:.4f} of {joint:.3f} logits, {abs(predicted) / joint:.1%}. It is "
-        "proportional to the weight that the last three positions still have: make it smaller by raising the first two scores.")
+        "proportional to the weight that the last three positions still have: make it smaller by raising the first two "
+        "scores.")
     print(f"Correct: lowering both costs {joint:.3f} logits, the gradient predicts {predicted:.5f} "
           f"({predicted / joint:.2%}).")
