@@ -484,7 +484,7 @@ WRONG_ON_MODELS = [
     ("read_a_trace", "model", shape_of_another_prompt, "this prompt has"),
     ("read_a_trace", "model", shape_of_one_row, "a batch of one"),
     ("direct_effect", "llama", direct(sign=-1), "signs are reversed"),
-    ("direct_effect", "llama", direct(live=True), "denominator answers already"),
+    ("direct_effect", "llama", direct(live=True), "its denominator compensates"),
     ("direct_effect", "llama", direct(whole=True), "whole attention layer"),
     ("direct_effect", "llama", direct(weighted=False), "weight is missing"),
     ("direct_effect", "llama", direct(scaled=False), "denominator is missing"),

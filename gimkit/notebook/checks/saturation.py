@@ -9,7 +9,7 @@ def row_effects(scores, values, i: int = 0, j: int = 1, to=None) -> torch.Tensor
     """The fall of an attention row's output when score i, j or both are ablated, and the interaction, [4].
 
     >>> row_effects(torch.tensor([6.0, 6, 0, 0, 0]), torch.tensor([10.0, 10, 0, 0, 0]))
-    tensor([0.0342, 0.0342, 1.1611, 0.9411])
+    tensor([0.0348, 0.0348, 1.1607, 0.9400])
 
     Args:
         scores, values: of the row, [positions].
