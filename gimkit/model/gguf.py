@@ -57,13 +57,24 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _checked(name: str, source: Packaged) -> Path:
-    """The GGUF file of an installed package, found without importing it."""
+def is_here(name: str) -> bool:
+    """Whether a model from a package loads: the package is installed, or its file was converted before."""
+    source = PACKAGED[name]
+    return _folder(name, source.sha256).is_dir() or bool(_files(source))
+
+
+def _files(source: Packaged) -> list[Path]:
+    """The GGUF files of an installed package, found without importing it."""
     try:
         files = distribution(source.package).files or ()
     except PackageNotFoundError:
         files = ()
-    found = [path for path in (Path(file.locate()) for file in files if file.suffix == ".gguf") if path.is_file()]
+    return [path for path in (Path(file.locate()) for file in files if file.suffix == ".gguf") if path.is_file()]
+
+
+def _checked(name: str, source: Packaged) -> Path:
+    """The GGUF file of an installed package, if it has the hash that it should have."""
+    found = _files(source)
     if not found:
         raise GimkitError(f"the model {name} lies in a package that is not installed: {source.command}")
     digest = sha256(found[0])
@@ -82,6 +93,10 @@ def cache() -> Path:
     return Path(home) / "gimkit"
 
 
+def _folder(name: str, digest: str) -> Path:
+    return cache() / f"{name}-{digest[:12]}"
+
+
 def converted(file, name: str, digest: str) -> Path:
     """The folder that a GGUF file was converted into, now or before.
 
@@ -89,7 +104,7 @@ def converted(file, name: str, digest: str) -> Path:
         file: a function that returns the path of the GGUF file; called only when it has to be converted.
         name: of the folder. digest: the file's sha256.
     """
-    folder = cache() / f"{name}-{digest[:12]}"
+    folder = _folder(name, digest)
     if folder.is_dir():
         if _is_whole(folder, digest):
             return folder

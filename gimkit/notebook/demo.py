@@ -2,33 +2,39 @@
 
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pandas
-import seaborn
-from matplotlib.figure import Figure
+import torch
+from scipy import stats
 
 import gimkit
 from gimkit import plots
+from gimkit.statistics import bootstrap
 from gimkit.tasks.measure import metric
 
 METHODS = ("gim", "gradient")
 FIGURES = Path("figures")
+DOZEN = 12
 
 
-def demo(name: str, n: int = 64, seed: int = 0) -> None:
-    """Solve IOI, attribute one prompt's tokens, rank heads and MLPs beside exact patching, draw the figures.
+def demo(name: str, n: int = 16, seed: int = 0) -> None:
+    """Solve IOI, attribute one prompt's tokens, rank heads and MLPs, patch the strongest dozen, draw the figures.
 
-    name: whatever `gimkit.load` takes. n, seed: of the IOI prompts.
+    Args:
+        name: whatever `gimkit.load` takes.
+        n: number of IOI prompt pairs.
+        seed: of the prompts.
     """
     start = time.monotonic()
     print(f"Loading {name} ...", flush=True)
     model = gimkit.load(name)
-    task = gimkit.tasks.ioi(model, n=n, seed=seed, names="held-out")
+    task = gimkit.tasks.ioi(model, n=n, seed=seed)
     clean, corrupt = metric(model, task), metric(model, replace(task, clean=task.corrupt))
     pair = task[0]
     print(f"""
-1. The task: indirect object identification, {n} pairs of prompts, names that the bundled models never saw together.
+1. The task: indirect object identification, {n} pairs of prompts.
      clean    "{pair.clean}" -> {pair.answer}, not {pair.wrong}
      corrupt  "{pair.corrupt}"
    Right in {int((clean > 0).sum())} of {n}. Mean logit difference {clean.mean():+.2f}, corrupt {corrupt.mean():+.2f}.
@@ -39,23 +45,59 @@ def demo(name: str, n: int = 64, seed: int = 0) -> None:
     print(f"2. Which tokens of that clean prompt speak for {pair.answer} and against {pair.wrong} (logits)?")
     print(shown(table), flush=True)
 
-    print("\n3. Which heads and MLPs matter? Exact patching: one at a time takes its corrupt output ...", flush=True)
-    exact = gimkit.score_nodes(model, task, method="exact")
-    print("   ... and the same, estimated from one forward and one backward pass.", flush=True)
     estimates = [gimkit.score_nodes(model, task, method=m) for m in METHODS]
-    table = pandas.DataFrame({"node": exact.nodes} | {s.method: s.scores.tolist() for s in (exact, *estimates)})
-    table = table[table.node != "input"].sort_values("exact", key=abs, ascending=False)
-    print(shown(table.head(10)))
-    correlations = {s.method: gimkit.circuits.rank_correlation(s, exact) for s in estimates}
-    print(f"   Rank correlation with exact patching over all {len(table)} heads and MLPs (95% bootstrap interval):")
-    for method, interval in correlations.items():
-        print(f"     {method:<10} {interval}")
+    chosen = strongest(estimates)
+    print(f"\n3. Which of the {len(estimates[0].nodes) - 1} heads and MLPs matter? Each method estimates it from one "
+          f"forward and one backward pass.\n   Exact patching checks the {len(chosen)} strongest by either: one at a time "
+          "takes its corrupt output.", flush=True)
+    exact = gimkit.score_nodes(model, task, method="exact", nodes=chosen)
+    checked = [scores.among(chosen) for scores in estimates]
+    table = pandas.DataFrame({"node": exact.nodes} | {s.method: s.scores.tolist() for s in (exact, *checked)})
+    print(shown(table.sort_values("exact", key=abs, ascending=False)))
+    verdict = judged(checked, exact)
+    print(f"   Against exact patching, over these {len(chosen)} (95% bootstrap interval over prompts):")
+    for line in verdict:
+        print(f"     {line}")
 
-    drawn = draw(Path(name).name, pair, tokens, exact, estimates, correlations)
+    drawn = draw(Path(name).name, pair, tokens, estimates, checked, exact, verdict)
     print("\n4. Figures, each as png and svg, numbers in figures/data/, captions in figures/CAPTIONS.md:")
     for path in drawn:
         print(f"     {path}")
     print(f"\nDone in {time.monotonic() - start:.0f} s. Next: `make lab`, then notebooks/00_*.ipynb and on.")
+
+
+def strongest(estimates: list, n: int = DOZEN) -> list[str]:
+    """The n heads and MLPs that stand highest in any of the rankings by |score|, the best first.
+
+    Ranks and not scores are compared, since one method's scores are larger than another's throughout.
+
+    >>> strongest([gim, gradient])[:3]
+    ['m0', 'a1.h1', 'a0.h2']
+    """
+    scores = pandas.DataFrame({s.method: s.scores.abs().tolist() for s in estimates}, index=estimates[0].nodes)
+    ranks = scores.drop(index="input").rank(ascending=False, method="first")
+    return sorted(ranks.index, key=lambda node: sorted(ranks.loc[node]))[:n]
+
+
+def judged(checked: list, exact) -> list[str]:
+    """What exact patching says of two methods' scores of the same nodes, as sentences, with bootstrap intervals."""
+    truth = exact.per_example.double().numpy()
+    estimated = {s.method: s.per_example.double().numpy() for s in checked}
+
+    def rank(method, rows):
+        return stats.spearmanr(estimated[method][rows].mean(0), truth[rows].mean(0)).statistic
+
+    def error(method, rows):
+        return abs(estimated[method][rows].mean(0) - truth[rows].mean(0)).sum() / abs(truth[rows].mean(0)).sum()
+
+    def sentence(what, measure, larger_is_better):
+        found = {method: bootstrap(partial(measure, method), len(truth)) for method in estimated}
+        worse, better = sorted(found, key=lambda method: found[method].value, reverse=not larger_is_better)
+        apart = bootstrap(lambda rows: measure(better, rows) - measure(worse, rows), len(truth))
+        clear = f"{better} is better" if apart.low > 0 or apart.high < 0 else "no clear difference"
+        return f"{what}: {', '.join(f'{method} {interval}' for method, interval in found.items())}; {clear}"
+
+    return [sentence("rank correlation", rank, True), sentence("error (sum of |estimate - exact| over sum of |exact|)", error, False)]
 
 
 def shown(table: pandas.DataFrame) -> str:
@@ -64,39 +106,36 @@ def shown(table: pandas.DataFrame) -> str:
     return "\n".join("     " + line for line in text.splitlines())
 
 
-def draw(label: str, pair, tokens: list, exact, estimates: list, correlations: dict) -> list[Path]:
+def draw(label: str, pair, tokens: list, estimates: list, checked: list, exact, verdict: list[str]) -> list[Path]:
     """Write the three figures to figures/; returns the paths of their png files."""
-    figure, axes = panels(2, width=11)
+    figure, axes = plots.panels(2, 11, 4.2, sharey=True)
     for ax, scores in zip(axes, tokens):
         plots.token_bars(scores, ax=ax)
+    axes[1].set_ylabel("")
     best = [scores.tokens[int(scores.scores.argmax())] for scores in tokens]
     drawn = [plots.save(
         figure, FIGURES / f"demo-{label}-tokens", pandas.concat([scores.frame() for scores in tokens]),
         f'Bars: how much each token of "{pair.clean}" speaks for {pair.answer} and against {pair.wrong}. '
         f"Largest: {best[0]} under GIM, {best[1]} under the plain gradient.")]
 
-    frame = pandas.concat([scores.frame() for scores in (exact, *estimates)])
-    parts = frame[(frame.method == "exact") & (frame.kind != "input")].set_index("node")
-    figure, axes = panels(3, width=15)
-    for ax, scores in zip(axes, (exact, *estimates)):
+    frame = pandas.concat([scores.frame() for scores in estimates])
+    figure, axes = plots.panels(2, 11, 2.2 + 0.25 * frame["layer"].max())
+    for ax, scores in zip(axes, estimates):
         plots.node_grid(scores, ax=ax)
     drawn.append(plots.save(
         figure, FIGURES / f"demo-{label}-nodes", frame,
-        f"Grids of layers by heads and MLP on {exact.task}: exact patching, GIM and the plain gradient. "
-        f"The strongest part by exact patching is {parts.score.abs().idxmax()}."))
+        f"Grids of layers by heads and MLP on {exact.task}: GIM and the plain gradient, each with its own colours. "
+        f"Strongest by either: {', '.join(strongest(estimates, 3))}."))
 
-    figure, axes = panels(2, width=11)
-    for ax, scores in zip(axes, estimates):
+    values = torch.stack([scores.scores for scores in (exact, *checked)])
+    low, high = float(values.min()), float(values.max())
+    room = 0.12 * (high - low)
+    figure, axes = plots.panels(2, 11, 5.6)
+    for ax, scores in zip(axes, checked):
+        ax.set(xlim=(low - room, high + room), ylim=(low - room, high + room), aspect="equal")
         plots.method_scatter(scores, exact, ax=ax)
     drawn.append(plots.save(
-        figure, FIGURES / f"demo-{label}-methods", frame,
-        "Scatter of each head's and MLP's estimated score against exact patching. Rank correlation: "
-        + "; ".join(f"{method} {interval}" for method, interval in correlations.items()) + "."))
+        figure, FIGURES / f"demo-{label}-methods", pandas.concat([scores.frame() for scores in (exact, *checked)]),
+        f"Scatter of the scores of {len(exact.nodes)} heads and MLPs by GIM and by the plain gradient, each against "
+        f"exact patching, on equal axes; on the dashed line an estimate is right. {'. '.join(verdict)}."))
     return drawn
-
-
-def panels(n: int, width: float):
-    """A figure with n axes side by side, in the kit's style."""
-    figure = Figure(figsize=(width, 4.2), layout="constrained")
-    with seaborn.axes_style("whitegrid"):
-        return figure, figure.subplots(1, n)
