@@ -276,7 +276,9 @@ def test_the_package_is_missing_or_another(tiny_file, monkeypatch):
         monkeypatch.setattr(gguf, "distribution", found)
         with pytest.raises(GimkitError, match=f"^the model smollm2-135m lies in .* not installed: {command}$"):
             load("smollm2-135m")
+        assert not gguf.is_here("smollm2-135m")
     monkeypatch.setattr(gguf, "distribution", lambda name: Installed(tiny_file[1]))
+    assert gguf.is_here("smollm2-135m")
     with pytest.raises(GimkitError, match=f"sha256 {gguf.sha256(tiny_file[1])}, not b179c952.*: {command}"):
         load("smollm2-135m")
     root = Path(gimkit.__file__).parents[1]

@@ -48,8 +48,8 @@ def demo(name: str, n: int = 16, seed: int = 0) -> None:
     estimates = [gimkit.score_nodes(model, task, method=m) for m in METHODS]
     chosen = strongest(estimates)
     print(f"\n3. Which of the {len(estimates[0].nodes) - 1} heads and MLPs matter? Each method estimates it from one "
-          f"forward and one backward pass.\n   Exact patching checks the {len(chosen)} strongest by either: one at a time "
-          "takes its corrupt output.", flush=True)
+          f"forward and one backward pass.\n   Exact patching checks the {len(chosen)} strongest by either: one at a "
+          "time takes its corrupt output.", flush=True)
     exact = gimkit.score_nodes(model, task, method="exact", nodes=chosen)
     checked = [scores.among(chosen) for scores in estimates]
     table = pandas.DataFrame({"node": exact.nodes} | {s.method: s.scores.tolist() for s in (exact, *checked)})
@@ -97,7 +97,8 @@ def judged(checked: list, exact) -> list[str]:
         clear = f"{better} is better" if apart.low > 0 or apart.high < 0 else "no clear difference"
         return f"{what}: {', '.join(f'{method} {interval}' for method, interval in found.items())}; {clear}"
 
-    return [sentence("rank correlation", rank, True), sentence("error (sum of |estimate - exact| over sum of |exact|)", error, False)]
+    return [sentence("rank correlation", rank, True),
+            sentence("error (sum of |estimate - exact| over sum of |exact|)", error, False)]
 
 
 def shown(table: pandas.DataFrame) -> str:
