@@ -1,9 +1,12 @@
 """The one place that puts rules into a model: apply, and the receipt of what acts where."""
 
-from gimkit.anatomy import Anatomy, dissect
+import torch
+
+from gimkit.anatomy import Anatomy, dissect, projections
 from gimkit.errors import GimkitError
 from gimkit.inside import freeze_norm, linearise_activation, soften_attention, split_input, split_output
 from gimkit.rules import RULES, Rules
+from gimkit.sandbox import holds_weight
 
 
 def apply(model, rules: Rules | str = "gim"):
@@ -23,6 +26,7 @@ def apply(model, rules: Rules | str = "gim"):
     """
     rules, anatomy = resolve(rules), dissect(model)
     check_unedited(model)
+    check_differentiable(model, anatomy)
     places = plan(anatomy, rules)
     first = len(model._edits)
     edited = model._shallow_copy()
@@ -51,6 +55,28 @@ def check_unedited(model) -> None:
     if "_gimkit" in vars(model):
         raise GimkitError(f"this model already carries the rules {receipt(model).name}; "
                           "give the original, or gimkit.remove(model)")
+
+
+def check_differentiable(model, anatomy: Anatomy) -> None:
+    """Refuse quantised projections that no gradient passes, for it would go around them in silence.
+
+    >>> check_differentiable(model, dissect(model))
+    """
+    root = model._module
+    trunk, dtype = anatomy.blocks[0].path.rpartition(".")[0], root.get_input_embeddings().weight.dtype
+    for path in projections(root.get_submodule(trunk), trunk):
+        module = root.get_submodule(path)
+        tensors = [*module.parameters(), *module.buffers()]
+        if holds_weight(module) or any(tensor.is_meta for tensor in tensors):
+            continue
+        device = tensors[0].device if tensors else model.device
+        with torch.enable_grad():
+            x = torch.ones(1, module.in_features, dtype=dtype, device=device, requires_grad=True)
+            y = module(x)
+            slope = torch.autograd.grad(y.sum(), x, allow_unused=True)[0] if y.requires_grad else None
+        if slope is None or not bool(slope.any()):
+            raise GimkitError(f"{anatomy.architecture}: {path} ({type(module).__name__}) lets no gradient through; "
+                              "load full-precision weights, or use 'exact' or 'occlusion', which need none")
 
 
 def _place(edited, act, path: str, arguments: tuple) -> None:

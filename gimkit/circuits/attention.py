@@ -20,8 +20,10 @@ def head_numbers(model, w, attentions: list, looks: torch.Tensor, last, good, ba
     for layer, path in zip(w.layers, attentions):
         pattern = attention_pattern(*attention_call(model.get(path)))
         looked.append(torch.einsum("rhij,rkij->hk", pattern, looks.to(pattern)))
-        z = model.get(layer.output).input.detach()[rows, last]
-        weight = matrix_of(model.get(layer.output), z.dtype)[0].unflatten(0, (w.heads, -1))
+        projection = model.get(layer.output)
+        z = projection.input
+        weight = matrix_of(projection, layer.output, z, projection.output)[0].unflatten(0, (w.heads, -1))
+        z = z.detach()[rows, last]
         after = read_norm(model, layer.norm_after_attention)
         if after is not None:
             z = z * after.inverse[rows, last]

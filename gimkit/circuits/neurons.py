@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import pandas
 import torch
 
-from gimkit.anatomy import LINEAR, Anatomy, dissect
+from gimkit.anatomy import Anatomy, dissect, projections
 from gimkit.circuits.scores import batches, check_metric, check_slope, check_task, check_whole, rows_of, rules_of
 from gimkit.circuits.within import neuron_scores
 from gimkit.edits import apply, check_unedited
@@ -99,12 +99,10 @@ def output_projections(model, anatomy: Anatomy) -> list[str]:
     if anatomy.experts:
         raise GimkitError(f"{anatomy.architecture} routes tokens to experts, whose neurons run only for some tokens, "
                           "so neurons are not covered; score nodes instead")
-    paths = []
-    for block in anatomy.blocks:
-        linears = [path for path, module in model._module.get_submodule(block.mlp).named_modules(prefix=block.mlp)
-                   if isinstance(module, LINEAR)]
-        paths.append(block.products[0].path if block.products else linears[-1])
-    if len({model._module.get_submodule(path).weight.shape for path in paths}) > 1:
+    root = model._module
+    paths = [block.products[0].path if block.products else projections(root.get_submodule(block.mlp), block.mlp)[-1]
+             for block in anatomy.blocks]
+    if len({root.get_submodule(path).weight.shape for path in paths}) > 1:
         raise GimkitError(f"{anatomy.architecture} has MLPs of different widths, so neurons make no table; "
                           "score nodes instead")
     return paths

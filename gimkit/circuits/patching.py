@@ -4,12 +4,13 @@ import torch
 from tqdm.auto import tqdm
 
 from gimkit.circuits.circuit import Circuit
-from gimkit.circuits.runs import run_circuits
+from gimkit.circuits.runs import run_circuits, whole_circuit
 from gimkit.circuits.scores import DIVERGENCES, answers_of, check_metric, check_task
 from gimkit.circuits.wiring import Wiring, check_graph, graph_of, wiring
 from gimkit.edits import check_unedited
 from gimkit.errors import GimkitError, require_finite
-from gimkit.remote import in_trace
+from gimkit.recomputed import tolerance_of
+from gimkit.remote import in_session, in_trace
 
 
 def run(model, task, circuits: Circuit | list[Circuit], *, metric: str = "logit",
@@ -51,6 +52,7 @@ def run_masks(model, w: Wiring, task, keep: torch.Tensor, metric: str, remote: b
     together = min(len(keep), rows)  # circuits, which share the corrupt run, rather than examples
     examples = max(1, rows // together)
     copies = w.heads // w.key_heads
+    check_whole_circuit(model, w, task, remote)
     columns = []
     with tqdm(total=len(keep) * len(task), desc=f"{task.name} circuits", delay=2, leave=False) as progress:
         for start in range(0, len(task), examples):
@@ -67,3 +69,21 @@ def run_masks(model, w: Wiring, task, keep: torch.Tensor, metric: str, remote: b
                 progress.update(found[-1].numel())
             columns.append(torch.cat(found))
     return torch.cat(columns, 1)
+
+
+def check_whole_circuit(model, w: Wiring, task, remote, most: int = 4) -> None:
+    """Refuse a model whose circuit of all edges does not give the clean metric, on a few pairs spread over the task.
+
+    The clean prompts run by themselves, as the model is: with hooks and edits of the user's.
+    """
+    step = -(-len(task) // most)
+    clean, corrupt, *answers = (part[::step] for part in (task.clean, task.corrupt, *answers_of(task)))
+    with torch.no_grad():
+        whole, own = in_session(model, whole_circuit, clean, corrupt, w, graph_of(w).real[None], *answers,
+                                remote=remote)
+    require_finite(own, "the clean prompts' metric")
+    tolerance = 10 * tolerance_of(own.dtype)
+    if not bool(((whole - own).abs() <= tolerance * (1 + own.abs())).all()):
+        raise GimkitError("the circuit of all edges does not give the clean prompts' metric "
+                          f"(off by {float((whole - own).abs().max()):.2g}): a hook or an edit of yours acts where "
+                          "gimkit recomputes the model; remove it, or score nodes")

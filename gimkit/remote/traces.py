@@ -9,8 +9,9 @@ from gimkit.remote.backend import server_of
 from gimkit.traced import on_cpu
 
 # An installed package does not ship itself; these modules' functions run inside traces.
-SHIPPED = ("gimkit.errors", "gimkit.rules", "gimkit.sandbox", "gimkit.inside", "gimkit.traced", "gimkit.traced_layers",
-           "gimkit.circuits.traced", "gimkit.circuits.streams", "gimkit.circuits.between", "gimkit.circuits.within",
+SHIPPED = ("gimkit.errors", "gimkit.rules", "gimkit.recomputed", "gimkit.sandbox", "gimkit.inside", "gimkit.traced",
+           "gimkit.traced_layers", "gimkit.circuits.traced", "gimkit.circuits.streams", "gimkit.circuits.between",
+           "gimkit.circuits.within",
            "gimkit.circuits.gradients", "gimkit.circuits.runs", "gimkit.circuits.one_edge",
            "gimkit.circuits.attention", "gimkit.forward.arithmetic", "gimkit.forward.pushing",
            "gimkit.forward.starting", "gimkit.selfrepair.traced_scores", "gimkit.selfrepair.traced_heads")

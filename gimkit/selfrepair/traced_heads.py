@@ -5,9 +5,10 @@ The rows are b clean prompts, b corrupt ones, and for each ablated head b clean 
 
 import torch
 
-from gimkit.circuits.streams import Reading
+from gimkit.circuits.streams import NOT_THE_SUM, Reading
 from gimkit.circuits.traced import by_row, metric_values, tensor_of
 from gimkit.errors import GimkitError
+from gimkit.recomputed import check_agrees, tolerance_of
 from gimkit.rules import centre
 from gimkit.sandbox import matrix_of, scale_of
 
@@ -24,9 +25,10 @@ def head_effects(model, layers: list, final, unembedding: str, softcap, heads: i
     here = (torch.arange(n * b), last.repeat(n))
     written, lost = [], {}
     for layer, (output, after_heads, mlp, after_mlp) in enumerate(layers):
-        z = resampled(model.get(output), layer, ablated, heads, b)[here]
-        after = reading_of(model, after_heads, here)
-        weight = precise(matrix_of(model.get(output), z.dtype)[0]).unflatten(0, (heads, -1))
+        projection = model.get(output)
+        z = resampled(projection, layer, ablated, heads, b)
+        weight = precise(matrix_of(projection, output, z, projection.output)[0]).unflatten(0, (heads, -1))
+        z, after = z[here], reading_of(model, after_heads, here)
         z = precise(z).unflatten(-1, (heads, -1))
         for row, (at, head) in enumerate(ablated):
             if at == layer:
@@ -38,7 +40,8 @@ def head_effects(model, layers: list, final, unembedding: str, softcap, heads: i
     stream, normalised = norm.input[here], norm.output[here]
     after = Reading(norm, final, stream[:, None], normalised[:, None])
     bias = scale_of(norm, final.eps, stream.dtype)[1]
-    unembed = Unembedding(model.get(unembedding), normalised.dtype, softcap, good, bad)
+    check_agrees(final.path, *moved(written, stream.unflatten(0, (n, b))), tolerance_of(stream.dtype), NOT_THE_SUM)
+    unembed = Unembedding(model.get(unembedding), unembedding, normalised.dtype, softcap, good, bad)
 
     def frozen(x):
         """What the final norm makes of streams [k, b, width] with the clean run's denominator, [k * b, width]."""
@@ -62,6 +65,19 @@ def head_effects(model, layers: list, final, unembedding: str, softcap, heads: i
 def precise(x: torch.Tensor) -> torch.Tensor:
     """At least float32."""
     return x if x.dtype == torch.float64 else x.float()
+
+
+def moved(written: list, stream: torch.Tensor):
+    """What ablating each head changes in the final stream, [ablated, b, width]: by all parts, in it, and both's size.
+
+    written: of each layer. stream: [rows of a group, b, width].
+    """
+    n, total, size = len(stream), 0, 0
+    for z, weight, after, m in written:
+        heads = scaled(torch.einsum("rhd,hdw->rw", z, weight), after, slice(None)).unflatten(0, (n, -1))
+        m = m.unflatten(0, (n, -1))
+        total, size = total + heads + m, size + heads.abs() + m.abs()
+    return total[2:] - total[0], stream[2:] - stream[0], (size + stream.abs())[2:]
 
 
 def resampled(projection, layer: int, ablated: list, heads: int, b: int):
@@ -101,8 +117,8 @@ def contributions(z, weight, after, m, slope, n: int) -> torch.Tensor:
 class Unembedding:
     """From the final norm's output to the task's metric, and the metric's slope there."""
 
-    def __init__(self, module, dtype, softcap, good, bad):
-        self.module, self.dtype, self.softcap, self.good, self.bad = module, dtype, softcap, good, bad
+    def __init__(self, module, path: str, dtype, softcap, good, bad):
+        self.module, self.path, self.dtype, self.softcap, self.good, self.bad = module, path, dtype, softcap, good, bad
 
     def logits(self, normalised):
         logits = precise(self.module(normalised.to(self.dtype)))
@@ -115,7 +131,8 @@ class Unembedding:
 
     def slope(self, normalised):
         """Gradient of the metric at the final norm's output, [b, width]."""
-        logits, weight, slope = self.logits(normalised), matrix_of(self.module, self.dtype)[0].T, 0
+        x = normalised.to(self.dtype)
+        logits, weight, slope = self.logits(x), matrix_of(self.module, self.path, x, self.module(x))[0].T, 0
         for ids, sign in ((self.good, 1), (self.bad, -1)):
             ids = ids.to(logits.device)
             chosen = logits.gather(1, ids.clamp(min=0))
