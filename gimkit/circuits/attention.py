@@ -2,7 +2,7 @@
 
 import torch
 
-from gimkit.circuits.streams import read_norm
+from gimkit.circuits.streams import read_after, read_norm
 from gimkit.inside import attention_call, attention_pattern
 from gimkit.sandbox import leaf_of, matrix_of
 
@@ -21,10 +21,10 @@ def head_numbers(model, w, attentions: list, looks: torch.Tensor, last, good, ba
         pattern = attention_pattern(*attention_call(model.get(path)))
         looked.append(torch.einsum("rhij,rkij->hk", pattern, looks.to(pattern)))
         projection = model.get(layer.output)
-        z = projection.input
-        weight = matrix_of(projection, layer.output, z, projection.output)[0].unflatten(0, (w.heads, -1))
+        z, attention = projection.input, projection.output
+        weight = matrix_of(projection, layer.output, z, attention)[0].unflatten(0, (w.heads, -1))
         z = z.detach()[rows, last]
-        after = read_norm(model, layer.norm_after_attention)
+        after = read_after(model, layer.norm_after_attention, attention)
         if after is not None:
             z = z * after.inverse[rows, last]
         parts = torch.einsum("rhd,hdw->rhw", z.unflatten(-1, (w.heads, -1)).to(weight.dtype), weight)

@@ -12,6 +12,7 @@ from gimkit.circuits.streams import (
     heads_of,
     heads_written,
     pull_heads_back,
+    read_after,
     read_norm,
     read_projections,
     read_weights,
@@ -49,8 +50,9 @@ def node_scores(model, embedding: str, blocks: list, n_heads: int, b: int, metri
             if shares_here:
                 projection.input = part
         else:
-            weight = matrix_of(projection, output, z, projection.output)[0]
-            reading = read_norm(model, after_attention)
+            attention_output = projection.output
+            weight = matrix_of(projection, output, z, attention_output)[0]
+            reading = read_after(model, after_attention, attention_output)
             differences.append(heads_written(weight, scaled_gap(z, reading, b), reading, n_heads))
             part = put_output(model.get(after_attention.path), shares_here, b, rows)
         parts.append(part)
@@ -103,7 +105,7 @@ def edge_scores(model, w, frozen: bool, b: int, metric: str, last, good, bad, gr
         projection = model.get(layer.output)
         z, attention = projection.input, projection.output
         weight = matrix_of(projection, layer.output, z, attention)[0]
-        after = read_norm(model, layer.norm_after_attention)
+        after = read_after(model, layer.norm_after_attention, attention)
         if (number, "attention") in between:
             writer = layer.output if after is None else layer.norm_after_attention.path
             put_output(model.get(writer), between[number, "attention"], b, len(stream))

@@ -6,7 +6,16 @@ plain forward has as many edges as rows; `runs.py`, which is for any circuit, bu
 
 import torch
 
-from gimkit.circuits.streams import check_reads, check_sum, heads_of, heads_written, read_norm, scaled_gap, written
+from gimkit.circuits.streams import (
+    check_reads,
+    check_sum,
+    heads_of,
+    heads_written,
+    read_after,
+    read_norm,
+    scaled_gap,
+    written,
+)
 from gimkit.circuits.traced import metric_values, tensor_of
 from gimkit.sandbox import matrix_of
 
@@ -51,7 +60,7 @@ def exact_edge_scores(model, w, edges: list, metric: str, last, good, bad) -> to
             projection.input = z
         attention = projection.output
         weight = matrix_of(projection, layer.output, z, attention)[0]
-        after = read_norm(model, layer.norm_after_attention)
+        after = read_after(model, layer.norm_after_attention, attention)
         heads = heads_written(weight, scaled_gap(z, after, b), after, w.heads)
         behind = [stream, attention if after is None else after.y]
         if not w.parallel:

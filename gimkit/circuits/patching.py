@@ -82,7 +82,7 @@ def check_whole_circuit(model, w: Wiring, task, remote, most: int = 4) -> None:
         whole, own = in_session(model, whole_circuit, clean, corrupt, w, graph_of(w).real[None], *answers,
                                 remote=remote)
     require_finite(own, "the clean prompts' metric")
-    tolerance = 10 * tolerance_of(own.dtype)
+    tolerance = 10 * tolerance_of(*{parameter.dtype for parameter in model._module.parameters()})  # of a whole pass
     if not bool(((whole - own).abs() <= tolerance * (1 + own.abs())).all()):
         raise GimkitError("the circuit of all edges does not give the clean prompts' metric "
                           f"(off by {float((whole - own).abs().max()):.2g}): a hook or an edit of yours acts where "

@@ -2,7 +2,7 @@
 
 import torch
 
-from gimkit.circuits.streams import NOT_THE_SUM, check_reads, heads_of, read_norm, read_weights
+from gimkit.circuits.streams import NOT_THE_SUM, check_reads, heads_of, read_after, read_norm, read_weights
 from gimkit.circuits.traced import at_answers, metric_values, tensor_of
 from gimkit.recomputed import check_agrees, spread, tolerance_of
 from gimkit.sandbox import check_matrix, held_or_probed, matrix_of
@@ -34,8 +34,10 @@ def run_circuits(model, w, b: int, keep: torch.Tensor, metric: str, last, good, 
             mixed = torch.stack([copies[h % group, :, :, h] for h in range(w.heads)], -2).flatten(-2)
             z = torch.cat([z[:b], mixed.repeat(group, 1, 1)])
             projection.input = z
-        weight = matrix_of(projection, layer.output, z, projection.output)[0]
-        put_heads(gaps[:, known:known + w.heads], weight, z, read_norm(model, layer.norm_after_attention))
+        attention = projection.output
+        weight = matrix_of(projection, layer.output, z, attention)[0]
+        after = read_after(model, layer.norm_after_attention, attention)
+        put_heads(gaps[:, known:known + w.heads], weight, z, after)
         mlp, norm = model.get(layer.mlp), layer.norm_before_mlp
         path = layer.mlp if norm is None else norm.path
         entry, heard = model.get(path).input, known if w.parallel else known + w.heads
@@ -50,7 +52,7 @@ def run_circuits(model, w, b: int, keep: torch.Tensor, metric: str, last, good, 
         mlp.input = torch.cat([theirs[:b], reads[b:].repeat(group, 1, 1).to(theirs.dtype)])
         m = tensor_of(mlp.output)
         after = read_norm(model, layer.norm_after_mlp)
-        gaps[:, known + w.heads] = gap(m if after is None else m * after.inverse * after.factor, b, circuits)
+        gaps[:, known + w.heads] = gap(m if after is None else after.y, b, circuits)
         known += w.heads + 1
     final = model.get(w.final_norm.path)
     check_gaps(w.final_norm.path, final.input, gaps)

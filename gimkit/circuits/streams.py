@@ -59,12 +59,12 @@ def read_weights(matrices: dict, layer, w) -> tuple:
 
 
 def check_reads(path: str, x: torch.Tensor, want: torch.Tensor) -> None:
-    """Refuse where a module does not read what the norm before it makes of the stream, on the first rows."""
+    """Refuse where a module does not read what the part before it gives, on the first rows."""
     x, want = (part.detach().reshape(-1, part.shape[-1]) for part in (x, want))
     some = spread(len(want))
     x, want = x[some], want[some]
     check_agrees(path, want, x, x.abs().amax(-1, keepdim=True), tolerance_of(x.dtype),
-                 "its input is not what the norm before it makes of the residual stream: " + CAUSES)
+                 "its input is not what the part before it gives: " + CAUSES)
 
 
 def check_sum(path: str, stream: torch.Tensor, b: int, *parts: torch.Tensor) -> None:
@@ -136,6 +136,14 @@ def read_norm(model, norm):
     return Reading(module, norm, module.input, module.output)
 
 
+def read_after(model, norm, own: torch.Tensor):
+    """A Reading of the norm that follows a part with the output `own`, None where there is none."""
+    reading = read_norm(model, norm)
+    if reading is not None:
+        check_reads(norm.path, reading.x, own)
+    return reading
+
+
 def scaled_gap(out: torch.Tensor, after, b: int) -> torch.Tensor:
     """Clean minus corrupt value of an output, each run's divided by the denominator of a norm that follows."""
     out = out.detach()
@@ -145,9 +153,9 @@ def scaled_gap(out: torch.Tensor, after, b: int) -> torch.Tensor:
 
 
 def written(out: torch.Tensor, after, b: int) -> torch.Tensor:
-    """Clean minus corrupt of what a part writes to the stream; a norm after it counts as a constant factor."""
-    gap = scaled_gap(out, after, b)
-    return gap if after is None else gap * after.factor
+    """Clean minus corrupt of what a part writes to the stream: its output, or what leaves a norm that follows."""
+    out = out.detach() if after is None else after.y
+    return out[:b] - out[b:2 * b]
 
 
 def heads_written(weight: torch.Tensor, gap: torch.Tensor, after, heads: int) -> torch.Tensor:
