@@ -1,5 +1,7 @@
 """The one place that puts rules into a model: apply, and the receipt of what acts where."""
 
+from functools import cache
+
 import torch
 
 from gimkit.anatomy import Anatomy, dissect, projections
@@ -20,6 +22,8 @@ def apply(model, rules: Rules | str = "gim"):
 
     model: an nnsight model (TransformersModel or NNsight around a transformers model). It is left untouched.
     rules: `Rules`, or the name of a preset in `gimkit.RULES` ("gim", "gradient", "freeze", "relp", ...).
+    The rules act in traces only: calling the copy itself, or letting it generate, raises GimkitError. Its `_module` is
+    the original's, which knows no rules.
     Raises GimkitError where a rule could not act exactly, naming the module; and when the model is edited already.
     Source: arXiv 2505.17630. Unlike the authors' package, every rule acts with sdpa, eager and flash attention
     alike, RMSNorm and q/k norms included, and Gemma's softcaps keep their own derivative.
@@ -30,6 +34,7 @@ def apply(model, rules: Rules | str = "gim"):
     places = plan(anatomy, rules)
     first = len(model._edits)
     edited = model._shallow_copy()
+    edited.__class__ = traced_only(type(model))
     for act, path, arguments in (place for group in places.values() for place in group):
         _place(edited, act, path, arguments)
     edited._gimkit = Record(
@@ -45,6 +50,36 @@ class Record(dict):
 
     def __reduce__(self):
         return dict, ()
+
+
+@cache
+def traced_only(kind: type) -> type:
+    """The class of an edited model: nnsight's own, but what would run without the rules raises GimkitError.
+
+    >>> isinstance(gimkit.apply(model), type(model))
+    True
+    """
+    class Edited(kind):
+        def __call__(self, *inputs, **options):
+            if not self.interleaver.interleaving:
+                raise GimkitError("outside a trace an edited model would run without its rules: use "
+                                  "`with model.trace(...)`, or call the original")
+            return super().__call__(*inputs, **options)
+
+        def generate(self, *inputs, **options):
+            raise GimkitError("text is generated without gradients, so rules change nothing: let the original generate")
+
+        pipe = generate
+
+        def __reduce_ex__(self, protocol):  # a server knows nnsight's class only
+            make, (_, *rest), *state = super().__reduce_ex__(0)
+            return make, (kind, *rest), *state
+
+        def _remoteable_class(self):
+            return kind
+
+    Edited.__name__ = Edited.__qualname__ = kind.__name__
+    return Edited
 
 
 def check_unedited(model) -> None:
@@ -143,6 +178,7 @@ def remove(model):
     """
     first, last = _record(model)["span"]
     plain = model._shallow_copy()
+    plain.__class__ = type(model).__base__
     plain._edits = model._edits[:first] + model._edits[last:]
     del plain._gimkit
     return plain

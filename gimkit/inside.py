@@ -86,7 +86,8 @@ def soften_attention(attention, path: str, temperature: float, q_scale: float, k
         if soft.get(name) is not None:
             soft[name] = soft[name] / temperature
     if isinstance(mask, torch.Tensor) and mask.is_floating_point():
-        mask = mask / temperature
+        lowest = torch.finfo(mask.dtype).min  # a row of nothing but -inf, such as padding's, would become NaN
+        mask = (mask / temperature).clamp(min=lowest)
     if isinstance(getattr(module, "sinks", None), torch.Tensor):
         module = Tempered(module, temperature)
     # Only v has a gradient in the first run, only q and k in the second: factors on outputs save copies of q, k and v.
@@ -95,6 +96,9 @@ def soften_attention(attention, path: str, temperature: float, q_scale: float, k
         q, k = scale_grad(q, q_scale), scale_grad(k, k_scale)
     again = kernel(module, q, k, v.detach(), mask, *rest, **soft)[0]
     value = output.detach()
+    if temperature < 1 and not bool((again.isfinite() | ~value.isfinite()).all()):
+        raise GimkitError(f"{path}: attention scores divided by the temperature {temperature:g} leave the range of "
+                          f"{again.dtype}; use a higher temperature, or a wider dtype")
     direct = torch.add(value, output - value, alpha=v_scale)
     call.output = (torch.add(direct, again - again.detach(), alpha=temperature * share), weights)
 

@@ -107,10 +107,9 @@ def layer_faithfulness(model, prompts, scores, targets=None, *, remote: bool | s
 def _replaced(model, blocks: list, asked, keep: torch.Tensor, remote: bool) -> torch.Tensor:
     """Logit and probability of the answer, [rows, 2], a few thousand tokens a forward."""
     found, answers = [], asked.answers
-    with torch.no_grad():
-        if not answers:
-            answers = in_trace(model, asked.ids[None], last_values, answers, remote=remote)[1]
-        for rows in keep.split(max(1, MOST_TOKENS // keep.shape[-1])):
-            ids = asked.ids[None].repeat(len(rows), 1)
-            found.append(in_trace(model, ids, replaced_values, blocks, rows, answers, remote=remote))
+    if not answers:
+        answers = in_trace(model, asked.ids[None], last_values, answers, remote=remote, gradients=False)[1]
+    for rows in keep.split(max(1, MOST_TOKENS // keep.shape[-1])):
+        ids = asked.ids[None].repeat(len(rows), 1)
+        found.append(in_trace(model, ids, replaced_values, blocks, rows, answers, remote=remote, gradients=False))
     return torch.cat(found)

@@ -26,8 +26,7 @@ def masked_values(model, asked: Question, keep: torch.Tensor, remote: bool | str
     answers, found = asked.answers, []
     accepted = inspect.signature(model._module.forward).parameters
     short = {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}  # a large vocabulary need not be held whole
-    with torch.no_grad():
-        for rows in ids.split(max(1, most // ids.shape[1])):
-            values, answers = in_trace(model, rows, last_values, answers, remote=remote, **short)
-            found.append(values)
+    for rows in ids.split(max(1, most // ids.shape[1])):
+        values, answers = in_trace(model, rows, last_values, answers, remote=remote, gradients=False, **short)
+        found.append(values)
     return torch.cat(found), answers

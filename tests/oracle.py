@@ -84,7 +84,7 @@ class TemperatureSoftmax(Function):
 
     @staticmethod
     def forward(ctx, a, temperature):
-        ctx.save_for_backward(_softmax(a / temperature))
+        ctx.save_for_backward(_softmax((a - a.max(-1, keepdim=True).values) / temperature))  # a may be finfo.min
         return _softmax(a)
 
     @staticmethod
@@ -146,7 +146,8 @@ class IdentityActivation(Function):
 
 
 def _attention(rules, calls):
-    def attention(module, query, key, value, attention_mask, scaling=None, softcap=None, s_aux=None, **kwargs):
+    def attention(module, query, key, value, attention_mask, scaling=None, softcap=None, s_aux=None,
+                  position_bias=None, **kwargs):
         calls.append(module)
         query = ScaleGradient.apply(query, rules.q_scale)
         key = ScaleGradient.apply(key, rules.k_scale).repeat_interleave(query.shape[1] // key.shape[1], 1)
@@ -156,6 +157,8 @@ def _attention(rules, calls):
             scores = torch.tanh(scores / softcap) * softcap
         if attention_mask is not None:
             scores = scores + attention_mask[..., : key.shape[-2]]
+        if position_bias is not None:
+            scores = scores + position_bias
         if s_aux is not None:
             sink = s_aux.to(scores.dtype).view(1, -1, 1, 1).expand(*scores.shape[:-1], 1)
             scores = torch.cat([scores, sink], -1)
@@ -330,7 +333,7 @@ def _assert_close(a, b, what):
     assert difference <= allowed, f"{what}: off by {difference:.3g}"
 
 
-def run(model, input_ids, attention_mask=None, position_ids=None):
+def run(model, input_ids, attention_mask=None, **inputs):
     """A plain forward run -> (output of the input embedding as a leaf [B, S, D], logits [B, S, V])."""
     leaves = []
 
@@ -338,7 +341,7 @@ def run(model, input_ids, attention_mask=None, position_ids=None):
         leaves.append(output.detach().requires_grad_(True))
         return leaves[-1]
 
-    given = {k: v for k, v in dict(attention_mask=attention_mask, position_ids=position_ids).items() if v is not None}
+    given = {k: v for k, v in dict(inputs, attention_mask=attention_mask).items() if v is not None}
     hook = model.get_input_embeddings().register_forward_hook(as_leaf)
     try:
         with torch.enable_grad():
@@ -349,14 +352,14 @@ def run(model, input_ids, attention_mask=None, position_ids=None):
     return leaf, logits
 
 
-def plain_gradient(model, input_ids, target_fn, attention_mask=None, position_ids=None):
+def plain_gradient(model, input_ids, target_fn, attention_mask=None, **inputs):
     """Plain autograd on the model as it is -> (gradient at the embedding's output [B, S, D], logits)."""
-    leaf, logits = run(model, input_ids, attention_mask, position_ids)
+    leaf, logits = run(model, input_ids, attention_mask, **inputs)
     (gradient,) = torch.autograd.grad(target_fn(logits), leaf)
     return gradient, logits.detach()
 
 
-def oracle_gradient(hf_model, input_ids, target_fn, rules, attention_mask=None, position_ids=None):
+def oracle_gradient(hf_model, input_ids, target_fn, rules, attention_mask=None, **inputs):
     """The rules' gradient at the input embedding's output [B, S, D], and the logits [B, S, V].
 
     g, logits = oracle_gradient(build("llama"), ids, lambda logits: logits[:, -1, 5].sum(), GIM)
@@ -368,11 +371,11 @@ def oracle_gradient(hf_model, input_ids, target_fn, rules, attention_mask=None, 
     rules = rules if isinstance(rules, OracleRules) else OracleRules(**rules)
     model = copy.deepcopy(hf_model)
     with torch.no_grad():
-        reference = run(model, input_ids, attention_mask, position_ids)[1].detach()
+        reference = run(model, input_ids, attention_mask, **inputs)[1].detach()
     calls = []
     with _registered(_attention(rules, calls)):
         _prepare(model, rules)
-        gradient, logits = plain_gradient(model, input_ids, target_fn, attention_mask, position_ids)
+        gradient, logits = plain_gradient(model, input_ids, target_fn, attention_mask, **inputs)
     assert calls, f"no attention of {type(hf_model).__name__} reached the oracle"
     real = slice(None) if attention_mask is None else attention_mask.bool()
     _assert_close(logits[real], reference[real], f"the oracle's logits for {type(hf_model).__name__}")

@@ -79,6 +79,24 @@ def test_a_failing_trace_leaves_nothing_behind(model):
     assert relative(gradient(model, ids)[0], before) > 0.1
 
 
+def test_an_edited_model_runs_in_traces_only(model):
+    edited, ids = gimkit.apply(model), token_ids()
+    with edited.edit() as (_, both):
+        both.lm_head.output = both.lm_head.output * 2
+    for copy in (edited, both):
+        with pytest.raises(gimkit.GimkitError, match="outside a trace an edited model would run without its rules"):
+            copy(ids)
+        for method in (copy.generate, copy.pipe):
+            with pytest.raises(gimkit.GimkitError, match="let the original generate"):
+                method(ids)
+    with edited.trace(ids):
+        inside = edited(ids).logits.save()
+    assert torch.equal(inside, model(ids).logits)
+    plain = gimkit.remove(edited)
+    assert type(plain) is type(model) and torch.equal(plain(ids).logits, inside)
+    assert plain.generate(ids, max_new_tokens=1, pad_token_id=0).shape == (2, 11)
+
+
 def test_several_invokes_are_the_single_prompts(model):
     edited = gimkit.apply(TransformersModel(model._module, task="text-generation", tokenizer=tokenizer()))
     embedding = gimkit.anatomy.dissect(edited).embedding

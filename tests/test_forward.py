@@ -77,6 +77,17 @@ def test_half_precision(name):
     assert relative(got.scores, want.scores) < 0.02
 
 
+@pytest.mark.parametrize(("name", "layer"), [("gpt2", "transformer.h.1.mlp.c_fc"),
+                                             ("llama", "model.layers.1.mlp.gate_proj")])
+def test_a_dead_unit_has_slope_zero_under_the_identity_rule(name, layer):
+    hf = build(name)
+    with torch.no_grad():
+        for part in hf.get_submodule(layer).parameters():
+            part.zero_()
+    forward, reverse = (scores.scores for scores in both(NNsight(hf), "attnlrp"))
+    assert forward.isfinite().all() and relative(forward, reverse) < 1e-5
+
+
 @pytest.mark.parametrize("method", ["gim", "ig"])
 def test_chunks_change_nothing(method, monkeypatch):
     model = NNsight(precise("llama"))
@@ -203,8 +214,8 @@ def test_a_server_is_asked_once_whether_it_gives_gradients(monkeypatch):
     model, asked, trace = NNsight(build("gpt2")), [], traces.in_trace
     monkeypatch.setattr(backend, "in_trace", lambda *given, **options: asked.append(given) or trace(*given, **options))
     assert backend.gives_gradients(model) and backend.gives_gradients(model) and len(asked) == 1
-    with torch.no_grad():  # as in a sandbox, where no graph is kept
-        assert not backend.gives_gradients(NNsight(build("gpt2")))
+    monkeypatch.setattr(backend, "in_trace", lambda *given, **options: trace(*given, gradients=False, **options))
+    assert not backend.gives_gradients(NNsight(build("gpt2")))  # as in a sandbox, where no graph is kept
 
 
 def test_a_large_job_says_what_it_moves(refusing, monkeypatch):

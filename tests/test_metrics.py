@@ -9,7 +9,7 @@ from tiny import build
 
 import gimkit
 from gimkit.circuits import Circuit, Curve, EdgeScores, Graph, auroc, precision_recall
-from gimkit.circuits.metrics import SIZES
+from gimkit.circuits.metrics import SIZES, bootstrap
 
 GRAPH = Graph(layers=2, heads=2, parallel=False, width=8)
 
@@ -47,6 +47,17 @@ def test_the_interval_is_over_examples():
     interval = noisy.cpr(seed=1)
     assert interval.low < interval.value < interval.high
     assert interval == noisy.cpr(seed=1)
+
+
+def test_the_interval_of_one_two_and_three_examples():
+    """Of two, a resample holds the one, both or the other: 95% of the means reach from one to the other."""
+    def interval(values):
+        return tuple(bootstrap(lambda index: numpy.array(values)[index].mean(), len(values)))
+
+    assert interval([2.0]) == (2.0, 2.0, 2.0)
+    assert interval([1.0, 3.0]) == (2.0, 1.0, 3.0)
+    value, low, high = interval([1.0, 2.0, 6.0])
+    assert value == 3.0 and 1.0 <= low < 2.0 and 4.0 < high <= 6.0
 
 
 def test_faithfulness_ends_at_one_and_names_its_ranking():

@@ -196,7 +196,7 @@ def test_padded_batch_is_single_prompts(name, side):
         ids[row, span], mask[row, span] = prompts[row], 1
     positions = (mask.cumsum(1) - 1).clamp(min=0)
     last = torch.tensor([span.stop - 1 for span in spans])
-    batch, _ = oracle_gradient(model, ids, lambda x: x[[0, 1], last, 5].sum(), GIM, mask, positions)
+    batch, _ = oracle_gradient(model, ids, lambda x: x[[0, 1], last, 5].sum(), GIM, mask, position_ids=positions)
     assert (batch[mask == 0] == 0).all()
     for row, span in enumerate(spans):
         single, _ = oracle_gradient(model, prompts[row][None], lambda x: x[0, -1, 5], GIM)

@@ -128,6 +128,55 @@ def test_padding_changes_nothing(name, side):
         assert not batched[row, outside].any()
 
 
+@pytest.mark.parametrize("temperature", [0.5, 0.01, 1e-8])
+@pytest.mark.parametrize(("name", "attn"), [("gpt2", "eager"), ("llama", "eager"), ("llama", "sdpa"),
+                                            ("gemma2", "eager"), ("gpt_oss", "eager")])
+def test_low_temperatures_with_left_padding(name, attn, temperature):
+    """A float mask divided by a temperature below 1 leaves float32's range, and a padded row holds nothing else."""
+    hf, ids, rules = build(name, attn=attn), token_ids(2, 8), gimkit.GIM._replace(temperature=temperature)
+    mask = torch.ones_like(ids)
+    mask[0, :3] = 0
+    inputs = dict(attention_mask=mask, position_ids=(mask.cumsum(1) - 1).clamp(min=0))
+    want, _ = oracle_gradient(hf, ids, target, for_oracle(rules), **inputs)
+    got, logits = gradient(gimkit.apply(NNsight(hf), rules), ids, **inputs)
+    assert torch.equal(logits, gradient(NNsight(hf), ids, **inputs)[1])
+    assert relative(got, want) < 1e-5
+
+
+def test_a_temperature_whose_scores_leave_the_range_is_refused():
+    model = gimkit.apply(NNsight(build("gpt2", attn="eager")), gimkit.Rules(temperature=1e-38))
+    with pytest.raises(gimkit.GimkitError, match="temperature 1e-38 leave the range of torch.float32"):
+        gradient(model, token_ids())
+
+
+@pytest.mark.parametrize("name", ["llama", "mistral"])
+def test_position_biases_are_tempered(name):
+    """Sdpa adds to its scores the position_bias that a model, or here the caller, hands down to it."""
+    hf, ids = build(name, attn="sdpa"), token_ids()
+    bias = 2 * torch.randn(1, 4, 10, 10, generator=torch.Generator().manual_seed(0))
+    want, _ = oracle_gradient(hf, ids, target, for_oracle(gimkit.GIM), position_bias=bias)
+    got, logits = gradient(gimkit.apply(NNsight(hf)), ids, position_bias=bias)
+    assert torch.equal(logits, gradient(NNsight(hf), ids, position_bias=bias)[1])
+    assert relative(got, want) < 1e-5
+    assert relative(gradient(NNsight(hf), ids)[1], logits) > 0.1  # the bias matters
+
+
+@pytest.mark.parametrize(("name", "first"), [("gpt2", "transformer.h.1.mlp.c_fc"),
+                                             ("llama", "model.layers.1.mlp.gate_proj")])
+def test_a_dead_unit_has_slope_zero_under_the_identity_rule(name, first):
+    """act(x) / x is 0 / 0 there."""
+    hf, ids, rules = build(name), token_ids(), gimkit.RULES["attnlrp"]
+    with torch.no_grad():
+        layer = hf.get_submodule(first)
+        layer.weight.zero_()
+        if layer.bias is not None:
+            layer.bias[:20] = 0
+    want, _ = oracle_gradient(hf, ids, target, for_oracle(rules))
+    got, logits = gradient(gimkit.apply(NNsight(hf), rules), ids)
+    assert torch.equal(logits, gradient(NNsight(hf), ids)[1])
+    assert torch.isfinite(got).all() and relative(got, want) < 1e-5
+
+
 @pytest.mark.parametrize("name", GIM_NAMES)
 def test_bfloat16_stays_close(name):
     """GIM in bfloat16 against the oracle on the same rounded weights in float32.

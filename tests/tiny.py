@@ -226,8 +226,8 @@ _NOT_HEADS = {"mamba"}
 _EAGER_ONLY = {"gemma2", "vaultgemma", "gpt_oss", "gptj", "gpt_neo", "bloom", "mpt", "codegen", "mamba"}
 
 
-def config(name):
-    """The tiny config of an architecture: `config("llama").hidden_size == 32`."""
+def config(name, **changes):
+    """The tiny config of an architecture: `config("llama").hidden_size == 32`. changes: of its settings."""
     cls, own = TABLE[name]
     common = dict(_COMMON)
     if name in _OWN_NAMES:
@@ -236,7 +236,7 @@ def config(name):
             common["hidden_size"] = 32
     if name in _NOT_HEADS:
         common = {k: v for k, v in common.items() if "heads" not in k}
-    return getattr(transformers, cls)(**{**common, **own})
+    return getattr(transformers, cls)(**{**common, **own, **changes})
 
 
 def implementations(name):
@@ -244,21 +244,21 @@ def implementations(name):
     return ("eager",) if name in _EAGER_ONLY else ("sdpa", "eager")
 
 
-def build(name, dtype=torch.float32, attn=None, seed=0, gain=None):
+def build(name, dtype=torch.float32, attn=None, seed=0, gain=None, **changes):
     """A tiny random model in eval mode with frozen parameters; its weights depend on name and seed only.
 
     build("llama")(torch.arange(10)[None]).logits.shape == (1, 10, 61)
 
     attn: one of implementations(name), the first by default. In float64 the experts of mixtures run one by
     one, because their fused kernel has no float64. gain: scale of the matrices, in units that keep the size of
-    a normalised input; smaller is less sensitive to rounding (bfloat16), larger more peaked.
+    a normalised input; smaller is less sensitive to rounding (bfloat16), larger more peaked. changes: of its config.
     """
     attn = attn or implementations(name)[0]
     auto = transformers.AutoModelForSeq2SeqLM if name == "t5" else transformers.AutoModelForCausalLM
     experts = dict(experts_implementation="eager") if dtype is torch.float64 else {}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = auto.from_config(config(name), attn_implementation=attn, **experts)
+        model = auto.from_config(config(name, **changes), attn_implementation=attn, **experts)
         # the unbounded experts of gpt-oss amplify rounding errors
         _randomise(model, gain or (1.0 if name == "gpt_oss" else 1.5))
     return model.to(dtype).eval().requires_grad_(False)

@@ -217,9 +217,8 @@ def _exact(model, w: Wiring, graph: Graph, task, metric: str, batch_size: int | 
             for first in range(0, len(edges), together):
                 chosen = edges[first:first + together]
                 ids = torch.cat([batch.clean, batch.corrupt, batch.clean.repeat(len(chosen), 1)])
-                with torch.no_grad():
-                    found = in_trace(model, ids, exact_edge_scores, w, chosen, metric, *answers_of(batch),
-                                     remote=remote)
+                found = in_trace(model, ids, exact_edge_scores, w, chosen, metric, *answers_of(batch),
+                                 remote=remote, gradients=False)
                 scores[tuple(zip(*chosen))] += found.float() / len(task)
                 progress.update(len(chosen) * len(batch))
     return scores

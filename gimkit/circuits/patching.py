@@ -62,9 +62,8 @@ def run_masks(model, w: Wiring, task, keep: torch.Tensor, metric: str, remote: b
                 chosen = keep[first:first + together]
                 masks = torch.cat([chosen, graph_of(w).real[None]]) if metric in DIVERGENCES else chosen
                 ids = torch.cat([batch.corrupt, batch.clean.repeat(len(masks) * copies, 1)])
-                with torch.no_grad():
-                    values = in_trace(model, ids, run_circuits, w, len(batch), masks, metric, *answers_of(batch),
-                                      remote=remote)
+                values = in_trace(model, ids, run_circuits, w, len(batch), masks, metric, *answers_of(batch),
+                                  remote=remote, gradients=False)
                 found.append(values[:len(chosen)])
                 progress.update(found[-1].numel())
             columns.append(torch.cat(found))

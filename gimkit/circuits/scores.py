@@ -151,9 +151,8 @@ def _exact(model, parts, names, task, metric, batch_size: int, remote: bool, mos
         for start in range(0, len(names), step):
             chosen = [tuple(node) for node in names[start:start + step]]
             ids = torch.cat([rows_of(batch), batch.clean.repeat(len(chosen), 1)])
-            with torch.no_grad():
-                found.append(in_trace(model, ids, exact_node_scores, parts.embedding, paths, parts.n_heads, chosen,
-                                      *answers, remote=remote))
+            found.append(in_trace(model, ids, exact_node_scores, parts.embedding, paths, parts.n_heads, chosen,
+                                  *answers, remote=remote, gradients=False))
         per_example.append(torch.cat(found, 1))
     return torch.cat(per_example)
 

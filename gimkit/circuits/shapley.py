@@ -99,8 +99,7 @@ def _worth(model, parts, paths, batch, present: torch.Tensor, remote: bool, most
     found = []
     for some in present.split(max(1, most_rows // len(batch) - 1)):
         ids = torch.cat([batch.corrupt, batch.clean.repeat(len(some), 1)])
-        with torch.no_grad():
-            values = in_trace(model, ids, coalition_values, paths, parts.n_heads, some, *answers_of(batch),
-                              remote=remote)
+        values = in_trace(model, ids, coalition_values, paths, parts.n_heads, some, *answers_of(batch),
+                          remote=remote, gradients=False)
         found.append(values[0 if not found else 1:])
     return torch.cat(found)

@@ -32,9 +32,8 @@ def forward_token_scores(model, asked: Question, method: str | Rules, steps: int
     chunks = [(left[max(0, end - copies):end], positions[start:start + most])
               for end in range(len(left), 0, -copies) for start in range(0, len(positions), most)]
     say_transfer(model, plan, [(len(some) * (1 + len(chosen)) + 1, seq) for some, chosen in chunks], remote)
-    with torch.no_grad():
-        scores, answers = in_session(model, token_scores_of, plan, rules._asdict(), asked.ids, neutral, chunks, free,
-                                     answers, remote=remote)
+    scores, answers = in_session(model, token_scores_of, plan, rules._asdict(), asked.ids, neutral, chunks, free,
+                                 answers, remote=remote, gradients=False)
     return scores / len(left), answers
 
 
@@ -58,9 +57,8 @@ def forward_task_scores(model, task, answers, rules: Rules, chunks, wanted: int,
                 moved.append((1 + len(pairs) * (2 + starts["rows"]), length))
     say_transfer(model, plan, moved, remote)
     found = torch.zeros(len(task), wanted, dtype=torch.float64)
-    with torch.no_grad():
-        values = in_session(model, task_scores_of, plan, rules._asdict(), task.clean, task.corrupt, *answers, jobs,
-                            remote=remote)
+    values = in_session(model, task_scores_of, plan, rules._asdict(), task.clean, task.corrupt, *answers, jobs,
+                        remote=remote, gradients=False)
     for (pairs, columns, rows), value in zip(cells, values):
         found[pairs, columns] = value[:, rows].double()
     return found.to(value.dtype)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from gimkit.l3d.decompose import divergence_of, evaluating, plain
+from gimkit.l3d.decompose import divergence_of, evaluating, given
 from gimkit.l3d.found import Decomposition
 from gimkit.l3d.gradients import chosen, others, outputs_of, per_sample_gradients
 from gimkit.l3d.sparse import energies, reconstruct
@@ -43,11 +43,11 @@ def activity(found: Decomposition, module, inputs, references: int = 10, seed: i
     of training, in a random order. The errors pool the gradients of all batches and references.
     Source: "Measuring and Intervening" of arXiv 2504.00194.
     """
-    module, inputs = plain(module), inputs if isinstance(inputs, tuple) else (inputs,)
+    module, inputs = given(module, inputs)
     k, batch = found.settings["k"], found.settings["batch"]
     divergence, draw = divergence_of(found.settings["divergence"]), torch.Generator().manual_seed(seed)
     impact = kept = missed = whole = 0
-    with evaluating([module]):
+    with evaluating([module], gradients=False):
         values = {name: value for name, value in chosen(module).items() if name in found.names}
         outputs = outputs_of(module, inputs)
         n = len(outputs)

@@ -2,15 +2,17 @@
 
 import hashlib
 from collections.abc import Callable
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import torch
 from torch.func import stack_module_state, vmap
 
+from gimkit.edits import check_unedited
 from gimkit.errors import GimkitError
 from gimkit.l3d.found import Decomposition, described
 from gimkit.l3d.gradients import DIVERGENCES, chosen, outputs_of, per_sample_gradients
 from gimkit.l3d.training import Settings, Trained, settings_of, train
+from gimkit.remote.traces import LOCK, steady
 
 
 def decompose(module, inputs, *, parameters=None, seed: int = 0, chunk: int | None = None, checkpoint=None,
@@ -34,7 +36,7 @@ def decompose(module, inputs, *, parameters=None, seed: int = 0, chunk: int | No
     Source: section 2 and algorithm 1 of arXiv 2504.00194, as its text has them; `Settings` and `DIVERGENCES` name what
     the reference implementation does otherwise.
     """
-    module, inputs, settings = plain(module), inputs if isinstance(inputs, tuple) else (inputs,), Settings(**settings)
+    (module, inputs), settings = given(module, inputs), Settings(**settings)
     with evaluating([module]):
         values = chosen(module, parameters)
         ranks, divergence = ranks_of(settings.rank, values), divergence_of(settings.divergence)
@@ -87,22 +89,33 @@ def decompose_alike(modules, inputs, *, seeds, progress: bool = True, **settings
     return found
 
 
-def plain(module) -> torch.nn.Module:
-    """The torch module inside an nnsight model; any other module as it is."""
-    return getattr(module, "_module", module)
+def given(module, inputs) -> tuple[torch.nn.Module, tuple[torch.Tensor, ...]]:
+    """The torch module, also out of an nnsight model, and its inputs as a tuple of ordinary tensors.
+
+    Raises GimkitError for an edited model: its rules act in traces, and L3D opens none.
+    """
+    check_unedited(module)
+    inputs = inputs if isinstance(inputs, tuple) else (inputs,)
+    with torch.inference_mode(False):
+        inputs = tuple(part.clone() if part.is_inference() else part for part in inputs)
+    return getattr(module, "_module", module), inputs
 
 
 @contextmanager
-def evaluating(modules):
-    """Modules without dropout and batch statistics, back in their mode afterwards."""
-    modes = [module.training for module in modules]
-    try:
-        for module in modules:
-            module.eval()
-        yield
-    finally:
-        for module, mode in zip(modules, modes):
-            module.train(mode)
+def evaluating(modules, gradients: bool = True):
+    """Modules without dropout and batch statistics, each part back in its mode afterwards; else as `steady`."""
+    with LOCK:
+        modes = [(part, part.training) for module in modules for part in module.modules()]
+        try:
+            for module in modules:
+                module.eval()
+            with ExitStack() as states:
+                for module in modules:
+                    states.enter_context(steady(module, gradients))
+                yield
+        finally:
+            for part, mode in modes:
+                part.training = mode
 
 
 def divergence_of(name: str) -> Callable:

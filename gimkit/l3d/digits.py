@@ -26,6 +26,8 @@ def images() -> tuple[torch.Tensor, torch.Tensor]:
     return torch.tensor(data.images, dtype=torch.float32).unsqueeze(1) / 16, torch.tensor(data.target)
 
 
+@torch.inference_mode(False)
+@torch.enable_grad()
 def network(seed: int = 0, epochs: int = 15) -> tuple[nn.Module, float, torch.Tensor]:
     """A network of two convolutions and one linear layer, trained on two thirds of the digits.
 

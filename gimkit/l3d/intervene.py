@@ -5,9 +5,10 @@ from fnmatch import fnmatch
 import pandas
 import torch
 from torch.func import functional_call, jvp
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from gimkit.errors import GimkitError
-from gimkit.l3d.decompose import evaluating, plain
+from gimkit.l3d.decompose import evaluating, given
 from gimkit.l3d.found import Decomposition
 from gimkit.l3d.gradients import chosen
 from gimkit.l3d.recovery import matched, planted
@@ -26,9 +27,9 @@ def moved(module, direction: Direction, delta: float, inputs) -> torch.Tensor:
     direction: a tensor per parameter name, such as `Decomposition.subnetwork` gives; parameters it does not name stay.
     inputs: as in `decompose`.
     """
-    module, inputs = plain(module), inputs if isinstance(inputs, tuple) else (inputs,)
+    module, inputs = given(module, inputs)
     values = dict(module.named_parameters())
-    with evaluating([module]):
+    with evaluating([module], gradients=False):
         return functional_call(module, {name: values[name] + delta * part for name, part in direction.items()}, inputs)
 
 
@@ -99,13 +100,13 @@ def top_logits(module, direction: Direction, inputs, k: int = 5) -> tuple[torch.
 
     d softmax f(x, W + delta v)_o / d delta at 0, the k largest by size ("Real world models" of arXiv 2504.00194).
     """
-    module, inputs = plain(module), inputs if isinstance(inputs, tuple) else (inputs,)
+    module, inputs = given(module, inputs)
     values = {name: value for name, value in chosen(module).items() if name in direction}
 
     def probabilities(parameters):
         return functional_call(module, parameters, inputs).softmax(-1)
 
-    with evaluating([module]), torch.no_grad(), torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+    with evaluating([module], gradients=False), sdpa_kernel(SDPBackend.MATH):
         slopes = jvp(probabilities, (values,), ({name: direction[name] for name in values},))[1]
     order = slopes.abs().topk(min(k, slopes.shape[1]), dim=1).indices
     return slopes.gather(1, order), order

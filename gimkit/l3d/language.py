@@ -3,6 +3,7 @@
 import torch
 from torch import nn
 
+from gimkit.edits import check_unedited
 from gimkit.errors import GimkitError
 
 
@@ -20,6 +21,7 @@ class NextToken(nn.Module):
 
     def __init__(self, model):
         super().__init__()
+        check_unedited(model)
         self.model = getattr(model, "_module", model)
 
     @torch.no_grad()

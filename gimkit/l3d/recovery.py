@@ -11,6 +11,7 @@ from gimkit.l3d.gradients import chosen, per_sample_gradients
 from gimkit.l3d.toys import Toy
 
 
+@torch.inference_mode(False)
 def planted(toy: Toy, samples: int = 256, divergence: str = "mse") -> list[torch.Tensor]:
     """The direction of each circuit that a toy has, norm 1: a tensor [circuits, *shape] per parameter.
 

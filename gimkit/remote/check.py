@@ -1,17 +1,18 @@
 """One table that says whether remote runs will work."""
 
+import json
 import platform
 import time
 from importlib.metadata import version
 
-import httpx
 import nnsight
 import torch
 
 from gimkit.errors import GimkitError
 from gimkit.forward.backend import gives_gradients
 from gimkit.remote.backend import server_of
-from gimkit.remote.words import SHOWN, names_of
+from gimkit.remote.transport import NONSENSE, ask, exchange, shown
+from gimkit.remote.words import SHOWN, deployments, explained, names_of, one_line
 from gimkit.tokens import attribute
 
 
@@ -25,7 +26,8 @@ def check(model, remote=True) -> None:
     3 tokens      ... s       yes   here
 
     model: an nnsight model; without weights (`gimkit.load(name, remote=True)`) will do for a server. remote: as in
-    `gimkit.attribute`. What fails is told in its row, with the way out; nothing is raised. The key is never shown.
+    `gimkit.attribute`. What fails is told in its row, with the way out; nothing is raised, whatever the server
+    answers. Neither the key nor a password in the address is shown.
     """
     rows = [("gimkit", version("gimkit-nnsight"), "not needed" if remote else "here", "yes")]
     there = {}
@@ -42,9 +44,11 @@ def check(model, remote=True) -> None:
         attribute(model, torch.tensor([1, 2, 3]), baseline=0, backend=backend, remote=remote)
         place = "here" if remote in (False, "local") else "there"
         rows.append(("3 tokens", f"{time.perf_counter() - start:.1f} s", place, "yes"))
-    except GimkitError as error:
-        rows.append(("3 tokens", "-", str(error), "NO"))
+    except Exception as error:  # a server may answer with anything
+        why = str(error) if isinstance(error, GimkitError) else f"{type(error).__name__}: {error}"
+        rows.append(("3 tokens", "-", why, "NO"))
     rows = [("", "here", "fine", "there")] + [(what, here, fine, there) for what, here, there, fine in rows]
+    rows = [tuple(one_line(str(cell)) for cell in row) for row in rows]
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
     for *cells, there in rows:
         print("  ".join([*(cell.ljust(width) for cell, width in zip(cells, widths)), there]))
@@ -58,19 +62,25 @@ def _server_rows(model, remote, rows: list) -> dict:
         rows.append(("model", "-", str(error), "NO"))
         return {}
     rows.append(("key", "set" if server.api_key else "not set", "shown to nobody", "yes" if server.api_key else "?"))
-    status, env = (_told(server.host, path) for path in ("/status", "/env"))
-    rows.append(("server", server.host, "up" if status else "no answer", "yes" if status else "NO"))
+    status, trouble = _status(server.host)
+    rows.append(("server", shown(server.host), trouble or "up", "NO" if trouble else "yes"))
     name = nnsight.modeling.huggingface._ID_CACHE.get(model.repo_id, model.repo_id)
-    deployed = status.get("deployments", {}).values()
-    states = [one.get("application_state", "?") for one in deployed if one.get("repo_id") == name]
-    told = states[0] if states else f"not hosted; hosted: {names_of(status.get('deployments', {}))}"
+    states = [one.get("application_state", "?") for one in deployments(status) if one.get("repo_id") == name]
+    told = states[0] if states else f"not hosted; hosted: {names_of(status)}"
     rows.append(("model", name, told, "yes" if states else "NO"))
-    return env.get("packages", {}) | {"python": env.get("python_version", "?").split()[0]}
+    env = ask(server.host, "/env")
+    packages = env["packages"] if isinstance(env.get("packages"), dict) else {}
+    return packages | {"python": str(env.get("python_version", "?")).split(" ")[0]}
 
 
-def _told(host: str, path: str) -> dict:
-    """What a server answers, nothing where it does not."""
+def _status(host: str) -> tuple[dict, str]:
+    """What a server says that it hosts, and what is wrong with the answer."""
     try:
-        return httpx.get(host + path, timeout=30).raise_for_status().json()
-    except (httpx.HTTPError, ValueError):
-        return {}
+        status = json.loads(exchange("GET", f"{host}/status"))
+    except GimkitError as error:
+        return {}, str(error)
+    except (ValueError, RecursionError):
+        return {}, NONSENSE
+    except Exception as error:
+        return {}, explained(error, host, "")
+    return (status, "") if isinstance(status, dict) else ({}, NONSENSE)

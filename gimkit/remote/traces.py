@@ -1,12 +1,18 @@
 """The one place that runs a model: here, or on a server that has no gimkit."""
 
+import threading
+from contextlib import contextmanager
 from types import SimpleNamespace
 
 import nnsight
 import torch
 
+from gimkit.errors import GimkitError
 from gimkit.remote.backend import server_of
+from gimkit.remote.transport import NONSENSE
 from gimkit.traced import on_cpu
+
+LOCK = threading.RLock()  # nnsight keeps one state for each process
 
 # An installed package does not ship itself; these modules' functions run inside traces.
 SHIPPED = ("gimkit.errors", "gimkit.rules", "gimkit.recomputed", "gimkit.sandbox", "gimkit.inside", "gimkit.traced",
@@ -23,7 +29,7 @@ def register() -> None:
         nnsight.register(name)
 
 
-def in_trace(model, ids: torch.Tensor, body, *arguments, remote=False, **options):
+def in_trace(model, ids: torch.Tensor, body, *arguments, remote=False, gradients=True, **options):
     """What body(model, *arguments) returns inside a trace of token ids [rows, seq]; its tensors come back to the CPU.
 
     >>> from gimkit.traced import last_values
@@ -33,20 +39,96 @@ def in_trace(model, ids: torch.Tensor, body, *arguments, remote=False, **options
 
     body: a function of a module in SHIPPED. arguments: names, numbers, tensors, and tuples, lists and dicts of them.
     Only they, the ids and the functions go up, and only what body returns comes down. remote: see `where`.
-    options: further inputs of the model's forward pass.
+    gradients: whether body takes any. options: further inputs of the model's forward pass.
+    Raises GimkitError as `steady`.
     """
-    ids, arguments = plain(ids), plain(arguments)
-    with model.trace(input_ids=ids, use_cache=False, **options, **where(model, remote)):
-        found = on_cpu(body(model, *arguments)).save()
-    return found
+    with _around(model, remote, gradients):
+        ids, arguments, found = plain(ids), plain(arguments), None
+        with model.trace(input_ids=ids, use_cache=False, **options, **where(model, remote)):
+            found = on_cpu(body(model, *arguments)).save()
+    return arrived(found)
 
 
-def in_session(model, body, *arguments, remote=False):
+def in_session(model, body, *arguments, remote=False, gradients=True):
     """What body(model, *arguments) returns, which opens traces of its own: together they are one request."""
-    arguments = plain(arguments)
-    with model.session(**where(model, remote)):
-        found = on_cpu(body(model, *arguments)).save()
+    with _around(model, remote, gradients):
+        arguments, found = plain(arguments), None
+        with model.session(**where(model, remote)):
+            found = on_cpu(body(model, *arguments)).save()
+    return arrived(found)
+
+
+def arrived(found):
+    """A trace's result. Raises GimkitError where a server left it out."""
+    if found is None:
+        raise GimkitError(NONSENSE)
     return found
+
+
+def _around(model, remote, gradients: bool):
+    """What holds while a trace runs: on a server nothing of this process matters but how tensors are made."""
+    if remote and remote != "local":
+        return torch.inference_mode(False)
+    if getattr(model, "dispatched", True) is False:  # nnsight has not loaded the weights yet
+        model.dispatch()
+    return steady(model._module, gradients)
+
+
+@contextmanager
+def steady(module: torch.nn.Module, gradients: bool = True):
+    """Forward passes of a model in this process whose values depend on nothing but the model and its inputs.
+
+    >>> with steady(model._module, gradients=False):
+    ...     model._module(task.clean[:2]).logits.shape
+    torch.Size([2, 24, 561])
+
+    One thread runs at a time. Gradients are on or off whatever is set around the call (`torch.no_grad`,
+    `torch.inference_mode`), and autocast is off: the model computes in its own dtype.
+    Raises GimkitError where weights are missing or were made in inference mode, where blocks are checkpointed, and
+    when the forward pass drew random numbers: active dropout, or any other noise.
+    """
+    with LOCK, torch.inference_mode(False), torch.set_grad_enabled(gradients):
+        check_state(module)
+        devices = {parameter.device for parameter in module.parameters()}
+        problem, before = None, random_states(devices)
+        with torch.autocast(next(iter(devices), torch.device("cpu")).type, enabled=False):
+            try:
+                yield
+            except Exception as error:  # noise may be its cause
+                problem = error
+        if random_states(devices) != before:
+            raise GimkitError(f"{type(module).__name__} drew random numbers in its forward pass (dropout in training "
+                              "mode?), so no two runs are alike; call model.eval() first") from problem
+        if problem is not None:
+            raise problem
+
+
+def random_states(devices) -> list[bytes]:
+    """The state of torch's generators that a model on these devices may draw from."""
+    others = [device for device in devices if device.type != "cpu"]
+    states = [torch.get_device_module(device).get_rng_state(device) for device in others]
+    return [state.numpy().tobytes() for state in (torch.get_rng_state(), *states)]
+
+
+def check_state(module: torch.nn.Module) -> None:
+    """Refuse a model in a state in which traces fail or, worse, give other numbers.
+
+    >>> check_state(model._module)
+    """
+    name = type(module).__name__
+    for path, parameter in module.named_parameters():
+        if parameter.is_meta:
+            raise GimkitError(f"{name}: the weights of {path} are not in memory (offloaded to CPU or disk, or never "
+                              "loaded); load the whole model, for example with dtype=torch.bfloat16, or run it on a "
+                              "server with remote=True")
+        if parameter.is_inference():
+            raise GimkitError(f"{name}: {path} was made in torch.inference_mode(), so no gradient can pass it; load "
+                              "the model outside of it")
+    if any(part.training and getattr(part, "gradient_checkpointing", False) for part in module.modules()):
+        raise GimkitError(f"{name} checkpoints its blocks, so they would run again in the backward pass, without what "
+                          "a trace changes; call model.eval() or model.gradient_checkpointing_disable() first")
+    if getattr(getattr(module, "config", None), "return_dict", True) is False:
+        raise GimkitError(f"{name} returns tuples, which have no names to read; set model.config.return_dict = True")
 
 
 def plain(value):
@@ -57,6 +139,7 @@ def plain(value):
     'model.norm'
 
     A server does not know gimkit's classes, and a view would take along all of the tensor that it is a part of.
+    Tensors made in `torch.inference_mode` become ordinary ones, which a backward pass may keep.
     """
     if isinstance(value, tuple) and hasattr(value, "_fields"):
         return SimpleNamespace(**{name: plain(part) for name, part in value._asdict().items()})
@@ -64,7 +147,7 @@ def plain(value):
         return type(value)(plain(part) for part in value)
     if isinstance(value, dict):
         return {key: plain(part) for key, part in value.items()}
-    if isinstance(value, torch.Tensor) and value.untyped_storage().nbytes() > value.nbytes:
+    if isinstance(value, torch.Tensor) and (value.is_inference() or value.untyped_storage().nbytes() > value.nbytes):
         return value.clone(memory_format=torch.contiguous_format)
     return value
 

@@ -7,6 +7,8 @@ from importlib.metadata import version
 import httpx
 import websocket
 
+from gimkit.remote.transport import ask, shown
+
 SHOWN = ("nnsight", "transformers", "torch")
 KEY = "get one from your host (for NDIF: https://login.ndif.us) and set NDIF_API_KEY or run nnsight.login()"
 
@@ -17,26 +19,44 @@ def explained(error: BaseException, host: str, model_key: str) -> str:
     >>> explained(ConnectionRefusedError(), "http://localhost:5001", "")
     'no answer from http://localhost:5001: the server is down or the address is wrong; check NDIF_HOST or remote=...'
     """
+    return one_line(_explained(error, host, model_key).replace(host, shown(host)))
+
+
+def _explained(error: BaseException, host: str, model_key: str) -> str:
     chain, link = [], error
     while link is not None:
         chain.append(link)
         link = link.__cause__ or link.__context__
     for link in chain:
         if isinstance(link, httpx.HTTPStatusError):
-            detail = _detail(link.response)
-            if link.request.url.path.startswith("/result") or "result" in str(link.request.url):
-                return _lost_result(str(link))
-            return _refused(link.response.status_code, detail, host, model_key)
+            return _refused(link.response.status_code, _detail(link.response), host, model_key)
         if isinstance(link, websocket.WebSocketBadStatusException):
             return _refused(link.status_code, "", host, model_key)
         if isinstance(link, websocket.WebSocketConnectionClosedException | httpx.RemoteProtocolError):
-            return _lost_result("the connection closed before the result came")
+            return lost_result("the connection closed before the result came")
         if isinstance(link, httpx.TimeoutException | TimeoutError | websocket.WebSocketTimeoutException):
-            return f"{host} did not answer in time; it may be busy: try again, or send less (a smaller batch_size)"
-        if isinstance(link, OSError | httpx.TransportError | websocket.WebSocketException):
+            return (f"{host} did not answer in time; it may be busy: try again, send less (a smaller batch_size), or "
+                    "use gimkit.submit, which does not wait")
+        if isinstance(link, OSError | httpx.RequestError | websocket.WebSocketException):
             return (f"no answer from {host}: the server is down or the address is wrong; check NDIF_HOST or "
                     "remote=...")
     return _failed(str(error), host, model_key)
+
+
+def one_line(text: str) -> str:
+    """A text as one printable line of at most 600 characters, whoever wrote it.
+
+    >>> one_line("two\\n  lines \\x1b[31m")
+    'two lines'
+    """
+    line = " ".join(printable(text).split())
+    return line if len(line) <= 600 else line[:600] + "..."
+
+
+def printable(text: str) -> str:
+    """A text without what would move a terminal's cursor or colour it."""
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text)
+    return "".join(mark for mark in text if mark.isprintable() or mark in "\n\t")
 
 
 def _refused(code: int, detail: str, host: str, model_key: str) -> str:
@@ -49,6 +69,8 @@ def _refused(code: int, detail: str, host: str, model_key: str) -> str:
         return f"{detail} Here: nnsight {version('nnsight')}, Python {platform.python_version()}{_there(host)}"
     if code in (502, 503, 504):
         return f"{host} is restarting or busy ({detail or code}); try again in a few minutes"
+    if code == 404 and detail in ("", "Not Found"):
+        return f"{host} is no NDIF server (status 404); check the address"
     if code == 413:
         return "the request is too large for the server; use a smaller batch_size, fewer or shorter prompts"
     return _failed(detail or f"status {code}", host, model_key)
@@ -76,8 +98,9 @@ def _failed(told: str, host: str, model_key: str) -> str:
     return f"the job failed on {host}: {_last_line(told)}"
 
 
-def _lost_result(why: str) -> str:
-    return (f"the result did not arrive ({_last_line(why)}): the server restarted, or the result is too large or too "
+def lost_result(why: str) -> str:
+    """One line about a result that does not come."""
+    return (f"the result did not arrive ({why}): the server restarted, or the result is too large or too "
             "old; use a smaller batch_size or fewer prompts, and run it again")
 
 
@@ -101,20 +124,29 @@ def _repo(model_key: str) -> str:
 
 def _hosted(host: str) -> str:
     """Names of the models that a server has up."""
-    try:
-        return names_of(httpx.get(f"{host}/status", timeout=5).json()["deployments"])
-    except (httpx.HTTPError, ValueError, KeyError):
-        return "models that it does not tell now"
+    status = ask(host, "/status")
+    return names_of(status) if "deployments" in status else "models that it does not tell now"
 
 
-def names_of(deployments: dict) -> str:
+def deployments(status: dict) -> list[dict]:
+    """The models that a server has, as its status lists them.
+
+    >>> deployments({"deployments": {"a": {"repo_id": "openai-community/gpt2"}, "b": None}})
+    [{'repo_id': 'openai-community/gpt2'}]
+    """
+    listed = status.get("deployments")
+    return [one for one in listed.values() if isinstance(one, dict)] if isinstance(listed, dict) else []
+
+
+def names_of(status: dict) -> str:
     """The models that are up, of a server's status.
 
-    >>> names_of({"a": {"repo_id": "openai-community/gpt2", "deployment_level": "HOT"}, "b": {"repo_id": None}})
+    >>> names_of({"deployments": {"a": {"repo_id": "openai-community/gpt2", "deployment_level": "HOT"}, "b": {}}})
     'openai-community/gpt2'
     """
-    up = {one.get("repo_id") for one in deployments.values() if one.get("deployment_level") != "COLD"}
-    return ", ".join(sorted(up - {None})) or "none"
+    up = {one.get("repo_id") for one in deployments(status) if one.get("deployment_level") != "COLD"
+          and isinstance(one.get("repo_id"), str)}
+    return ", ".join(sorted(up)) or "none"
 
 
 def _here() -> str:
@@ -123,8 +155,7 @@ def _here() -> str:
 
 def _there(host: str) -> str:
     """The server's versions."""
-    try:
-        packages = httpx.get(f"{host}/env", timeout=10).json()["packages"]
-    except (httpx.HTTPError, ValueError, KeyError):
+    packages = ask(host, "/env").get("packages")
+    if not isinstance(packages, dict):
         return "; the server does not tell its own"
     return "; on the server: " + ", ".join(f"{name} {packages.get(name, 'missing')}" for name in SHOWN)

@@ -122,10 +122,9 @@ def head_repair(model, task, *, batch_size: int = 32, remote: bool | str = False
         answers, ids = answers_of(batch), rows_of(batch)
         step, chunks = max(1, 512 // len(batch) - 2), []
         for chosen in (places[i:i + step] for i in range(0, len(places), step)):
-            with torch.no_grad():
-                rows = torch.cat([ids, batch.clean.repeat(len(chosen), 1)])
-                chunks.append(in_trace(model, rows, head_effects, layers, w.final_norm, unembedding, softcap, w.heads,
-                                       chosen, answers, remote=remote))
+            rows = torch.cat([ids, batch.clean.repeat(len(chosen), 1)])
+            chunks.append(in_trace(model, rows, head_effects, layers, w.final_norm, unembedding, softcap, w.heads,
+                                   chosen, answers, remote=remote, gradients=False))
         found.append([torch.cat(group).transpose(0, 1) for group in zip(*chunks)])
     effects, gains = (torch.cat(group).float() for group in zip(*found))
     require_finite(effects, "the heads' effects")

@@ -103,9 +103,8 @@ def self_repair(model, prompts, *, threshold: float = 1.0, batch_size: int = 32,
     attentions, tables, largest = [block.attention for block in parts.blocks], [], []
     for start in tqdm(range(0, len(ids), batch_size), desc=f"self-repair on {name}", delay=2, leave=False):
         real = lengths[start:start + batch_size]
-        with torch.no_grad():
-            found, second = in_trace(model, ids[start:start + batch_size, :max(real)], score_rows, attentions, real,
-                                     threshold, remote=remote)
+        found, second = in_trace(model, ids[start:start + batch_size, :max(real)], score_rows, attentions, real,
+                                 threshold, remote=remote, gradients=False)
         require_finite(found, "the ablated attention rows")
         found[:, 0] += start
         tables.append(found)
