@@ -105,7 +105,7 @@ def check_differentiable(model, anatomy: Anatomy) -> None:
         if holds_weight(module) or any(tensor.is_meta for tensor in tensors):
             continue
         device = tensors[0].device if tensors else model.device
-        with torch.enable_grad():
+        with torch.inference_mode(False), torch.enable_grad():
             x = torch.ones(1, module.in_features, dtype=dtype, device=device, requires_grad=True)
             y = module(x)
             slope = torch.autograd.grad(y.sum(), x, allow_unused=True)[0] if y.requires_grad else None

@@ -5,7 +5,7 @@ from tqdm.auto import tqdm
 
 from gimkit.anatomy import dissect
 from gimkit.comprehensiveness import MOST_REMOVED, TokenFaithfulness, removals
-from gimkit.edits import apply, check_unedited
+from gimkit.edits import apply, check_differentiable, check_unedited
 from gimkit.errors import GimkitError, require_finite
 from gimkit.question import ask, inner_positions
 from gimkit.remote import in_trace
@@ -46,6 +46,7 @@ def layer_scores(model, prompt, target=None, *, method: str = "gim", steps: int 
     parts, answers = dissect(model).blocks, asked.answers
     blocks, attentions = [block.path for block in parts], [block.attention for block in parts]
     if method in ("ig", "atp*"):
+        check_differentiable(model, dissect(model))
         found, rows = [], asked.ids[None].repeat(steps if method == "ig" else 2, 1)
         for layer, path in enumerate(blocks):
             body, further = (integrated_stream_scores, ()) if method == "ig" else (

@@ -77,9 +77,8 @@ def check_whole_circuit(model, w: Wiring, task, remote, most: int = 4) -> None:
     """
     step = -(-len(task) // most)
     clean, corrupt, *answers = (part[::step] for part in (task.clean, task.corrupt, *answers_of(task)))
-    with torch.no_grad():
-        whole, own = in_session(model, whole_circuit, clean, corrupt, w, graph_of(w).real[None], *answers,
-                                remote=remote)
+    whole, own = in_session(model, whole_circuit, clean, corrupt, w, graph_of(w).real[None], *answers, remote=remote,
+                            gradients=False)
     require_finite(own, "the clean prompts' metric")
     tolerance = 10 * tolerance_of(*{parameter.dtype for parameter in model._module.parameters()})  # of a whole pass
     if not bool(((whole - own).abs() <= tolerance * (1 + own.abs())).all()):

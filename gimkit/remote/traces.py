@@ -17,8 +17,7 @@ LOCK = threading.RLock()  # nnsight keeps one state for each process
 # An installed package does not ship itself; these modules' functions run inside traces.
 SHIPPED = ("gimkit.errors", "gimkit.rules", "gimkit.recomputed", "gimkit.sandbox", "gimkit.inside", "gimkit.traced",
            "gimkit.traced_layers", "gimkit.circuits.traced", "gimkit.circuits.streams", "gimkit.circuits.between",
-           "gimkit.circuits.within",
-           "gimkit.circuits.gradients", "gimkit.circuits.runs", "gimkit.circuits.one_edge",
+           "gimkit.circuits.within", "gimkit.circuits.gradients", "gimkit.circuits.runs", "gimkit.circuits.one_edge",
            "gimkit.circuits.attention", "gimkit.forward.arithmetic", "gimkit.forward.pushing",
            "gimkit.forward.starting", "gimkit.selfrepair.traced_scores", "gimkit.selfrepair.traced_heads")
 
