@@ -13,6 +13,16 @@ def tolerance_of(*dtypes: torch.dtype) -> float:
     return 1e-4 if all(dtype in (torch.float32, torch.float64) for dtype in dtypes) else 4e-2
 
 
+def weight_dtypes(module) -> set:
+    """What a module's weights are made of: floating-point numbers, or the bytes of quantised ones.
+
+    >>> weight_dtypes(torch.nn.Linear(2, 3))
+    {torch.float32}
+    """
+    held = [*module.parameters(), *module.buffers()]
+    return {x.dtype for x in held if x.is_floating_point() or (x.element_size() == 1 and x.dtype != torch.bool)}
+
+
 def spread(rows: int, most: int = 16) -> torch.Tensor:
     """Indices of at most so many rows, spread over all of them.
 
@@ -30,9 +40,9 @@ def check_agrees(path: str, mine: torch.Tensor, own: torch.Tensor, size: torch.T
                  problem: str) -> None:
     """Refuse, naming a module, where a recomputed value differs from the model's own, or that is not finite.
 
-    size: of the numbers that the values come from, for rounding.
+    size: of the numbers that the values come from; the tolerance is a share of it.
     """
     if not bool(torch.isfinite(own).all()):
         raise GimkitError(f"{path}: the model's own output is NaN or infinite here; check its weights and its dtype")
-    if not bool(((mine - own).abs() <= tolerance * (1 + size)).all()):
+    if not bool(((mine - own).abs() <= tolerance * size).all()):
         raise GimkitError(f"{path}: {problem}")

@@ -7,7 +7,7 @@ replacement and each call of a module crosses to the process that holds the mode
 import torch
 
 from gimkit.errors import GimkitError
-from gimkit.recomputed import CAUSES, check_agrees, spread, tolerance_of
+from gimkit.recomputed import CAUSES, check_agrees, spread, tolerance_of, weight_dtypes
 
 
 def leaf_of(model, value: torch.Tensor) -> torch.Tensor:
@@ -33,23 +33,25 @@ def holds_weight(module) -> bool:
 def held_or_probed(projection, x: torch.Tensor) -> tuple:
     """A projection's weight [in, out] and bias, read where a Linear or Conv1D holds them.
 
-    Anything else (an adapter, quantised weights, any module in a sandbox) is asked what it makes of zeros and of each
-    unit vector. x: what it reads, [..., in].
+    Anything else (an adapter, quantised weights, any module in a sandbox) is asked what it makes of each unit vector,
+    and of minus the first; not of zeros, which some quantised ones cannot scale. x: what it reads, [..., in].
     """
     if holds_weight(projection._module):
         weight, bias = projection.weight.detach(), getattr(projection, "bias", None)
         weight = weight if hasattr(projection._module, "nf") else weight.T
         return weight, None if bias is None else bias.detach()
     with torch.no_grad():
-        answers = projection(torch.eye(x.shape[-1] + 1, dtype=x.dtype, device=x.device)[:, 1:])
-    return answers[1:] - answers[0], answers[0]
+        units = torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)
+        answers = projection(torch.cat([units, -units[:1]]))
+    bias = (answers[0] + answers[-1]) / 2
+    return answers[:-1] - bias, bias
 
 
 def check_matrix(projection, path: str, x: torch.Tensor, y: torch.Tensor, weight: torch.Tensor, bias) -> None:
     """Refuse where weight and bias do not give what a projection returned, y [..., out], for x [..., in], on some rows.
     """
-    outputs = [y]
-    if projection._module._forward_hooks:  # a trace reads what a module returns before its hooks change it
+    module, outputs = projection._module, [y]
+    if module._forward_hooks:  # a trace reads what a module returns before its hooks change it
         with torch.no_grad():
             outputs.append(projection(x))
     rows = x.detach().flatten(0, -2)
@@ -57,8 +59,7 @@ def check_matrix(projection, path: str, x: torch.Tensor, y: torch.Tensor, weight
     mine = rows[some].to(weight.dtype) @ weight
     if bias is not None:
         mine = mine + bias
-    held = getattr(projection, "weight", None)  # quantised modules may round what they read
-    tolerance = tolerance_of(y.dtype, held.dtype if isinstance(held, torch.Tensor) else torch.int8)
+    tolerance = tolerance_of(y.dtype, *weight_dtypes(module))  # quantised modules may round what they read
     for own in outputs:
         own = own.detach().flatten(0, -2)[some]
         check_agrees(path, mine, own, own.abs().amax(-1, keepdim=True), tolerance, "its output is not its weight times "

@@ -99,7 +99,7 @@ def edge_scores(model, w, frozen: bool, b: int, metric: str, last, good, bad, gr
         if number == 0:
             embedded = (stream[:b] - stream[b:2 * b]).detach()
         else:
-            check_sum(layer.block, stream, b, *behind)
+            check_sum(layer.block, stream, *behind, b=b)
         before = read_norm(model, layer.norm_before_attention)
         outputs, matrices = read_projections(model, layer, stream if before is None else before.y)
         projection = model.get(layer.output)
@@ -115,9 +115,9 @@ def edge_scores(model, w, frozen: bool, b: int, metric: str, last, good, bad, gr
         mlp.input = alias
         behind = [stream, attention if after is None else after.y]
         if before_mlp is None:
-            check_sum(layer.mlp, alias, b, *behind)
+            check_sum(layer.mlp, alias, *behind, b=b)
         else:
-            check_sum(layer.norm_before_mlp.path, before_mlp.x, b, *(behind[:1] if w.parallel else behind))
+            check_sum(layer.norm_before_mlp.path, before_mlp.x, *(behind[:1] if w.parallel else behind), b=b)
             check_reads(layer.mlp, alias, before_mlp.y)
         m = tensor_of(mlp.output)
         after_mlp = read_norm(model, layer.norm_after_mlp)
@@ -129,7 +129,7 @@ def edge_scores(model, w, frozen: bool, b: int, metric: str, last, good, bad, gr
         wanted += [*outputs.values(), alias]
         shared.append((outputs, z))
     wanted.append(model.get(w.final_norm.path).input)
-    check_sum(w.final_norm.path, wanted[-1], b, *behind)
+    check_sum(w.final_norm.path, wanted[-1], *behind, b=b)
     if group > 1:
         wanted += [z for _, z in shared]
     logits = at_answers(model, w.unembedding, last)

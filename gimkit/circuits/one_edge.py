@@ -34,7 +34,7 @@ def exact_edge_scores(model, w, edges: list, metric: str, last, good, bad) -> to
     behind = [embedded]  # what makes up the stream here: an earlier place, and what parts wrote since
     for layer in w.layers:
         stream = model.get(layer.block).input
-        check_sum(layer.block, stream, b, *behind)
+        check_sum(layer.block, stream, *behind, b=b)
         reads = []
         for which in range(3):
             for head in range(w.heads):
@@ -68,7 +68,7 @@ def exact_edge_scores(model, w, edges: list, metric: str, last, good, bad) -> to
         mlp, norm = model.get(layer.mlp), layer.norm_before_mlp
         path = layer.mlp if norm is None else norm.path
         entry = model.get(path).input
-        check_sum(path, entry, b, *(behind[:1] if w.parallel else behind))
+        check_sum(path, entry, *(behind[:1] if w.parallel else behind), b=b)
         if column in into:
             rows, sources = into[column]
             check_reads(layer.mlp, mlp.input, normed_by(model, norm, entry[:2 * b]))
@@ -79,7 +79,7 @@ def exact_edge_scores(model, w, edges: list, metric: str, last, good, bad) -> to
         behind.append(m if after is None else after.y)
         gaps = torch.cat([gaps, *([heads] if w.parallel else []), written(m, after, b)[None]])
     final = model.get(w.final_norm.path)
-    check_sum(w.final_norm.path, final.input, b, *behind)
+    check_sum(w.final_norm.path, final.input, *behind, b=b)
     if column in into:
         rows, sources = into[column]
         final.input = replaced(final.input, rows, without(final.input, rows, gaps[sources]))

@@ -9,7 +9,7 @@ from gimkit.circuits.scores import DIVERGENCES, answers_of, check_metric, check_
 from gimkit.circuits.wiring import Wiring, check_graph, graph_of, wiring
 from gimkit.edits import check_unedited
 from gimkit.errors import GimkitError, require_finite
-from gimkit.recomputed import tolerance_of
+from gimkit.recomputed import tolerance_of, weight_dtypes
 from gimkit.remote import in_session, in_trace
 
 
@@ -80,7 +80,7 @@ def check_whole_circuit(model, w: Wiring, task, remote, most: int = 4) -> None:
     whole, own = in_session(model, whole_circuit, clean, corrupt, w, graph_of(w).real[None], *answers, remote=remote,
                             gradients=False)
     require_finite(own, "the clean prompts' metric")
-    tolerance = 10 * tolerance_of(*{parameter.dtype for parameter in model._module.parameters()})  # of a whole pass
+    tolerance = 10 * tolerance_of(*weight_dtypes(model._module))  # errors add up over a whole pass
     if not bool(((whole - own).abs() <= tolerance * (1 + own.abs())).all()):
         raise GimkitError("the circuit of all edges does not give the clean prompts' metric "
                           f"(off by {float((whole - own).abs().max()):.2g}): a hook or an edit of yours acts where "

@@ -67,7 +67,7 @@ def check_reads(path: str, x: torch.Tensor, want: torch.Tensor) -> None:
                  "its input is not what the part before it gives: " + CAUSES)
 
 
-def check_sum(path: str, stream: torch.Tensor, b: int, *parts: torch.Tensor) -> None:
+def check_sum(path: str, stream: torch.Tensor, *parts: torch.Tensor, b: int) -> None:
     """Refuse where clean - corrupt of the stream at a module is not that of all parts that make it up.
 
     stream, parts: rows of b clean prompts, b corrupt ones, and perhaps more.

@@ -5,10 +5,9 @@ The rows are b clean prompts, b corrupt ones, and for each ablated head b clean 
 
 import torch
 
-from gimkit.circuits.streams import NOT_THE_SUM, Reading
+from gimkit.circuits.streams import Reading, check_reads, check_sum
 from gimkit.circuits.traced import by_row, metric_values, tensor_of
 from gimkit.errors import GimkitError
-from gimkit.recomputed import check_agrees, tolerance_of
 from gimkit.rules import centre
 from gimkit.sandbox import matrix_of, scale_of
 
@@ -23,24 +22,29 @@ def head_effects(model, layers: list, final, unembedding: str, softcap, heads: i
     last, good, bad = answers
     b, n = len(last), 2 + len(ablated)
     here = (torch.arange(n * b), last.repeat(n))
-    written, lost = [], {}
+    written, lost, parts = [], {}, []
     for layer, (output, after_heads, mlp, after_mlp) in enumerate(layers):
         projection = model.get(output)
         z = resampled(projection, layer, ablated, heads, b)
-        weight = precise(matrix_of(projection, output, z, projection.output)[0]).unflatten(0, (heads, -1))
-        z, after = z[here], reading_of(model, after_heads, here)
+        attention = projection.output
+        weight = precise(matrix_of(projection, output, z, attention)[0]).unflatten(0, (heads, -1))
+        z, attention, after = z[here], attention[here], reading_of(model, after_heads, here)
+        if after is not None:
+            check_reads(after_heads.path, after.x, attention)
         z = precise(z).unflatten(-1, (heads, -1))
         for row, (at, head) in enumerate(ablated):
             if at == layer:
                 lost[row] = scaled((z[:b, head] - z[b:2 * b, head]) @ weight[head], after, slice(b))
-        m = precise(by_row(tensor_of(model.get(mlp).output), n * b)[here])
-        written.append((z, weight, after, scaled(m, reading_of(model, after_mlp, here), slice(None))))
+        m = by_row(tensor_of(model.get(mlp).output), n * b)[here]
+        after_m = reading_of(model, after_mlp, here)
+        parts += [attention if after is None else after.y[:, 0], m if after_m is None else after_m.y[:, 0]]
+        written.append((z, weight, after, precise(parts[-1])))
     lost = torch.stack([lost[row] for row in range(n - 2)])
     norm = model.get(final.path)
     stream, normalised = norm.input[here], norm.output[here]
     after = Reading(norm, final, stream[:, None], normalised[:, None])
     bias = scale_of(norm, final.eps, stream.dtype)[1]
-    check_agrees(final.path, *moved(written, stream.unflatten(0, (n, b))), tolerance_of(stream.dtype), NOT_THE_SUM)
+    check_sum(final.path, *(x.unflatten(0, (n, b))[[0, 2]].flatten(0, 1)[:, None] for x in (stream, *parts)), b=b)
     unembed = Unembedding(model.get(unembedding), unembedding, normalised.dtype, softcap, good, bad)
 
     def frozen(x):
@@ -65,19 +69,6 @@ def head_effects(model, layers: list, final, unembedding: str, softcap, heads: i
 def precise(x: torch.Tensor) -> torch.Tensor:
     """At least float32."""
     return x if x.dtype == torch.float64 else x.float()
-
-
-def moved(written: list, stream: torch.Tensor):
-    """What ablating each head changes in the final stream, [ablated, b, width]: by all parts, in it, and both's size.
-
-    written: of each layer. stream: [rows of a group, b, width].
-    """
-    n, total, size = len(stream), 0, 0
-    for z, weight, after, m in written:
-        heads = scaled(torch.einsum("rhd,hdw->rw", z, weight), after, slice(None)).unflatten(0, (n, -1))
-        m = m.unflatten(0, (n, -1))
-        total, size = total + heads + m, size + heads.abs() + m.abs()
-    return total[2:] - total[0], stream[2:] - stream[0], (size + stream.abs())[2:]
 
 
 def resampled(projection, layer: int, ablated: list, heads: int, b: int):
