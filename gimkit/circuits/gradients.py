@@ -132,7 +132,7 @@ def edge_scores(model, w, frozen: bool, b: int, metric: str, last, good, bad, gr
     check_sum(w.final_norm.path, wanted[-1], *behind, b=b)
     if group > 1:
         wanted += [z for _, z in shared]
-    logits = at_answers(model, w.unembedding, last)
+    logits = at_answers(model, w, last)
     first = torch.zeros_like(last)
     value = sum(metric_values(metric, logits[start:start + b], first, good, bad, logits[:b]).sum()
                 for start in gradient_rows)

@@ -34,12 +34,18 @@ def metric_values(metric: str, logits: torch.Tensor, last, good, bad, clean=None
     return sides[0].exp() - sides[1].exp() if metric == "probability" else sides[0] - sides[1]
 
 
-def at_answers(model, unembedding: str, last: torch.Tensor) -> torch.Tensor:
-    """The logits [groups * b, 1, vocab] at the answers' positions, no others being computed. last: [b]."""
-    module = model.get(unembedding)
+def at_answers(model, w, last: torch.Tensor) -> torch.Tensor:
+    """The logits [groups * b, 1, vocab] at the answers' positions; no others are computed where none may count.
+
+    w: the `Wiring`. last: [b].
+    """
+    module = model.get(w.unembedding)
     x = module.input
     rows = torch.arange(len(x), device=x.device)
-    module.input = x[rows, last.to(x.device).repeat(len(x) // len(last))][:, None]
+    places = last.to(x.device).repeat(len(x) // len(last))
+    if w.all_positions:
+        return model.output.logits[rows, places][:, None]
+    module.input = x[rows, places][:, None]
     return model.output.logits
 
 

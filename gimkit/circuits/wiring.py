@@ -41,6 +41,7 @@ class Wiring(NamedTuple):
     """A model as sources and targets on a residual stream, in plain names and numbers.
 
     parallel: attention and MLP read the same residual stream (GPT-NeoX); else the MLP reads the attention's output too.
+    all_positions: edits or hooks of the user's could count positions, so the unembedding must run at all of them.
     """
 
     architecture: str
@@ -53,6 +54,7 @@ class Wiring(NamedTuple):
     width: int
     parallel: bool
     unembedding: str
+    all_positions: bool
 
 
 def wiring(model, anatomy: Anatomy | None = None) -> Wiring:
@@ -77,10 +79,13 @@ def wiring(model, anatomy: Anatomy | None = None) -> Wiring:
     if len(final) != 1:
         raise GimkitError(f"{name} has {len(final)} norms outside its blocks, not one final norm, so its edges are not "
                           "covered; score nodes instead")
+    hooked = any(module._forward_hooks or module._forward_pre_hooks
+                 for module in (model._module, model._module.get_output_embeddings()))
     shared = layers[0].layout != "interleaved" and getattr(config, "num_key_value_heads", None)
     return Wiring(name, anatomy.embedding, layers, final[0], anatomy.n_heads, shared or anatomy.n_heads,
                   anatomy.head_dim, model._module.get_input_embeddings().weight.shape[1],
-                  bool(getattr(config, "use_parallel_residual", False)), _unembedding(model._module))
+                  bool(getattr(config, "use_parallel_residual", False)), _unembedding(model._module),
+                  bool(model._edits or hooked))
 
 
 def graph_of(w: Wiring) -> Graph:
