@@ -14,9 +14,10 @@ import nnsight
 import pandas as pd
 import torch
 import transformers
-from measuring import cpu_seconds, peak
 
 import gimkit
+from benchmarks.measuring import cpu_seconds, peak
+from gimkit.files import write_table
 
 HERE = Path(__file__).parent
 METHODS = ("torch", "nnsight", "gimkit", "gim-explain")
@@ -112,7 +113,8 @@ def peak_of(method: str, tokens: int, rival, options: dict) -> float:
 
 def peak_elsewhere(method: str, tokens: int, arguments) -> float:
     """`peak_of` in a process of its own."""
-    command = [sys.executable, __file__, "--peak", method, "--tokens", str(tokens), "--logits", arguments.logits]
+    command = [sys.executable, "-m", "benchmarks.attribution", "--peak", method, "--tokens", str(tokens), "--logits",
+               arguments.logits]
     command += ["--gim-explain", arguments.gim_explain] if arguments.gim_explain else []
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
 
@@ -260,7 +262,7 @@ def measure(arguments):
                 "kept_one_layer_model_mib": block, "attention_maps_kept": maps, **where,
             })
         print(pd.DataFrame(rows[-len(names):]).iloc[:, 1:13].round(3).to_string(index=False), flush=True)
-        pd.DataFrame(rows).to_csv(arguments.out, index=False, float_format="%.4f")
+        write_table(arguments.out, pd.DataFrame(rows))
 
 
 def logits_option(logits: str) -> dict:
@@ -288,7 +290,7 @@ def main():
     rules = rules_in_force(rival_package(arguments.gim_explain))
     print("relative change of the gradient with one rule on (0: the rule does nothing)")
     print(rules.round(4).to_string(index=False), flush=True)
-    rules.to_csv(arguments.out.with_name(arguments.out.stem + "-rules.csv"), index=False, float_format="%.4f")
+    write_table(arguments.out.with_name(arguments.out.stem + "-rules.csv"), rules)
     if not arguments.no_memory:
         seen = bytes_kept(256, None, "eager")["nnsight"][2]
         print(f"control: with eager attention {seen} kept tensors of one layer are found to be attention maps")

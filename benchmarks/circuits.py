@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from attribution import HERE, build, machine
-from measuring import cpu_seconds, peak
 
 import gimkit
+from benchmarks.attribution import HERE, build, machine
+from benchmarks.measuring import cpu_seconds, peak
 from gimkit.circuits import Circuit
+from gimkit.files import write_table
 from gimkit.tasks import Pair, Task
 
 ROWS, TOKENS, CIRCUITS = 10, 20, 10
@@ -50,7 +51,7 @@ class Reference:
     """hannamw/EAP-IG in an interpreter of its own, one model for all calls."""
 
     def __init__(self, arguments, layers: int):
-        self.command = [arguments.reference_python, HERE / "circuits_reference.py", arguments.reference,
+        self.command = [arguments.reference_python, "-m", "benchmarks.circuits_reference", arguments.reference,
                         "--layers", str(layers), "--rows", str(ROWS), "--tokens", str(TOKENS)]
         self.worker = subprocess.Popen(self.command, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                                        stderr=subprocess.DEVNULL)
@@ -98,7 +99,8 @@ def measure(arguments, layers: int, rounds: int, theirs: tuple) -> list[dict]:
         reference.close()
     rows = []
     for (tool, name), seconds in times.items():
-        command = [sys.executable, __file__, "--layers", str(layers)] if tool == "gimkit" else reference.command
+        ours = [sys.executable, "-m", "benchmarks.circuits", "--layers", str(layers)]
+        command = ours if tool == "gimkit" else reference.command
         column = pd.Series(seconds)
         rows.append({"layers": layers, "tool": tool, "what": name, "rounds": rounds, "cpu_seconds": column.median(),
                      "lowest": column.min(), "highest": column.max(),
@@ -127,7 +129,7 @@ def main():
         rows += measure(arguments, layers, arguments.rounds if main_one else 1, THEIRS if main_one else GROWTH)
         table = pd.DataFrame(rows)
         print(table[table.layers == layers].round(2).to_string(index=False), flush=True)
-        table.assign(**machine()).to_csv(arguments.out, index=False, float_format="%.4f")
+        write_table(arguments.out, table.assign(**machine()))
     print(f"saved {arguments.out}")
 
 

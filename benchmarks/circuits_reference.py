@@ -8,7 +8,8 @@ import argparse
 import sys
 
 import torch
-from measuring import cpu_seconds, peak
+
+from benchmarks.measuring import cpu_seconds, peak
 
 
 def build(layers: int):

@@ -5,11 +5,13 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from attribution import build, machine
-from circuits import random_task
-from measuring import cpu_seconds
 
 import gimkit
+from benchmarks.attribution import build, machine
+from benchmarks.circuits import random_task
+from benchmarks.measuring import cpu_seconds
+from gimkit.files import write_table
+from gimkit.model.load import BUNDLED
 
 HERE = Path(__file__).parent
 CHOSEN = ["input", "a0.h0", "a1.h1", "m1", "a2.h2", "m2", "logits"]
@@ -17,7 +19,7 @@ CHOSEN = ["input", "a0.h0", "a1.h1", "m1", "a2.h2", "m2", "logits"]
 
 def cases():
     """(model's name, what is scored, rows in forward mode, function of the backend)."""
-    for name in gimkit.models.BUNDLED:
+    for name in BUNDLED:
         model = gimkit.load(name)
         task = gimkit.tasks.ioi(model, n=8, seed=0)
         prompt, nodes = task[0], len(gimkit.score_nodes(model, task, "random").nodes)
@@ -55,7 +57,7 @@ def main():
                       "ratio_highest": ratios.max().round(2),
                       "difference": f"{float((forward - reverse).norm() / reverse.norm()):.0e}"})
         print(found[-1], flush=True)
-    pd.DataFrame(found).assign(**machine()).to_csv(arguments.out, index=False)
+    write_table(arguments.out, pd.DataFrame(found).assign(**machine()))
 
 
 if __name__ == "__main__":

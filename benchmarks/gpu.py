@@ -11,9 +11,10 @@ import nnsight
 import pandas as pd
 import torch
 import transformers
-from attribution import nnsight_gradient
 
 import gimkit
+from benchmarks.attribution import nnsight_gradient
+from gimkit.files import write_table
 
 LLAMA_8B = dict(num_hidden_layers=32, hidden_size=4096, num_attention_heads=32, num_key_value_heads=8,
                 intermediate_size=14336, vocab_size=128256)
@@ -111,7 +112,7 @@ def main():
         print(table.round(3).to_string(index=False), flush=True)
         rows.append(table.assign(**where))
         if out:
-            pd.concat(rows).to_csv(out, index=False, float_format="%.4f")
+            write_table(out, pd.concat(rows))
     print(f"saved {out}" if out else "a trial: nothing saved")
     return 0
 

@@ -1,6 +1,6 @@
 """L3D: one epoch of low-rank subnetworks against dense ones, and growth with parameters and subnetworks.
 
-    python benchmarks/l3d.py                    # writes l3d.csv
+    python -m benchmarks.l3d                    # writes l3d.csv
 """
 
 import argparse
@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from measuring import cpu_seconds, peak
 from torch import nn
 
+from benchmarks.measuring import cpu_seconds, peak
+from gimkit.files import write_table
 from gimkit.l3d.gradients import chosen, mse, outputs_of, per_sample_gradients
 from gimkit.l3d.training import Settings, Trained
 
@@ -121,14 +122,15 @@ def main():
                               for _ in range(arguments.rounds)])
         for method in METHODS:
             ratios = times[method] / times["low rank"]
-            memory = subprocess.run([sys.executable, __file__, "--rank", str(arguments.rank), "--peak", method,
-                                     str(width), str(n)], capture_output=True, text=True, check=True).stdout
+            command = [sys.executable, "-m", "benchmarks.l3d", "--rank", str(arguments.rank), "--peak", method,
+                       str(width), str(n)]
+            memory = subprocess.run(command, capture_output=True, text=True, check=True).stdout
             rows.append({"parameters": 64 * width * 2 + width + 64, "subnetworks": n, "rank": arguments.rank,
                          "method": method, "cpu_seconds": times[method].median(), "ratio": ratios.median(),
                          "ratio_lowest": ratios.min(), "ratio_highest": ratios.max(),
                          "stored_mib": stored(method, width, n, arguments.rank), "peak_mib": float(memory)})
         print(pd.DataFrame(rows[-len(METHODS):]).round(3).to_string(index=False), flush=True)
-        pd.DataFrame(rows).to_csv(arguments.out, index=False, float_format="%.4f")
+        write_table(arguments.out, pd.DataFrame(rows))
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ A rule never changes a value, only the gradient that flows through it:
 
 from typing import NamedTuple
 
-import torch
+from gimkit.errors import GimkitError, check_flag, check_number
 
 
 class Rules(NamedTuple):
@@ -74,43 +74,26 @@ RULES = LADDER | {
 """All presets by name: those of LADDER, and other methods that are backward rules. `gimkit.apply` takes the names."""
 
 
-def scale_grad(x: torch.Tensor, a: float) -> torch.Tensor:
-    """The value of x, its gradient times a.
+def rules_of(method: str | Rules) -> Rules:
+    """The rules that a gradient method runs under, or an error that lists them."""
+    if isinstance(method, Rules):
+        return checked_rules(method)
+    if method not in RULES:
+        raise GimkitError(f"unknown method {method!r}; use a gimkit.Rules, or one of {', '.join(RULES)}")
+    return RULES[method]
 
-    >>> x = torch.ones(3, requires_grad=True)
-    >>> scale_grad(x, 0.25).sum().backward()
-    >>> x.grad
-    tensor([0.2500, 0.2500, 0.2500])
+
+def checked_rules(rules: Rules) -> Rules:
+    """The same rules, every setting a finite number, or True or False.
+
+    >>> checked_rules(Rules(freeze_norm="no"))
+    Traceback (most recent call last):
+    gimkit.errors.GimkitError: Rules(freeze_norm=...) must be True or False, not 'no'
+
+    Raises GimkitError for any other setting, and for a temperature that is not above 0.
     """
-    value = x.detach()
-    return value + a * (x - value)
-
-
-def with_grad_of(value: torch.Tensor, surrogate: torch.Tensor) -> torch.Tensor:
-    """The value of the first tensor, the gradient of the second.
-
-    >>> x = torch.tensor([2.0], requires_grad=True)
-    >>> y = with_grad_of(x.exp(), 3 * x)
-    >>> y.backward(); x.grad
-    tensor([3.])
-    """
-    return value.detach() + (surrogate - surrogate.detach()).to(value.dtype)
-
-
-def centre(x: torch.Tensor, centred: bool) -> torch.Tensor:
-    """The numerator of a norm over the last axis: x - mean (LayerNorm) or x itself (RMSNorm), at least float32.
-
-    >>> centre(torch.tensor([[3.0, 5.0]]), True)
-    tensor([[-1.,  1.]])
-    """
-    x = x if x.dtype == torch.float64 else x.float()
-    return x - x.mean(-1, keepdim=True) if centred else x
-
-
-def inverse_scale(top: torch.Tensor, eps: float) -> torch.Tensor:
-    """One over a norm's denominator, from its numerator, as a constant.
-
-    >>> inverse_scale(torch.tensor([[3.0, 4.0]]), 0.0)
-    tensor([[0.2828]])
-    """
-    return torch.rsqrt(top.detach().pow(2).mean(-1, keepdim=True) + eps)
+    checked = Rules(*((check_flag if isinstance(default, bool) else check_number)(f"Rules({name}=...)", value)
+                      for (name, default), value in zip(Rules()._asdict().items(), rules)))
+    if checked.temperature <= 0:
+        raise GimkitError(f"temperature must be above 0, not {checked.temperature}")
+    return checked

@@ -22,8 +22,8 @@ import pandas
 import torch
 
 import gimkit
-from gimkit import checks
-from gimkit.anatomy import dissect
+from gimkit.model.architecture import architecture_of
+from gimkit.notebook import checks
 
 status = {f"{name} {found}": "yes" for name, found in [("python", platform.python_version()), ("torch", torch.__version__)]}
 status |= {f"{name} {version(name)}": "yes" for name in ("nnsight", "transformers")}
@@ -72,12 +72,12 @@ for name, each in models.items():
 # nnsight runs a model inside a `with model.trace(prompt):` block. There, `module.output` is what the module returns, and `.save()` keeps a value for after the block. The block's body starts on its own line. A name like `transformer.h.0.mlp` leads to a module: `model.transformer.h[0].mlp`, or `model.get("transformer.h.0.mlp")`.
 
 # %%
-first = dissect(model).blocks[0]  # gimkit finds the parts of a model by itself
+first = architecture_of(model).blocks[0]  # gimkit finds the parts of a model by itself
 print("attention:", first.attention, "  MLP:", first.mlp)
 
 with model.trace(pair.clean, use_cache=False, remote=REMOTE):
-    leaf = model.get(dissect(model).embedding).output.detach().requires_grad_(True)
-    model.get(dissect(model).embedding).output = leaf
+    leaf = model.get(architecture_of(model).embedding).output.detach().requires_grad_(True)
+    model.get(architecture_of(model).embedding).output = leaf
     gradient = torch.autograd.grad(model.output.logits[0, -1].max(), leaf)[0].save()
 status["gradients flow to the embeddings"] = "yes" if bool(gradient.abs().sum() > 0) else "NO"
 print("gradient of the top logit at the embeddings:", tuple(gradient.shape))

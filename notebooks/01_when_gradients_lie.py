@@ -16,7 +16,8 @@ REMOTE = False
 import pandas
 import torch
 
-from gimkit import checks, plots
+from gimkit import plots
+from gimkit.notebook import checks
 
 # %% [markdown]
 # ## One query, five positions
@@ -140,7 +141,7 @@ left, right = plots.saturation(effects)
 # Now move the scores and the temperature (this needs a running kernel). Try equal scores of 2, 4, 8. At which does the plain gradient stop being useful?
 
 # %%
-from gimkit.widgets import saturation_explorer
+from gimkit.notebook.widgets import saturation_explorer
 
 saturation_explorer()
 

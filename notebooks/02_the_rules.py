@@ -11,14 +11,19 @@ REMOTE = False
 
 # %%
 import pandas
+import seaborn
 import torch
+from matplotlib import pyplot
 
 import gimkit
-from gimkit import checks, plots
-from gimkit.anatomy import dissect
-from gimkit.rules import Rules, scale_grad, with_grad_of
+from gimkit import plots
+from gimkit.interventions.gradients import scale_grad, with_grad_of
+from gimkit.model.architecture import architecture_of
+from gimkit.notebook import checks
+from gimkit.rules import Rules
 
 torch.manual_seed(0)
+seaborn.set_style("whitegrid")
 model = gimkit.load(MODEL)
 llama = gimkit.load("mini-llama")  # a second one, with gated MLPs
 
@@ -30,8 +35,7 @@ llama = gimkit.load("mini-llama")  # a second one, with gated MLPs
 task = gimkit.tasks.ioi(model, n=16, seed=0)
 pair = task[0]
 print(f"{pair.clean} ... {pair.answer}, not {pair.wrong}")
-with plots.seaborn.axes_style("whitegrid"):
-    figure, axes = plots.pyplot.subplots(1, 2, figsize=(12, 3.2), layout="constrained")
+figure, axes = pyplot.subplots(1, 2, figsize=(12, 3.2), layout="constrained")
 for method, ax in zip(("gradient", "gim"), axes):
     scores = gimkit.attribute(model, pair.clean, (pair.answer, pair.wrong), method=method, remote=REMOTE)
     plots.token_bars(scores, ax=ax)
@@ -43,7 +47,7 @@ for method, ax in zip(("gradient", "gim"), axes):
 # %%
 def logits_and_gradient(model, task):
     """Logits [n, seq, vocabulary], and the gradient of right minus wrong logit at the embeddings [n, seq, width]."""
-    rows, path = torch.arange(len(task)), dissect(model).embedding
+    rows, path = torch.arange(len(task)), architecture_of(model).embedding
     right, wrong = (torch.tensor([ids[0] for ids in answers]) for answers in (task.good, task.bad))
     with model.trace(input_ids=task.clean, use_cache=False, remote=REMOTE):
         embedding = model.get(path)
@@ -247,8 +251,7 @@ found = {MODEL: changes_of(model, task), "mini-llama": changes_of(llama, llama_t
 print("logits identical, bit for bit, under", len(SETS), "sets of rules on", " and ".join(found))
 
 # %%
-with plots.seaborn.axes_style("whitegrid"):
-    figure, axes = plots.pyplot.subplots(1, 2, figsize=(11, 2.4), sharex=True, layout="constrained")
+figure, axes = pyplot.subplots(1, 2, figsize=(11, 2.4), sharex=True, layout="constrained")
 for ax, (name, changes) in zip(axes, found.items()):
     shown = {part: changes[frozenset({part})] for part in PARTS} | {"all four (GIM)": changes[frozenset(PARTS)]}
     table = pandas.DataFrame([(rule, *pair) for rule, pair in shown.items()], columns=["rules", "change", "cosine"])
@@ -260,7 +263,7 @@ for ax, (name, changes) in zip(axes, found.items()):
 # The rules do not add up: each one changes what the others receive. Tick rules below (this needs a running kernel; every set is already computed).
 
 # %%
-from gimkit.widgets import rule_explorer
+from gimkit.notebook.widgets import rule_explorer
 
 asked = llama_task[0]
 tokens = {chosen: gimkit.attribute(llama, asked.clean, (asked.answer, asked.wrong), method=rules[chosen]) for chosen in SETS}
@@ -296,7 +299,7 @@ print(gimkit.receipt(gimkit.apply(gpt2, rules[frozenset({"gate"})])))
 # The third is a trap. Why not just replace `forward` in the norm's class? Because nnsight has wrapped the modules already. Here every norm of that class is made to return zeros. **Predict** the logits.
 
 # %%
-norm_class = type(gpt2.get(dissect(gpt2).norms[-1].path)._module)
+norm_class = type(gpt2.get(architecture_of(gpt2).norms[-1].path)._module)
 gpt2_task = gimkit.tasks.ioi(gpt2, n=16, seed=0)
 before, forward = logits_and_gradient(gpt2, gpt2_task)[0], norm_class.forward
 norm_class.forward = lambda self, x: torch.zeros_like(x)

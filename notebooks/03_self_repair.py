@@ -13,18 +13,21 @@ REMOTE = False
 import dataclasses
 
 import pandas
+import seaborn
 import torch
+from matplotlib import pyplot
 from scipy.stats import spearmanr
 
 import gimkit
-from gimkit import checks, plots
-from gimkit.anatomy import dissect
-from gimkit.circuits.metrics import bootstrap
-from gimkit.plots_repair import ablation_effect, direct_against_total, grad_vs_tsg, head_answers
-from gimkit.vocabulary import spell
+from gimkit.model.architecture import architecture_of
+from gimkit.model.tokenizer import spell
+from gimkit.notebook import checks
+from gimkit.plots.selfrepair import ablation_effect, direct_against_total, grad_vs_tsg, head_answers
+from gimkit.statistics import bootstrap
 
 torch.manual_seed(0)
 torch.set_num_threads(1)  # the models are small: threads would wait for each other
+seaborn.set_style("whitegrid")
 llama = gimkit.load("mini-llama")  # the text speaks of this one; its code is written out below
 model = gimkit.load(MODEL)  # a second opinion, in the tables
 
@@ -51,7 +54,7 @@ def words_of(task, example):
 
 def row_by_hand(ids, layer, head, query):
     """Scores and worths of one row, [query + 1] each."""
-    attention = llama.get(dissect(llama).blocks[layer].attention)
+    attention = llama.get(architecture_of(llama).blocks[layer].attention)
     with llama.trace(input_ids=ids[None], use_cache=False, remote=REMOTE):
         source = attention.source
         call = source.node([name for name in source.names if name.startswith("attention_interface_")][-1])
@@ -119,8 +122,7 @@ checks.predicted_signs(my_signs)
 # **Predict:** on which side of the dashed diagonal do most rows lie, and do any lie on the vertical axis? Right: the gradient of o summed over both scores, and the same at softmax temperature 2, GIM's rule.
 
 # %%
-with plots.seaborn.axes_style("whitegrid"):
-    figure, axes = plots.pyplot.subplots(1, 2, figsize=(11, 4.4), layout="constrained")
+figure, axes = pyplot.subplots(1, 2, figsize=(11, 4.4), layout="constrained")
 ablation_effect(repair, ax=axes[0])
 grad_vs_tsg(repair, ax=axes[1])
 more = rows["d12"] > 1.1 * (rows["d1"] + rows["d2"])
@@ -223,23 +225,23 @@ checks.direct_effect(direct_effect, llama)
 # %% [markdown]
 # <details><summary>Hint</summary>
 #
-# Trace `torch.cat([task.clean, task.corrupt])`; save `o_proj.input` and, for the clean rows, `model.model.norm.input`, both at `task.last`. A head owns `dissect(model).head_dim` columns of `o_proj.weight`.
+# Trace `torch.cat([task.clean, task.corrupt])`; save `o_proj.input` and, for the clean rows, `model.model.norm.input`, both at `task.last`. A head owns `architecture_of(model).head_dim` columns of `o_proj.weight`.
 # </details>
 #
 # <details><summary>Solution</summary>
 #
 # ```python
-# from gimkit.anatomy import dissect
+# from gimkit.model.architecture import architecture_of
 #
 #
 # def direct_effect(model, task, right, wrong, layer, head):
-#     n, rows, width = len(task), torch.arange(2 * len(task)), dissect(model).head_dim
+#     n, rows, width = len(task), torch.arange(2 * len(task)), architecture_of(model).head_dim
 #     o_proj, norm, mine = model.model.layers[layer].self_attn.o_proj, model.model.norm, slice(head * width, (head + 1) * width)
 #     with model.trace(input_ids=torch.cat([task.clean, task.corrupt]), use_cache=False):
 #         z = o_proj.input[rows, task.last.repeat(2)].save()
 #         x = norm.input[rows[:n], task.last].save()
 #     change = (z[:n, mine] - z[n:, mine]) @ o_proj.weight[:, mine].T
-#     scale = (x.pow(2).mean(-1, keepdim=True) + dissect(model).norms[-1].eps).sqrt()
+#     scale = (x.pow(2).mean(-1, keepdim=True) + architecture_of(model).norms[-1].eps).sqrt()
 #     return (change / scale * norm.weight * (model.lm_head.weight[right] - model.lm_head.weight[wrong])).sum(-1)
 # ```
 # </details>
@@ -251,8 +253,7 @@ checks.direct_effect(direct_effect, llama)
 # %%
 cases = {kind: gimkit.head_repair(llama, getattr(gimkit.tasks, kind)(llama, n=16, seed=0, names="held-out"), remote=REMOTE)
          for kind in ("ioi", "ioi_twice")}
-with plots.seaborn.axes_style("whitegrid"):
-    figure, axes = plots.pyplot.subplots(1, 2, figsize=(12, 4.8), layout="constrained")
+figure, axes = pyplot.subplots(1, 2, figsize=(12, 4.8), layout="constrained")
 for heads, ax in zip(cases.values(), axes):
     direct_against_total(heads, ax=ax)
 
@@ -276,10 +277,9 @@ summary = pandas.concat({kind: answered(heads) for kind, heads in cases.items()}
 summary.round(2)
 
 # %%
-from gimkit.widgets import repair_explorer
+from gimkit.notebook.widgets import repair_explorer
 
-with plots.seaborn.axes_style("whitegrid"):
-    figure, axes = plots.pyplot.subplots(1, 2, figsize=(12, 3.4), layout="constrained")
+figure, axes = pyplot.subplots(1, 2, figsize=(12, 3.4), layout="constrained")
 for name, ax in zip(("a2.h3", "a4.h1"), axes):
     head_answers(cases["ioi_twice"], name, ax=ax)
 repair_explorer(repair, cases["ioi_twice"])  # choose a layer and a head; needs a running kernel
@@ -309,11 +309,11 @@ checks.nobody_answers(nobody_answers, llama)
 # <details><summary>Solution</summary>
 #
 # ```python
-# from gimkit.anatomy import dissect
+# from gimkit.model.architecture import architecture_of
 #
 #
 # def nobody_answers(model, task, right, wrong, layer, head):
-#     n, width = len(task), dissect(model).head_dim
+#     n, width = len(task), architecture_of(model).head_dim
 #     rows, mine, blocks = torch.arange(n), slice(head * width, (head + 1) * width), list(enumerate(model.model.layers))
 #     with model.trace(input_ids=torch.cat([task.clean, task.corrupt, task.clean]), use_cache=False):
 #         for i, block in blocks:
@@ -349,8 +349,7 @@ pair = {name: gimkit.head_repair(suspect, gimkit.tasks.induction(suspect, n=16, 
 pandas.concat({name: answered(heads, least=0.4) for name, heads in pair.items()}, names=["model"]).round(2)
 
 # %%
-with plots.seaborn.axes_style("whitegrid"):
-    figure, axes = plots.pyplot.subplots(1, 2, figsize=(12, 4.4), layout="constrained")
+figure, axes = pyplot.subplots(1, 2, figsize=(12, 4.4), layout="constrained")
 heads = pair[MODEL]
 table = heads.frame().set_index("ablated")
 best = table["repaired"].idxmax()

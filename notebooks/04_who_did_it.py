@@ -10,23 +10,30 @@ MODEL = "mini-gpt2"  # bundled; or a hub id, a folder, or an NDIF model
 REMOTE = False
 
 # %%
+import sys
+
 import numpy
 import pandas
+import seaborn
 import torch
 from IPython.display import display
+from matplotlib import pyplot
 from scipy.stats import spearmanr
 
+sys.path.append("..")  # benchmarks/ and figures/ lie beside notebooks/
 import gimkit
-from gimkit import checks, plots
-from gimkit.anatomy import dissect
+from benchmarks.shapley_tokens import measure, summarise
+from gimkit import plots
 from gimkit.circuits import NodeScores
-from gimkit.circuits.metrics import bootstrap
-from gimkit.compare_tokens import measure, summarise
+from gimkit.model.architecture import architecture_of
+from gimkit.model.tokenizer import neutral_token, spell
+from gimkit.notebook import checks
+from gimkit.statistics import bootstrap
 from gimkit.tokens import TokenScores
-from gimkit.vocabulary import neutral_token, spell
 
 torch.manual_seed(0)
 torch.set_num_threads(1)  # the models are small: threads would wait for each other
+seaborn.set_style("whitegrid")
 model = gimkit.load(MODEL)
 llama = gimkit.load("mini-llama")  # a second opinion
 task = gimkit.tasks.ioi(model, n=48, seed=0, names="held-out")
@@ -83,13 +90,12 @@ def words_by(model, task, i, method):
 
 
 words = [leave_one_out(model, task, 0), *(words_by(model, task, 0, method) for method in ("gim", "ig", "gradient"))]
-with plots.seaborn.axes_style("whitegrid"):
-    figure, axes = plots.pyplot.subplots(2, 2, figsize=(13, 6.4), sharex=True, layout="constrained")
+figure, axes = pyplot.subplots(2, 2, figsize=(13, 6.4), sharex=True, layout="constrained")
 for scores, ax in zip(words, axes.flat):
     plots.token_bars(scores, ax=ax)
 
 # %%
-from gimkit.widgets import token_tabs
+from gimkit.notebook.widgets import token_tabs
 
 token_tabs(words)  # a tab per method, the score under the pointer; needs a running kernel
 
@@ -131,7 +137,7 @@ tokens.assign(pearson=[f"{r.pearson:.2f} [{r.pearson_low:.2f}, {r.pearson_high:.
 # %%
 def patch_head(model, task, layer, head, share=1.0):
     """Logit differences [n] with one head's output moved from its clean to its corrupt value by a share."""
-    parts, n, rows, (right, wrong) = dissect(model), len(task), torch.arange(len(task)), answers(task)
+    parts, n, rows, (right, wrong) = architecture_of(model), len(task), torch.arange(len(task)), answers(task)
     path, heads = parts.blocks[layer].output, parts.n_heads
     with model.trace(input_ids=torch.cat([task.clean, task.corrupt]), use_cache=False, remote=REMOTE):
         z = model.get(path).input.clone()  # all heads side by side, [2n, seq, heads * width]
@@ -189,15 +195,14 @@ checks.attribution_patching(attribution_patching, model)
 # `score_nodes` does this for every head and MLP at once. Left the exact effects, then two estimates, each on its own colour scale. **Predict:** will GIM's numbers be larger or smaller than the gradient's? (It halves what passes through a product.)
 
 # %%
-with plots.seaborn.axes_style("whitegrid"):
-    figure, axes = plots.pyplot.subplots(1, 3, figsize=(15, 3.6), layout="constrained")
+figure, axes = pyplot.subplots(1, 3, figsize=(15, 3.6), layout="constrained")
 estimates = {method: gimkit.score_nodes(model, task, method=method, remote=REMOTE)
              for method in ("gradient", "freeze", "relp", "gim")}
 for scores, ax in zip((exact, estimates["gradient"], estimates["gim"]), axes):
     plots.node_grid(scores, ax=ax)
 
 # %%
-from gimkit.widgets import node_explorer
+from gimkit.notebook.widgets import node_explorer
 
 node_explorer([exact, *estimates.values()])  # choose a method; needs a running kernel
 
@@ -269,8 +274,7 @@ checks.bootstrap_interval(bootstrap_interval)
 # Heads and MLPs against exact patching. On the dashed line an estimate is right in logits, not only in rank. **Predict:** which panel lies nearest to the line?
 
 # %%
-with plots.seaborn.axes_style("whitegrid"):
-    figure, axes = plots.pyplot.subplots(1, 3, figsize=(16, 4.8), layout="constrained")
+figure, axes = pyplot.subplots(1, 3, figsize=(16, 4.8), layout="constrained")
 for method, ax in zip(("gradient", "freeze", "gim"), axes):
     plots.method_scatter(estimates[method], exact, ax=ax)
 parts = torch.tensor([i for i, node in enumerate(exact.nodes) if node != "input"])  # heads and MLPs
@@ -325,8 +329,7 @@ table.pivot(index=["model", "task"], columns=["measure", "method"], values="valu
 
 # %%
 COLOURS = {"gradient": plots.ORANGE, "freeze": plots.GREEN, "relp": plots.PINK, "gim": plots.BLUE}
-with plots.seaborn.axes_style("whitegrid"):
-    figure, axes = plots.pyplot.subplots(2, 2, figsize=(12, 6.6), sharex="col", sharey=True, layout="constrained")
+figure, axes = pyplot.subplots(2, 2, figsize=(12, 6.6), sharex="col", sharey=True, layout="constrained")
 for ax, ((judge, name), part) in zip(axes.flat, table.groupby(["measure", "model"], sort=False)):
     for step, (method, found) in enumerate(part.groupby("method", sort=False)):
         height = numpy.arange(len(TASKS)) + 0.18 * (step - 1.5)
@@ -395,8 +398,7 @@ assert each.low < 0 < each.high and ranked(gim) > numpy.quantile(chance, 0.975)
 # %%
 shares = torch.linspace(0, 1, 9)
 heads = effects.head(3)
-with plots.seaborn.axes_style("whitegrid"):
-    figure, axes = plots.pyplot.subplots(1, 3, figsize=(14, 3.6), layout="constrained")
+figure, axes = pyplot.subplots(1, 3, figsize=(14, 3.6), layout="constrained")
 for ax, head in zip(axes, heads.itertuples()):
     falls = [(clean - patch_head(model, task, head.layer, head.head, float(share))).mean() for share in shares]
     ax.plot(shares, falls, color=plots.DARK, label="exact")

@@ -12,15 +12,19 @@ REMOTE = False
 # %%
 import numpy
 import pandas
+import seaborn
 import torch
+from matplotlib import pyplot
 
 import gimkit
-from gimkit import checks, plots
+from gimkit import plots
 from gimkit.circuits import Circuit, EdgeScores, head_roles
-from gimkit.circuits.metrics import bootstrap
+from gimkit.notebook import checks
+from gimkit.statistics import bootstrap
 
 torch.manual_seed(0)
 torch.set_num_threads(1)  # the model is small: threads would wait for each other
+seaborn.set_style("whitegrid")
 model = gimkit.load(MODEL)
 task = gimkit.tasks.ioi(model, n=16, seed=0)  # prompts to find the circuit with
 fresh = gimkit.tasks.ioi(model, n=16, seed=100)  # other prompts, to judge it with
@@ -141,8 +145,7 @@ rows = [(method, "|score|" if absolute else "score", f"{curve.faithfulness[curve
 pandas.DataFrame(rows, columns=["method", "cut by", "f at 10%", "highest f", "CPR", "CMD"]).sort_values("cut by", kind="stable")
 
 # %%
-with plots.seaborn.axes_style("whitegrid"):
-    figure, (left, right) = plots.pyplot.subplots(1, 2, figsize=(16, 7), width_ratios=(1.5, 1), layout="constrained")
+figure, (left, right) = pyplot.subplots(1, 2, figsize=(16, 7), width_ratios=(1.5, 1), layout="constrained")
 circuit.plot(roles, ax=left)
 ax = plots.faithfulness_curves([curves[method, absolute] for method in ("gim", "gim-ig", "exact", "random")
                                 for absolute in (False, True)], ax=right)
@@ -235,7 +238,7 @@ for i, (name, hand) in enumerate(hands.items()):
 # The circuit as it grows. Everything is computed; the slider needs a running kernel. Below it, the same to click through: a node's edges, a head's attention on one prompt. One is not all: on `task[0]`, a2.h1 looks elsewhere.
 
 # %%
-from gimkit.widgets import circuit_size
+from gimkit.notebook.widgets import circuit_size
 
 sizes = gimkit.faithfulness(model, fresh, scored["gim-ig"], absolute=True, sizes=(0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.3), remote=REMOTE)
 circuit_size(scored["gim-ig"], sizes, roles)

@@ -10,14 +10,18 @@ MODEL = "mini-gpt2"  # bundled; or a hub id, a folder, or an NDIF model
 REMOTE = False
 
 # %%
+import seaborn
 import torch
+from matplotlib import pyplot
 
 import gimkit
-from gimkit import checks, l3d, plots, plots_l3d
-from gimkit.l3d import attention, gradients, intervene, recovery
+from gimkit import l3d, plots
+from gimkit.l3d import attention, gradients, interventions, recovery
+from gimkit.notebook import checks
 
 torch.manual_seed(0)
 torch.set_num_threads(1)  # toys are tiny
+seaborn.set_style("whitegrid")
 
 # %% [markdown]
 # ## A toy with known circuits
@@ -87,15 +91,14 @@ print(f"on new samples: |g - g^| / |g| = {new.norm:.3f}, its square {new.squared
 found.frame()
 
 # %%
-with plots.seaborn.axes_style("whitegrid"):
-    figure, (left, right) = plots.pyplot.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
-reads = plots_l3d.reads(found, "W_in")
-plots_l3d.reading_grid(reads, [str(i) for i in range(5)], "what W_in of each subnetwork reads", left)
+figure, (left, right) = pyplot.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
+reads = plots.reads(found, "W_in")
+plots.reading_grid(reads, [str(i) for i in range(5)], "what W_in of each subnetwork reads", left)
 left.set_ylabel("subnetwork")
 part = torch.stack([found.subnetwork(i)["W_in"][int(reads[i].argmax())] for i in range(5)])
 original = toy.module.W_in[reads.argmax(1)]
 scale = (original * part).sum(1, keepdim=True) / part.square().sum(1, keepdim=True)
-plots_l3d.encoder_plane(toy.module.W_in.numpy(), (scale * part).numpy(), right)
+plots.encoder_plane(toy.module.W_in.numpy(), (scale * part).numpy(), right)
 
 # %% [markdown]
 # The paper reports an error of 19% here. That fits the *square* of |g - ĝ| / |g|, which its code computes, not the ratio in its text.
@@ -144,24 +147,23 @@ print(f"mean {cosines.mean():.3f}; random directions {recovery.unrelated(found, 
 # %%
 direction, inputs = found.subnetwork(which[1]), toy.inputs(1000, seed=2)
 deltas = torch.linspace(-3, 3, 25)
-with plots.seaborn.axes_style("whitegrid"):
-    figure, axes = plots.pyplot.subplots(1, 3, figsize=(13, 3.6), layout="constrained")
+figure, axes = pyplot.subplots(1, 3, figsize=(13, 3.6), layout="constrained")
 for ax, moved, title in ((axes[0], direction, "along the subnetwork"),
-                         (axes[1], intervene.random_like(direction), "control: random direction")):
-    change = intervene.change(toy.module, moved, 1.0, inputs)
+                         (axes[1], interventions.random_like(direction), "control: random direction")):
+    change = interventions.change(toy.module, moved, 1.0, inputs)
     active = inputs[:, 1] != 0
-    plots_l3d.change_scatter(inputs[:, 1].numpy(), change.numpy(), active.numpy(), ax, "input 1")
-    ax.set(title=f"{title}: AUROC {intervene.auroc(change, active):.2f}", ylim=(0, 3))
-swept = intervene.sweep(toy.module, direction, deltas, inputs)
-plots_l3d.sweep_lines(deltas.numpy(), swept.numpy(), 1, ax=axes[2])
-table = intervene.interventions(toy, found)
+    plots.change_scatter(inputs[:, 1].numpy(), change.numpy(), active.numpy(), ax, "input 1")
+    ax.set(title=f"{title}: AUROC {interventions.auroc(change, active):.2f}", ylim=(0, 3))
+swept = interventions.sweep(toy.module, direction, deltas, inputs)
+plots.sweep_lines(deltas.numpy(), swept.numpy(), 1, ax=axes[2])
+table = interventions.interventions(toy, found)
 table.groupby(["direction", "delta"])[["relevant", "irrelevant", "ratio", "auroc"]].mean().round(2)
 
 # %% [markdown]
 # AUROC: the chance that a sample with the input changes more than one without it. Now all subnetworks, at every δ:
 
 # %%
-from gimkit.widgets import subnetwork_explorer
+from gimkit.notebook.widgets import subnetwork_explorer
 
 subnetwork_explorer(found, toy.module, inputs)  # two sliders; needs a running kernel
 
@@ -177,19 +179,18 @@ block, table = attention.attention_run(model, blocks=[3], prompts=16, n=16, epoc
                                        progress=False)
 print(block)
 print(f"on new prompts: |g - g^| / |g| = {table.norm[0]:.2f}, its square {table.squared[0]:.2f}")
-with plots.seaborn.axes_style("whitegrid"):
-    figure, ax = plots.pyplot.subplots(figsize=(6.5, 4), layout="constrained")
-plots_l3d.selection_dots(table, ax)
+figure, ax = pyplot.subplots(figsize=(6.5, 4), layout="constrained")
+plots.selection_dots(table, ax)
 table[["kind", "subnetwork", "auroc", "untrained_auroc", "shuffled_auroc", "bits"]].round(3)
 
 # %% [markdown]
 # Shuffled labels give one half. Untrained directions do much better than that: a part of what looks like selection is only that tasks differ in the size of their gradients. What counts is the distance between blue and orange. A score below one half means that the block hardly matters for that task, so that every direction has less impact there than elsewhere.
 #
-# In the full run (24 subnetworks, 48 prompts, 30 epochs: `python -m gimkit l3d attention`) the best subnetworks reach 1.00 on capitals, 0.99 on hypernymy, 0.94 on pronouns and 0.92 on IOI, untrained directions 0.76, 0.82, 0.76 and 0.78; agreement, induction and greater-than are not selected at all.
+# In the full run (24 subnetworks, 48 prompts, 30 epochs: `python -m benchmarks.l3d_runs attention`) the best subnetworks reach 1.00 on capitals, 0.99 on hypernymy, 0.94 on pronouns and 0.92 on IOI, untrained directions 0.76, 0.82, 0.76 and 0.78; agreement, induction and greater-than are not selected at all.
 
 # %% [markdown]
 # ## What it cannot do
 # - **It can miss a circuit.** Try `seed=1` above: one circuit is left out, and no number but the cosine tells. More subnetworks than circuits help (`n=7`).
 # - **It explains a part.** In the real block most of the gradients' squared length is not rebuilt; the subnetworks are what repeats, not all that is there.
 # - **A direction is not a mechanism.** AUROC says that a subnetwork goes with a task; whether moving along it changes that task and no other is a further question, with its own control.
-# - **Text and code of the paper differ** in the divergence and in the loss, and so in the numbers: `help(l3d.decompose)`, `python -m gimkit l3d superposed`.
+# - **Text and code of the paper differ** in the divergence and in the loss, and so in the numbers: `help(l3d.decompose)`, `python -m benchmarks.l3d_runs superposed`.

@@ -3,30 +3,35 @@
 #
 # **Claim: most of what the GIM and EAP-GP papers draw can be drawn again on a laptop, with intervals and with controls. On the bundled models frozen norms and split products carry GIM's gain over the plain gradient; the temperature adds little, and averaged gradients keep up.**
 #
-# You need: 03, 04 and 05. Rung of the ladder: a bundled model, no network. The cells take about two minutes, on few prompts; `python -m gimkit figures` draws the same on more and writes them to `figures/`, with a caption that says which item of which paper each is and how it differs. L3D's figures are in notebook 06. With the exercise plan 30 minutes.
+# You need: 03, 04 and 05. Rung of the ladder: a bundled model, no network. The cells take about two minutes, on few prompts; `python -m figures` draws the same on more and writes them to `figures/`, with a caption that says which item of which paper each is and how it differs. L3D's figures are in notebook 06. With the exercise plan 30 minutes.
 
 # %%
 MODEL = "mini-llama"  # bundled; or a hub id, a folder, or an NDIF model
 REMOTE = False
 
 # %%
+import sys
 import tempfile
 from pathlib import Path
 
 import numpy
 import pandas
+import seaborn
 import torch
 from IPython.display import display
+from matplotlib import pyplot
 
+sys.path.append("..")  # benchmarks/ and figures/ lie beside notebooks/
 import gimkit
-from gimkit import checks, plots
-from gimkit.circuits.metrics import bootstrap
-from gimkit.figures import FIGURES, Request
+from figures import FIGURES, Request
+from gimkit.notebook import checks
+from gimkit.statistics import bootstrap
 
 torch.manual_seed(0)
 torch.set_num_threads(1)  # the models are small: threads would wait for each other
+seaborn.set_style("whitegrid")
 # %matplotlib inline
-plots.pyplot.rcParams["figure.dpi"] = 70
+pyplot.rcParams["figure.dpi"] = 70
 pandas.set_option("display.max_colwidth", None)
 parts = Path(tempfile.mkdtemp())  # what is measured is kept here, so that figures share it
 numbers = {}  # of each figure
@@ -36,7 +41,7 @@ def make(figure, n=2, tasks=("ioi", "agreement"), seed=0):
     """Draw one of the papers' figures on a few prompts of some tasks."""
     drawn, numbers[figure], _ = FIGURES[figure].make(Request(MODEL, n, seed, tasks, parts))
     display(drawn)
-    plots.pyplot.close(drawn)  # else it is shown again
+    pyplot.close(drawn)  # else it is shown again
 
 
 pandas.DataFrame([(name, named.paper) for name, named in FIGURES.items()], columns=["figure", "item of the paper"])
@@ -95,7 +100,7 @@ ladder = numbers["ablation-ladder"]
 ladder[ladder.task == "all tasks"].pivot(index="method", columns="measure", values="value").round(3)
 
 # %%
-from gimkit.figures.tokens import measured
+from figures.tokens import measured
 
 request = Request(MODEL, 3, 0, ("ioi", "agreement"), parts)
 rows = measured(request, ["freeze+split", "T=1"])
@@ -125,7 +130,7 @@ make("eap-gp-runtime", n=4, tasks=("capital", "pronoun"))
 # EAP-GP beats EAP more often than not and EAP-IG hardly ever, and costs more than both: 25 and 4 of 36 draws in `benchmarks/README.md`, where both models, nine tasks and all methods are.
 #
 # ## What knows interactions
-# Leave-one-out does not see evidence that is given twice, and comprehensiveness takes tokens away in an order that the scores chose. **Shapley values** average over every set of other tokens; for at most twelve free tokens they are exact. The table in `benchmarks/README.md` (`python -m gimkit shapley`) correlates every method with them. Here one prompt that names both people twice.
+# Leave-one-out does not see evidence that is given twice, and comprehensiveness takes tokens away in an order that the scores chose. **Shapley values** average over every set of other tokens; for at most twelve free tokens they are exact. The table in `benchmarks/README.md` (`python -m benchmarks.shapley_tokens`) correlates every method with them. Here one prompt that names both people twice.
 
 # %%
 story = gimkit.tasks.ioi_twice(model, n=1, seed=0, names="held-out")[0]
@@ -159,14 +164,14 @@ checks.replicated(replicated)
 # %% [markdown]
 # <details><summary>Hint</summary>
 #
-# `gimkit.circuits.metrics.bootstrap(lambda index: values[index].mean(), len(values))` gives (value, low, high). Measure once a seed, then compare all pairs, leaving out a seed with itself.
+# `gimkit.circuits.faithfulness.bootstrap(lambda index: values[index].mean(), len(values))` gives (value, low, high). Measure once a seed, then compare all pairs, leaving out a seed with itself.
 # </details>
 #
 # <details><summary>Solution</summary>
 #
 # ```python
 # def replicated(measure, seeds):
-#     from gimkit.circuits.metrics import bootstrap
+#     from gimkit.circuits.faithfulness import bootstrap
 #
 #     found = []
 #     for seed in seeds:
@@ -178,7 +183,7 @@ checks.replicated(replicated)
 # </details>
 
 # %%
-from gimkit.figures.tokens import measure
+from figures.tokens import measure
 
 
 def lead(seed, n=8):
@@ -202,7 +207,7 @@ print(f"{sum(pairs)} of {len(pairs)} other means lie inside")
 # About 83% is what theory says for large n, not 95%: the other mean wobbles too. With eight prompts it is less, for a bootstrap of few values is too narrow. So a lead whose interval just misses 0 is a reason to measure again, not a result.
 #
 # ## What this does not show
-# - **The papers' numbers.** Their models are hub models of 1 to 9 billion parameters, their texts classification data sets; `python -m gimkit figures --model NAME` and `python -m gimkit texts` take such models, and neither was run on one here.
+# - **The papers' numbers.** Their models are hub models of 1 to 9 billion parameters, their texts classification data sets; `python -m figures --model NAME` and `python -m benchmarks.texts` take such models, and neither was run on one here.
 # - **Tables of the papers** whose values are not public: nothing was compared with them.
 # - **A ranking.** Six short tasks and two small models of one recipe each. What holds in both is said in `benchmarks/README.md`, with intervals; where they differ, it says so too.
 #

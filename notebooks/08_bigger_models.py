@@ -14,13 +14,17 @@ import time
 
 import nnsight
 import pandas
+import seaborn
 import torch
+from matplotlib import pyplot
 from scipy.stats import spearmanr
 
 import gimkit
-from gimkit import checks, plots
+from gimkit import plots
+from gimkit.notebook import checks
 
 torch.set_num_threads(1)  # the models are small: threads would wait for each other
+seaborn.set_style("whitegrid")
 WHERE = REMOTE or "local"  # True: NDIF, or the server in NDIF_HOST; or an address, "http://..."
 LARGE = "meta-llama/Llama-3.1-8B" if REMOTE else "mini-llama"
 
@@ -78,7 +82,7 @@ pandas.Series(sizes, name="bytes").map("{:,}".format).to_frame()
 # For 80 layers a request of `attribute` has 12 kB, one of `score_edges` 18 kB (`pytest -s tests/test_payload.py` prints both).
 #
 # ### Exercise 1 · Bring back little (10 minutes, medium)
-# Write `my_strengths(model, prompt, where)`: the norm of each MLP's output at the last token, [layers], from one trace that saves no more than that. Paths are in `dissect(model).blocks[i].mlp`, `model.get(path).output` is [1, tokens, width].
+# Write `my_strengths(model, prompt, where)`: the norm of each MLP's output at the last token, [layers], from one trace that saves no more than that. Paths are in `architecture_of(model).blocks[i].mlp`, `model.get(path).output` is [1, tokens, width].
 
 
 # %%
@@ -97,11 +101,11 @@ checks.strengths(my_strengths, model)
 # <details><summary>Solution</summary>
 #
 # ```python
-# from gimkit.anatomy import dissect
+# from gimkit.model.architecture import architecture_of
 #
 #
 # def my_strengths(model, prompt, where):
-#     paths = [block.mlp for block in dissect(model).blocks]
+#     paths = [block.mlp for block in architecture_of(model).blocks]
 #     with model.trace(prompt, use_cache=False, remote=where):
 #         norms = torch.stack([model.get(path).output[0, -1].norm() for path in paths]).save()
 #     return norms
@@ -126,8 +130,7 @@ table = pandas.DataFrame(rows, columns=["model", "method", "rank correlation", "
 table.groupby(["model", "method"], sort=False).mean().round(2)
 
 # %%
-with plots.seaborn.axes_style("whitegrid"):
-    figure, axes = plots.pyplot.subplots(2, 1, figsize=(9, 5.6), layout="constrained")
+figure, axes = pyplot.subplots(2, 1, figsize=(9, 5.6), layout="constrained")
 for ax, name in zip(axes, both):
     plots.token_bars(first[name, "gim"], ax=ax)
     ax.set_title(f"{name}: {first[name, 'gim'].method} for {first[name, 'gim'].target!r}")

@@ -13,8 +13,8 @@ from nnsight import NNsight
 from tiny import build
 
 import gimkit
-from gimkit import sandbox
-from gimkit.circuits import patching, streams
+from gimkit.circuits import patching
+from gimkit.interventions import residual_stream, weights
 
 MLP = ["gate_proj", "up_proj", "down_proj"]
 TARGETS = {
@@ -76,11 +76,11 @@ def base(name):
 def test_weights_without_the_adapter_are_noticed(what, monkeypatch):
     """A control: where the wrapped layer's weight is read, the check refuses it; without the check scores differ."""
     model, _, task = adapted("llama")
-    monkeypatch.setattr(sandbox, "holds_weight", lambda module: True)
+    monkeypatch.setattr(weights, "holds_weight", lambda module: True)
     with pytest.raises(gimkit.GimkitError, match="_proj: its output is not its weight times its input: .* adapter"):
         EDGES[what](NNsight(model), task)
-    monkeypatch.setattr(sandbox, "check_agrees", lambda *arguments: None)
-    monkeypatch.setattr(streams, "check_agrees", lambda *arguments: None)
+    monkeypatch.setattr(weights, "check_agrees", lambda *arguments: None)
+    monkeypatch.setattr(residual_stream, "check_agrees", lambda *arguments: None)
     monkeypatch.setattr(patching, "check_whole_circuit", lambda *arguments: None)
     assert off(EDGES[what](NNsight(model), task), wanted("llama", what)) > 1e-3
 

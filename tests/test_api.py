@@ -1,7 +1,10 @@
-"""The API reference builds without a warning and shows every public name, its example and its text."""
+"""The API reference shows every public name, its example and its text; what all results have in common."""
 
+import dataclasses
+import importlib
 import inspect
 import os
+import pkgutil
 import re
 import subprocess
 import sys
@@ -9,8 +12,13 @@ from html import unescape
 from pathlib import Path
 
 import pytest
+import torch
+from made_up import random_task
+from nnsight import NNsight
+from tiny import build
 
 import gimkit
+from gimkit import plots
 
 ROOT = Path(__file__).parent.parent
 
@@ -40,3 +48,58 @@ def test_no_page_swallows_a_name_in_angle_brackets_or_needs_the_network(pages):
     for name, text in pages.items():
         assert not re.search(r"<[qkv]>", text) or name.endswith("index.html"), name
         assert not re.search(r"""(src|href)=["']https?://(?!pdoc\.dev)""", text), name
+
+
+def classes():
+    """Every dataclass of the kit."""
+    for found in pkgutil.walk_packages(gimkit.__path__, "gimkit."):
+        if not found.name.endswith("__main__"):
+            module = importlib.import_module(found.name)
+            yield from (thing for thing in vars(module).values()
+                        if dataclasses.is_dataclass(thing) and thing.__module__ == found.name)
+
+
+def test_results_can_be_compared():
+    """A generated == of tensors, arrays or tables raises; all that hold one have a == of their own."""
+    held = [kind for kind in classes() if any(re.search("Tensor|DataFrame|ndarray", str(field.type))
+                                              for field in dataclasses.fields(kind))]
+    assert len(held) >= 12 and gimkit.circuits.EdgeScores in held
+    for kind in held:
+        assert not kind.__dataclass_params__.eq, kind
+    tensor = torch.tensor([[1.0, torch.nan]])
+    scores = gimkit.circuits.NodeScores("t", "m", ("input", "m0"), tensor)
+    assert scores == gimkit.circuits.NodeScores("t", "m", ("input", "m0"), tensor.clone())
+    for other in (tensor + 1, tensor.double(), tensor[0], torch.tensor([[1.0, 0.0]])):
+        assert scores != dataclasses.replace(scores, per_example=other)
+    assert scores != dataclasses.replace(scores, method="n") and scores != "m"
+
+
+def test_half_precision_results_are_tables_and_pictures(recwarn):
+    """bfloat16 scores are float32 at the latest in the result."""
+    model, task = NNsight(build("llama", torch.bfloat16, gain=1.0)), random_task(3)
+    ids = task.clean[2]
+    tokens = gimkit.attribute(model, ids, 5, baseline=3)
+    results = [tokens, gimkit.attribute(model, ids, 5, baseline=3, method="ig", steps=2),
+               gimkit.score_nodes(model, task), gimkit.score_edges(model, task), gimkit.score_neurons(model, task),
+               gimkit.circuits.score_edges_among(model, task, ["input", "m1"]), gimkit.head_repair(model, task),
+               gimkit.self_repair(model, task, threshold=0.01),
+               gimkit.token_faithfulness(model, [ids], [tokens], [5], baseline=3)]
+    for result in results:
+        assert len(result.frame()) and result == result
+        assert getattr(result, "scores", torch.zeros(1)).dtype == torch.float32
+        if hasattr(result, "plot"):
+            result.plot()
+    plots.token_bars(dataclasses.replace(tokens, scores=tokens.scores.bfloat16()))
+
+
+def test_exact_sums_in_float32_whatever_torchs_default_is():
+    model, task = NNsight(build("gpt2")), random_task(3)
+    want = gimkit.score_edges(model, task, "exact")
+    nodes = gimkit.score_nodes(model, task, "exact")
+    for kind in (torch.bfloat16, torch.float64):
+        torch.set_default_dtype(kind)
+        try:
+            assert gimkit.score_edges(model, task, "exact") == want
+            assert gimkit.score_nodes(model, task, "exact") == nodes
+        finally:
+            torch.set_default_dtype(torch.float32)

@@ -13,7 +13,7 @@ from test_rules import for_oracle, relative
 from tiny import build, token_ids
 
 import gimkit
-from gimkit import perturbing
+from gimkit.tokens import perturbation
 
 torch.set_num_threads(1)
 PROMPT, NEUTRAL, TARGET = token_ids(1, 7)[0], 3, 5
@@ -119,7 +119,7 @@ def test_kernelshap_with_samples_in_plenty_is_the_average_over_permutations(monk
         for count, position in enumerate(order):
             want[position] += (literal(hf, *order[count + 1:]) - literal(hf, *order[count:])) / 24
     few = scores_of(hf, "kernelshap", free=free)
-    monkeypatch.setattr(perturbing, "SAMPLES_PER_TOKEN", 200)
+    monkeypatch.setattr(perturbation, "SAMPLES_PER_TOKEN", 200)
     many = scores_of(hf, "kernelshap", free=free)
     assert relative(many, want) < 0.25 < relative(few, want)
     assert many[[0, 2, 5]].abs().sum() == 0
@@ -130,13 +130,13 @@ def test_lime_is_the_weighted_lasso_of_the_same_variants(monkeypatch):
     from sklearn.linear_model import Lasso
 
     hf, seen = build("gpt2"), []
-    values = perturbing.masked_values
+    values = perturbation.masked_values
 
     def recorded(model, asked, keep, *rest):
         seen.append(keep)
         return values(model, asked, keep, *rest)
 
-    monkeypatch.setattr(perturbing, "masked_values", recorded)
+    monkeypatch.setattr(perturbation, "masked_values", recorded)
     got = scores_of(hf, "lime", seed=1)
     keep = torch.cat(seen)
     assert keep.shape == (100, 7)
@@ -149,7 +149,7 @@ def test_lime_is_the_weighted_lasso_of_the_same_variants(monkeypatch):
 def test_on_an_additive_model_all_agree(monkeypatch):
     """Where tokens only add up, leave-one-out and KernelSHAP are the terms; LIME's lasso shrinks them a little."""
     terms = torch.tensor([1.0, -2.0, 0.5, 3.0, 0.0, 0.25, -1.0])
-    monkeypatch.setattr(perturbing, "masked_values", lambda model, asked, keep, remote=False: (
+    monkeypatch.setattr(perturbation, "masked_values", lambda model, asked, keep, remote=False: (
         torch.stack([keep.double() @ terms.double(), torch.ones(len(keep))], 1), [TARGET]))
     for method in ("occlusion", "kernelshap", "lime"):
         assert relative(scores_of(build("gpt2"), method), terms) < (0.2 if method == "lime" else 1e-4)
@@ -190,8 +190,8 @@ def test_the_top_prediction_is_explained_without_a_target(method):
 
 @pytest.mark.parametrize(("arguments", "message"), [
     (dict(prompt=list(range(3, 60)) + [5] * 8), "65 tokens, but the model's context holds 64"),
-    (dict(free=[7]), "positions from 0 to 6"),
-    (dict(free=[]), "positions from 0 to 6"),
+    (dict(free=[7]), "from 0 to 6"),
+    (dict(free=[]), "from 0 to 6"),
     (dict(free=[2], method="lime"), "only 1 may be replaced; use occlusion"),
 ])
 def test_bad_input(arguments, message):

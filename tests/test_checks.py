@@ -8,10 +8,10 @@ from scipy import stats
 from test_notebooks import PATHS, exercises
 
 import gimkit
-from gimkit import checks
-from gimkit.anatomy import dissect
-from gimkit.circuits.metrics import bootstrap
-from gimkit.rules import scale_grad
+from gimkit.interventions.gradients import scale_grad
+from gimkit.model.architecture import architecture_of
+from gimkit.notebook import checks
+from gimkit.statistics import bootstrap
 
 EXERCISES = [(path.stem[:2], exercise) for path in PATHS for exercise in exercises(path)]
 each_exercise = pytest.mark.parametrize("number, exercise", EXERCISES, ids=[e.name for _, e in EXERCISES])
@@ -395,7 +395,7 @@ def attribution(corrupt=True, sign=1, of_corrupt=False, where=None, axes=(1, 2))
 def of_the_unedited_model(model, module, task, right, wrong):
     """A wrong answer to 04.1: the plain gradient, whatever model it is given."""
     plain = gimkit.remove(model) if "_gimkit" in vars(model) else model
-    return attribution()(plain, plain.get(dissect(plain).blocks[1].mlp), task, right, wrong)
+    return attribution()(plain, plain.get(architecture_of(plain).blocks[1].mlp), task, right, wrong)
 
 
 def direct(sign=1, live=False, whole=False, weighted=True, scaled=True, rival=True, last=True):
@@ -403,7 +403,7 @@ def direct(sign=1, live=False, whole=False, weighted=True, scaled=True, rival=Tr
     def answer(model, task, right, wrong, layer, head):
         n, rows = len(task), torch.arange(2 * len(task))
         projection, norm = model.model.layers[layer].self_attn.o_proj, model.model.norm
-        width = dissect(model).head_dim
+        width = architecture_of(model).head_dim
         mine = slice(None) if whole else slice(head * width, (head + 1) * width)
         where = task.last.repeat(2) if last else torch.full((2 * n,), task.clean.shape[1] - 1)
         with model.trace(input_ids=torch.cat([task.clean, task.corrupt]), use_cache=False):
@@ -424,7 +424,7 @@ def direct(sign=1, live=False, whole=False, weighted=True, scaled=True, rival=Tr
 def held(heads=True, mlps=True, own_mlp=True, itself=False, sign=1):
     """A wrong answer to 03.3: not all later parts are held, or the ablated head, too."""
     def answer(model, task, right, wrong, layer, head):
-        n, width, blocks = len(task), dissect(model).head_dim, list(enumerate(model.model.layers))
+        n, width, blocks = len(task), architecture_of(model).head_dim, list(enumerate(model.model.layers))
         rows, mine = torch.arange(n), slice(head * width, (head + 1) * width)
         with model.trace(input_ids=torch.cat([task.clean, task.corrupt, task.clean]), use_cache=False):
             for i, block in blocks:
@@ -453,7 +453,7 @@ def frozen_throughout(model, task, right, wrong, layer, head):
 def strengths(read=lambda x: x[0, -1].norm(), inside=True, sends=True, traces=False):
     """A wrong answer to 08.1: something else read, saved whole, not sent, or sent layer by layer."""
     def answer(model, prompt, where):
-        paths, found = [block.mlp for block in dissect(model).blocks], []
+        paths, found = [block.mlp for block in architecture_of(model).blocks], []
         where = where if sends else False
         if traces:
             for path in paths:

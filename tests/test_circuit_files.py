@@ -1,5 +1,6 @@
 """Circuits from names and nodes, circuits known by hand, and files, against numbers and keys worked out by hand."""
 
+import contextlib
 import json
 
 import pytest
@@ -10,7 +11,7 @@ from tiny import build
 
 import gimkit
 from gimkit.circuits import Circuit, EdgeScores, Graph, NodeScores, auroc, known, precision_recall
-from gimkit.circuits.graph import prune
+from gimkit.model.graph import prune
 
 GRAPH = Graph(layers=2, heads=2, parallel=False, width=8)
 
@@ -69,7 +70,7 @@ def test_the_best_nodes_make_a_circuit():
     scores.per_example[:, 0] = -20  # the embedding feeds whatever its score
     assert scores.top(1) == Circuit.between(GRAPH, ["input", "a0.h1"])
     for n in (7, -1):
-        with pytest.raises(gimkit.GimkitError, match=f"n={n} heads and MLPs asked for, but the model has 6; choose"):
+        with pytest.raises(gimkit.GimkitError, match=f"n, a number of heads and MLPs, must be .* from 0 to 6, not {n}"):
             scores.top(n)
 
 
@@ -269,7 +270,7 @@ def test_nan_scores_are_neither_written_nor_read(tmp_path, ending):
             data = torch.load(path, weights_only=True)
             data["edges_scores" if field == "scores" else "nodes_scores"][3] = torch.nan
             torch.save(data, path)
-        with pytest.raises(gimkit.GimkitError, match=f"scores.{ending}: its scores contain NaN"):
+        with pytest.raises(gimkit.GimkitError, match=f"scores.{ending}: .*(contain NaN|must be a finite number)"):
             type(made_up).load(path)
         path.unlink()
         getattr(made_up, field)[:, 3] = torch.nan
@@ -299,7 +300,11 @@ def test_bad_files(tmp_path, capsys):
     (tmp_path / "text.json").write_text("{")
     (tmp_path / "list.json").write_text("[1]")
     (tmp_path / "other.json").write_text('{"cfg": {"n_layers": 2}}')
-    for name in ("evil.pt", "list.pt", "empty.pt", "text.json", "list.json", "other.json", "circuit.bin"):
+    (tmp_path / "deep.json").write_text("[" * 100_000)
+    (tmp_path / "latin.json").write_bytes(b'{"\xff": 1}')
+    (tmp_path / "folder.json").mkdir()
+    for name in ("evil.pt", "list.pt", "empty.pt", "text.json", "list.json", "other.json", "deep.json", "latin.json",
+                 "folder.json", "missing.json", "missing.pt", "circuit.bin"):
         for kind in (EdgeScores, NodeScores, Circuit):
             with pytest.raises(gimkit.GimkitError, match=name) as error:
                 kind.load(tmp_path / name)
@@ -308,6 +313,22 @@ def test_bad_files(tmp_path, capsys):
     for made_up in (edges_made_up(), nodes_made_up(), edges_made_up().top(9)):
         with pytest.raises(gimkit.GimkitError, match="a.csv: write a .json or a .pt"):
             made_up.save(tmp_path / "a.csv")
+
+
+@pytest.mark.parametrize("ending", ["json", "pt"])
+def test_files_that_are_cut_off_or_damaged_are_refused_or_whole(tmp_path, ending):
+    """Cut off anywhere: a GimkitError. A byte changed: a GimkitError, or a file that still makes sense."""
+    path, draw = edges_made_up().save(tmp_path / f"a.{ending}"), torch.Generator().manual_seed(0)
+    whole = path.read_bytes()
+    for n in torch.randint(len(whole) - 1, (30,), generator=draw).tolist():
+        path.write_bytes(whole[:n])
+        with pytest.raises(gimkit.GimkitError):
+            EdgeScores.load(path)
+        damaged = bytearray(whole)
+        damaged[n] ^= 1 + int(torch.randint(255, (1,), generator=draw))
+        path.write_bytes(damaged)
+        with contextlib.suppress(gimkit.GimkitError):
+            EdgeScores.load(path)
 
 
 def changed(path, change):
@@ -324,12 +345,18 @@ def changed(path, change):
     ("pt", lambda data: data.update(nodes_scores=torch.ones(3)), "do not fit"),
     ("pt", lambda data: data.pop("edges_in_graph"), "'edges_in_graph' is missing"),
     ("pt", lambda data: data.update(neurons_scores=torch.ones(7, 8)), "neuron-level"),
+    ("pt", lambda data: data["cfg"].update(n_layers=10**12), "do not fit"),
+    ("pt", lambda data: data.update(labels=[1]), "cannot be read"),
+    ("json", lambda data: data["cfg"].update(n_layers=10**12), "do not fit"),
+    ("json", lambda data: data["cfg"].update(n_heads=-3), "cannot be read"),
+    ("json", lambda data: data.update(labels=7), "cannot be read"),
+    ("json", lambda data: data["edges"]["input->m0"].update(score=10**400), "cannot be read"),
     ("json", lambda data: data["cfg"].update(n_layers=1), "is missing or unknown"),
     ("json", lambda data: data["edges"].update({"m1->m0": {"score": 1.0, "in_graph": True}}), "'m1->m0' is missing or"),
     ("json", lambda data: data["nodes"].pop("m0"), "'m0' is missing"),
     ("json", lambda data: data["nodes"]["m0"].update(score=1.0), "'score' is missing"),
     ("json", lambda data: data["nodes"]["m0"].update(neurons=[True] * 8), "neuron-level"),
-    ("json", lambda data: data["edges"]["input->m0"].update(score=None), "cannot be read"),
+    ("json", lambda data: data["edges"]["input->m0"].update(score=None), "input->m0 must be a finite number"),
 ])
 def test_files_that_contradict_themselves(tmp_path, ending, change, message):
     path = changed(edges_made_up().save(tmp_path / f"a.{ending}"), change)

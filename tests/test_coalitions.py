@@ -10,7 +10,7 @@ from test_rules import relative
 from tiny import build, token_ids
 
 import gimkit
-from gimkit.coalitions import shapley_values, subsets
+from gimkit.tokens.shapley import shapley_values, subsets
 
 torch.set_num_threads(1)
 PROMPT, NEUTRAL = token_ids(1, 7, seed=1)[0], 3

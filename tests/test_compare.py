@@ -8,9 +8,9 @@ import pytest
 import torch
 
 import gimkit
-from gimkit.cli import main
-from gimkit.compare import AREAS, COMPARED, DRAWN, DRAWN_TASKS, TASKS, compare, drawing, over_seeds
-from gimkit.memory import growing
+from benchmarks.compare import AREAS, COMPARED, TASKS, compare, main, over_seeds
+from benchmarks.measuring import growing
+from figures.comparison import DRAWN, DRAWN_TASKS, drawing
 
 
 def test_random_edges_lose():
@@ -106,7 +106,7 @@ def test_the_figure_holds_six_tasks_and_four_methods():
 
 def test_the_command_writes_rows_and_curves(tmp_path, capsys):
     table = tmp_path / "t.csv"
-    assert main(["compare", "mini-llama", "-n", "4", "--tasks", "capital", "--methods", "gim", "random", "--seeds", "2",
+    assert main(["mini-llama", "-n", "4", "--tasks", "capital", "--methods", "gim", "random", "--seeds", "2",
                  "--csv", str(table)]) == 0
     out = capsys.readouterr().out
     written, curves = pandas.read_csv(table), pandas.read_csv(tmp_path / "t-curves.csv")
@@ -114,4 +114,4 @@ def test_the_command_writes_rows_and_curves(tmp_path, capsys):
     mean = f"{written[written.method == 'gim'].cpr.mean():.2f}"
     assert any("gim" in line and mean in line for line in out.splitlines()) and "Means over seeds" in out
     assert len(curves) == 2 * 2 * 2 * 10 and {"share", "requested", "edges", "faithfulness"} <= set(curves)
-    assert main(["compare", "mini-llama", "--tasks", "iio"]) == 2
+    assert main(["mini-llama", "--tasks", "iio"]) == 2

@@ -4,8 +4,7 @@ import pandas
 import pytest
 
 import gimkit
-from gimkit.cli import main
-from gimkit.compare_nodes import TASKS, columns, compare_nodes, repaired_heads
+from benchmarks.shapley_nodes import TASKS, columns, compare_nodes, main, repaired_heads
 
 
 def test_exact_patching_beats_noise():
@@ -36,8 +35,8 @@ def test_columns_go_by_name():
 
 def test_command(tmp_path, capsys):
     path = tmp_path / "nodes.csv"
-    options = ["--nodes", "--sets", "ioi", "-n", "2", "--seeds", "1", "--csv", str(path)]
-    assert main(["shapley", "mini-llama", *options]) == 0
+    options = ["--sets", "ioi", "-n", "2", "--seeds", "1", "--csv", str(path)]
+    assert main(["mini-llama", *options]) == 0
     assert "noise" in capsys.readouterr().out and "gim" in set(pandas.read_csv(path).method)
 
 

@@ -5,12 +5,12 @@ import pandas
 import pytest
 
 import gimkit
-from gimkit.cli import main
-from gimkit.compare_tokens import (
+from benchmarks.shapley_tokens import (
     COMPARED,
     SETS,
     agreement,
     interactions,
+    main,
     measure,
     prompts,
     repaired_positions,
@@ -106,7 +106,7 @@ def test_flagged_positions_are_those_of_flagged_rows(model):
 
 def test_command(tmp_path, capsys):
     path = tmp_path / "table.csv"
-    assert main(["shapley", "mini-llama", "--sets", "redundant, twice", "-n", "2", "--seeds", "1", "--csv",
+    assert main(["mini-llama", "--sets", "redundant, twice", "-n", "2", "--seeds", "1", "--csv",
                  str(path)]) == 0
     shown = capsys.readouterr().out
     assert "leave-one-out" in shown and "ratio" in shown
@@ -119,7 +119,7 @@ def test_bad_input(model, capsys):
         prompts(model, "iio", 1, 0)
     with pytest.raises(gimkit.GimkitError, match="unknown method 'gmi'; use gradient"):
         measure("mini-llama", methods=["gmi"])
-    assert main(["shapley", "mini-llama", "--sets", "nothing"]) == 2
+    assert main(["mini-llama", "--sets", "nothing"]) == 2
     assert "unknown prompt set" in capsys.readouterr().err
-    assert main(["shapley", "mini-llama", "--seeds", "0"]) == 2
+    assert main(["mini-llama", "--seeds", "0"]) == 2
     assert "seeds must be a whole number of at least 1, not 0" in capsys.readouterr().err

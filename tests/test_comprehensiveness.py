@@ -9,7 +9,7 @@ from test_edits import tokenizer
 from tiny import build
 
 import gimkit
-from gimkit.comprehensiveness import SHARES, TokenFaithfulness
+from gimkit.tokens.faithfulness import SHARES, TokenFaithfulness
 
 torch.set_num_threads(1)
 NEUTRAL, TARGET = 3, 5
@@ -64,7 +64,7 @@ def test_a_literal_loop(name, length):
 def test_more_rows_than_a_forward_takes(monkeypatch):
     hf, prompt = build("gpt2"), prompt_of(20)
     whole = gimkit.token_faithfulness(NNsight(hf), [prompt], [noise(20)], baseline=NEUTRAL)
-    from gimkit import masking
+    from gimkit.tokens import masking
     monkeypatch.setattr(masking.masked_values, "__defaults__", (False, 45))  # two rows at a time
     parts = gimkit.token_faithfulness(NNsight(hf), [prompt], [noise(20)], baseline=NEUTRAL)
     assert torch.allclose(whole.without_best, parts.without_best, atol=1e-5, equal_nan=True)
@@ -133,7 +133,7 @@ def test_texts():
     (dict(prompts=[prompt_of(8)], scores=[noise(8) * math.nan]), "prompt 0: .*NaN"),
     (dict(prompts=[prompt_of(8)], scores=[]), "1 prompts, 0 scores"),
     (dict(prompts=[], scores=[]), "at least one"),
-    (dict(prompts=[prompt_of(8)], scores=[noise(8)], targets=[(5, 6)]), "prompt 0: the target is one token here"),
+    (dict(prompts=[prompt_of(8)], scores=[noise(8)], targets=[(5, 6)]), "prompt 0: the target is one answer here"),
 ])
 def test_bad_input(arguments, message):
     with pytest.raises(gimkit.GimkitError, match=message):

@@ -10,8 +10,8 @@ from matplotlib import pyplot
 
 import gimkit
 
-EXPORTING = ("gimkit", "gimkit.circuits", "gimkit.circuits.known", "gimkit.models", "gimkit.plots", "gimkit.selfrepair",
-             "gimkit.tasks", "gimkit.widgets", "gimkit.l3d")
+EXPORTING = ("gimkit", "gimkit.circuits", "gimkit.circuits.known", "gimkit.plots", "gimkit.selfrepair",
+             "gimkit.tasks", "gimkit.notebook.widgets", "gimkit.l3d")
 MODULES = {name: importlib.import_module(name) for name in
            ("gimkit", *(found.name for found in pkgutil.walk_packages(gimkit.__path__, "gimkit.")))
            if not name.endswith("__main__")}
@@ -35,7 +35,7 @@ def shared():
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_the_example_prints_what_it_says(name, shared, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)  # where its files go
-    for seen in ("gimkit.widgets.display", "ipywidgets.widgets.interaction.clear_output"):
+    for seen in ("gimkit.notebook.widgets.display", "ipywidgets.widgets.interaction.clear_output"):
         monkeypatch.setattr(seen, lambda *given, **options: None)  # without a kernel they print escape codes
     example, said = EXAMPLES[name], []
     example.globs = shared | example.globs

@@ -11,7 +11,7 @@ from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
 from gimkit import plots
 from gimkit.circuits import Circuit, EdgeScores, Graph
-from gimkit.drawing import BOX, PORTS, circuit_graph
+from gimkit.plots.circuit import BOX, PORTS, circuit_graph
 
 MINI = Graph(5, 4, False, 128)
 

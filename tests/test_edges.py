@@ -15,12 +15,12 @@ from tiny import build
 import gimkit
 from gimkit.circuits import Circuit, EdgeScores, Graph
 from gimkit.circuits.edges import _pairs_at_once
-from gimkit.circuits.gradients import edge_scores
-from gimkit.circuits.graph import prune
 from gimkit.circuits.patching import run_masks
-from gimkit.circuits.scores import answers_of
-from gimkit.circuits.wiring import wiring
+from gimkit.interventions.edge_scores import edge_scores
+from gimkit.model.graph import prune
+from gimkit.model.residual_stream import residual_stream_of
 from gimkit.tasks import Task
+from gimkit.tasks.task import answers_of
 
 torch.set_num_threads(1)
 NAMES = ("gpt2", "llama", "mistral", "qwen2", "qwen3", "gpt_neox", "gpt_neox_serial", "phi3", "gemma2", "gemma3",
@@ -335,7 +335,7 @@ def test_circuits_run_as_spelled_out(name):
 @pytest.mark.parametrize("name", ["gpt2", "llama"])
 def test_memory_limits_change_no_run(name):
     _, model = tiny(name)
-    task, w = random_task(5), wiring(tiny(name)[1])
+    task, w = random_task(5), residual_stream_of(tiny(name)[1])
     graph = Graph(3, 4, False, 32)
     keep = graph.real & (torch.rand(4, *graph.real.shape, generator=torch.Generator().manual_seed(0)) > 0.5)
     whole = run_masks(model, w, task, keep, "logit", False)
@@ -349,7 +349,7 @@ def test_memory_limits_change_no_run(name):
 def test_positions_at_a_time_change_no_score(name, rules):
     """One position at a time, three, and all at once; the gradient at the corrupt and at the clean rows."""
     _, model = tiny(name)
-    task, w, edited = random_task(3), wiring(tiny(name)[1]), gimkit.apply(tiny(name)[1], rules)
+    task, w, edited = random_task(3), residual_stream_of(tiny(name)[1]), gimkit.apply(tiny(name)[1], rules)
     per_position = len(Graph(3, 4, w.parallel, w.width).sources) * len(task) * w.width
     found = []
     for most in (1, 3 * per_position, 2**24):
@@ -361,7 +361,7 @@ def test_positions_at_a_time_change_no_score(name, rules):
 
 def test_pairs_at_once_follow_from_the_size():
     """Backward keeps 32 widths per layer and token; a pair is 2 rows for one gradient, 6 for five points."""
-    w = wiring(tiny("llama")[1])._replace(layers=tuple(range(12)), width=768)
+    w = residual_stream_of(tiny("llama")[1])._replace(layers=tuple(range(12)), width=768)
     assert [_pairs_at_once(w, 20, rows) for rows in (2, 6)] == [5, 1]
     assert _pairs_at_once(w, 100_000, 2) == 1 and _pairs_at_once(w, 1, 2) == 64
 

@@ -9,16 +9,16 @@ import transformers
 from entry_points import ALL, solved
 from in_float64 import precise
 from made_up import random_task
-from nnsight import NNsight, TransformersModel
+from nnsight import LanguageModel, NNsight, TransformersModel
+from nnsight.modeling import huggingface
 from test_rules import gradient, relative, target
 from tiny import VOCAB, build, token_ids
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 import gimkit
-from gimkit import sandbox
-from gimkit.circuits import streams
-from gimkit.recomputed import spread
+from gimkit.interventions import residual_stream, weights
+from gimkit.interventions.recomputed import spread
 
 torch.set_num_threads(1)
 
@@ -104,9 +104,21 @@ def test_an_edited_model_runs_in_traces_only(model):
     assert plain.generate(ids, max_new_tokens=1, pad_token_id=0).shape == (2, 11)
 
 
+@pytest.mark.filterwarnings("ignore:LanguageModel is deprecated")
+def test_a_server_knows_an_edited_model_by_the_name_of_the_original(tmp_path):
+    hf = build("llama")
+    hf.save_pretrained(tmp_path)
+    tokenizer().save_pretrained(tmp_path)
+    for kind in (TransformersModel, LanguageModel):
+        model = kind(str(tmp_path), task="text-generation")
+        model.repo_id = "someone/tiny"
+        huggingface._ID_CACHE[model.repo_id] = model.repo_id
+        assert gimkit.apply(model).to_model_key() == model.to_model_key()
+
+
 def test_several_invokes_are_the_single_prompts(model):
     edited = gimkit.apply(TransformersModel(model._module, task="text-generation", tokenizer=tokenizer()))
-    embedding = gimkit.anatomy.dissect(edited).embedding
+    embedding = gimkit.model.architecture.architecture_of(edited).embedding
     rows = token_ids(2, 8)
     singles = torch.cat([gradient(edited, row[None])[0] for row in rows])
     with edited.trace() as tracer:
@@ -380,7 +392,7 @@ def test_an_edit_of_logits_by_position(what):
 def test_the_circuit_of_all_edges_is_checked_beside_every_part(kind, module, monkeypatch):
     """With the checks of the parts switched off, a run that is not the clean one is still refused."""
     model, task = changed(kind, f"{BLOCK}.{module}"), random_task(3)
-    for place in (streams, sandbox):
+    for place in (residual_stream, weights):
         monkeypatch.setattr(place, "check_agrees", lambda *arguments: None)
     if module == "mlp":  # a control: of this edit the run takes account
         assert ALL["run"](model, task).isfinite().all()

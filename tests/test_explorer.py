@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from tiny import build
 import gimkit
 from gimkit.circuits import EdgeScores
 from gimkit.errors import GimkitError
-from gimkit.explorer import SCRIPT, STYLE
+from gimkit.notebook.explorer import SCRIPT, STYLE
 
 torch.set_num_threads(1)
 SIZES = (0.02, 0.1, 0.3, 0.7)
@@ -101,3 +102,15 @@ def test_what_does_not_belong_together_is_refused(made, tmp_path):
         gimkit.explore(model, " ", edges, curve)
     with pytest.raises(GimkitError, match="ioi.json: the explorer is an .html file"):
         gimkit.explore(*made).save(tmp_path / "ioi.json")
+
+
+def test_a_curve_of_other_scores_is_refused_although_its_sizes_fit(made, tmp_path):
+    model, prompt, edges, curve = made
+    other = replace(edges, scores=edges.scores.roll(1, 0) * edges.graph.real)
+    counts = (int(share * edges.graph.n_edges) for share in SIZES)
+    fake = replace(curve, edges=tuple(len(other.top(n, absolute=True)) for n in counts))
+    with pytest.raises(GimkitError, match="made from other scores"):
+        gimkit.explore(model, prompt, other, fake)
+    for ending in ("json", "pt"):  # saving and loading changes nothing
+        again = EdgeScores.load(edges.save(tmp_path / f"ioi.{ending}"))
+        assert gimkit.explore(model, prompt, again, curve).data["sizes"] == list(curve.edges)

@@ -6,10 +6,11 @@ import pytest
 import torch
 
 import gimkit
-from gimkit import cli, layerwise, plots_papers
-from gimkit.figures import FIGURES, draw, edges, layers, parts, repair, tokens
-from gimkit.figures.captions import write_caption
-from gimkit.figures.parts import Request
+from figures import FIGURES, draw, edges, layers, papers, parts, repair, tokens
+from figures.__main__ import main
+from figures.parts import Request
+from gimkit.plots.style import _write_caption
+from gimkit.tokens import layers as layerwise
 
 TEMPERATURES = [tokens.at_temperature(t) for t in tokens.TEMPERATURES]
 
@@ -33,7 +34,7 @@ def files(folder):
 
 def test_the_toy_has_the_numbers_of_its_formulas(tmp_path):
     assert draw(["toy"]) == [parts.FOLDER / "toy.png"]
-    found = pandas.read_csv("figures/toy.csv").set_index(["row", "by", "lowered"]).effect
+    found = pandas.read_csv("figures/data/toy.csv").set_index(["row", "by", "lowered"]).effect
     for name, (a, c) in repair.TOYS.items():
         a, c = (torch.tensor(x, dtype=torch.float64) for x in (a, c))
         lowered = a.clone()
@@ -46,7 +47,7 @@ def test_the_toy_has_the_numbers_of_its_formulas(tmp_path):
     assert twice["gradient, T = 2", "both"] == pytest.approx(2 * 0.323 * 3.6, rel=0.01)
     assert found["one alone", "truth", "first"] == pytest.approx(5.366, abs=5e-4)
     before = files(tmp_path / "figures")
-    assert {path.rpartition(".")[2] for path in before} == {"png", "svg", "pdf", "csv", "txt", "md"}
+    assert {path.rpartition(".")[2] for path in before} == {"png", "svg", "md"}
     draw(["toy"])
     assert files(tmp_path / "figures") == before
 
@@ -77,7 +78,7 @@ def test_undefined_prompts_are_left_out_and_counted():
 def test_the_sweep_draws_a_line_per_task_and_the_mean_with_intervals():
     frame = tokens.intervals(rows(TEMPERATURES))
     frame["temperature"] = frame.method.map(dict(zip(TEMPERATURES, tokens.TEMPERATURES)))
-    left, right = plots_papers.temperature_sweep(frame, tokens.POOLED).axes
+    left, right = papers.temperature_sweep(frame, tokens.POOLED).axes
     want = frame[(frame.task == "ioi") & (frame.measure == "comprehensiveness")]
     line = next(line for line in left.lines if line.get_label() == "ioi")
     assert line.get_xdata() == pytest.approx(tokens.TEMPERATURES) and line.get_ydata() == pytest.approx(want.value)
@@ -86,7 +87,7 @@ def test_the_sweep_draws_a_line_per_task_and_the_mean_with_intervals():
 
 def test_the_ladder_draws_a_dot_per_task_and_rule_set():
     frame = tokens.intervals(rows(list(gimkit.LADDER)), minus="gradient").query("method != 'gradient'")
-    left, _ = plots_papers.ladder(frame, tokens.POOLED).axes
+    left, _ = papers.ladder(frame, tokens.POOLED).axes
     assert [label.get_text() for label in left.get_yticklabels()] == list(gimkit.LADDER)[1:]
     dots = next(dots for dots in left.collections if dots.get_label() == "ioi").get_offsets()
     assert numpy.asarray(dots[:, 0]) == pytest.approx(0.25 * numpy.arange(1, 8))
@@ -94,7 +95,7 @@ def test_the_ladder_draws_a_dot_per_task_and_rule_set():
 
 def test_the_table_names_the_best_of_each_column():
     frame = tokens.intervals(rows(["gradient", "gim"]))
-    for ax in plots_papers.faithfulness_table(frame, tokens.POOLED).axes:
+    for ax in papers.faithfulness_table(frame, tokens.POOLED).axes:
         bold = [text.get_position()[1] for text in ax.texts if text.get_fontweight() == "bold"]
         assert bold == [1.5] * 3  # the second method in both tasks and in their mean
 
@@ -147,12 +148,12 @@ def test_a_run_goes_on_where_it_was_cut_off(tmp_path, monkeypatch):
     arguments = dict(n=2, tasks=["agreement", "pronoun"])
     with pytest.raises(KeyboardInterrupt):
         draw(["ablation-ladder"], **arguments)
-    kept = files(tmp_path / "figures/data/mini-llama/tokens")
+    kept = files(tmp_path / "runs/figures/mini-llama/tokens")
     assert len(kept) == 3 and not list((tmp_path / "figures").glob("*.png"))
     monkeypatch.setattr(tokens, "measure", lambda *given: done.append(given[2]) or measure(*given))
     draw(["ablation-ladder"], **arguments)
     assert len(done) == 16  # eight rule sets on two tasks, each once
-    assert kept.items() <= files(tmp_path / "figures/data/mini-llama/tokens").items()
+    assert kept.items() <= files(tmp_path / "runs/figures/mini-llama/tokens").items()
     drawn = files(tmp_path / "figures")
     draw(["ablation-ladder"], **arguments)
     assert len(done) == 16 and files(tmp_path / "figures") == drawn
@@ -167,14 +168,14 @@ def test_the_same_seed_gives_the_same_bytes_measured_anew(tmp_path, monkeypatch)
         monkeypatch.chdir(tmp_path / folder)
         draw(names, n=2, tasks=["ioi"])
         found.append(files(tmp_path / folder / "figures"))
-    assert found[0] == found[1] and len(found[0]) == 11
+    assert found[0] == found[1] and len(found[0]) == 5
 
 
 def test_the_scatters_hold_the_librarys_rows():
     draw(["ablation-effect"], n=2, tasks=["ioi_twice"])
     model = gimkit.load("mini-llama")
     want = gimkit.self_repair(model, gimkit.tasks.ioi_twice(model, n=2)).frame()
-    found = pandas.read_csv("figures/ablation-effect-mini-llama.csv")
+    found = pandas.read_csv("figures/data/ablation-effect-mini-llama.csv")
     assert found.x.to_numpy() == pytest.approx((want.d1 + want.d2).to_numpy(), rel=1e-4, abs=1e-9)
     assert found.y.to_numpy() == pytest.approx(want.d12.to_numpy(), rel=1e-4, abs=1e-9)
     assert found.flagged.tolist() == want.flagged.astype(int).tolist()
@@ -197,12 +198,12 @@ def test_layers_are_measured_with_the_library_and_drawn():
     prompts, targets = [pair.clean for pair in task.pairs], [pair.answer for pair in task.pairs]
     scores = [layerwise.layer_scores(model, *both, method="gradient") for both in zip(prompts, targets)]
     want = layerwise.layer_faithfulness(model, prompts, scores, targets)
-    found = pandas.read_csv("figures/layers-mini-llama.csv").query("task == 'pronoun' and method == 'gradient'")
+    found = pandas.read_csv("figures/data/layers-mini-llama.csv").query("task == 'pronoun' and method == 'gradient'")
     for measure in tokens.MEASURES:
         values = [float(getattr(layer, measure)().mean()) for layer in want]
         assert found[found.measure == measure].value.tolist() == pytest.approx(values, rel=1e-4, abs=1e-6)
-    frame = pandas.read_csv("figures/layers-mini-llama.csv").query("task == @tokens.POOLED")
-    left, _ = plots_papers.layers(frame).axes
+    frame = pandas.read_csv("figures/data/layers-mini-llama.csv").query("task == @tokens.POOLED")
+    left, _ = papers.layers(frame).axes
     assert [line.get_label() for line in left.lines] == list(layers.METHODS.values())
 
 
@@ -224,16 +225,16 @@ def test_the_path_runs_from_the_corrupt_to_the_clean_prompt():
 
 
 def test_eap_gp_figures_share_one_measurement(monkeypatch):
-    compare, asked = edges.compare.compare, []
-    monkeypatch.setattr(edges.compare, "compare", lambda *given, **more: asked.append(given) or compare(*given, **more))
+    compare, asked = edges.compare, []
+    monkeypatch.setattr(edges, "compare", lambda *given, **more: asked.append(given) or compare(*given, **more))
     draw(["eap-gp-faithfulness", "eap-gp-runtime"], n=2, tasks=["capital"])
     assert len(asked) == 1
     table, curves = compare("mini-llama", ["capital"], ["gradient", "gp"], n=2, seeds=2)
-    found = pandas.read_csv("figures/eap-gp-faithfulness-mini-llama.csv")
+    found = pandas.read_csv("figures/data/eap-gp-faithfulness-mini-llama.csv")
     for method, name in (("gradient", "EAP"), ("gp", "EAP-GP")):
         want = curves[(curves.method == method) & (curves.ranking == "absolute")].faithfulness
         assert found[found.method == name].faithfulness.tolist() == pytest.approx(want.tolist(), rel=1e-3, abs=1e-5)
-    times = pandas.read_csv("figures/eap-gp-runtime-mini-llama.csv").set_index("method")
+    times = pandas.read_csv("figures/data/eap-gp-runtime-mini-llama.csv").set_index("method")
     assert times.ratio["EAP"] == 1
     assert times.ratio["EAP-GP"] == pytest.approx(times.cpu_seconds["EAP-GP"] / times.cpu_seconds["EAP"], rel=1e-4)
 
@@ -241,7 +242,7 @@ def test_eap_gp_figures_share_one_measurement(monkeypatch):
 def test_captions_of_other_figures_stay(tmp_path):
     path = tmp_path / "CAPTIONS.md"
     for stem in ("b", "a", "b"):
-        write_caption(path, stem, f"What {stem} shows.", "Paper", "no model", "Not at all.")
+        _write_caption(tmp_path / stem, {"Shows": f"What {stem} shows.", "Paper": "Paper."})
     text = path.read_text()
     assert text.count("## a\n") == text.count("## b\n") == 1 and text.index("## a") < text.index("## b")
     assert "![a](a.png)" in text and "What a shows." in text and "- **Paper:** Paper." in text
@@ -252,9 +253,9 @@ def test_captions_of_other_figures_stay(tmp_path):
 def test_unknown_names_are_one_line_that_lists_the_known(arguments, listed, tmp_path, capsys):
     if listed is None:
         with pytest.raises(SystemExit):
-            cli.main(["figures", *arguments])
+            main(arguments)
         return
-    assert cli.main(["figures", *arguments]) == 2
+    assert main(arguments) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and "unknown" in error and listed in error
     assert not list(tmp_path.iterdir())

@@ -9,8 +9,8 @@ from test_rules import PARTS, SUBSETS, for_oracle, relative
 from tiny import build, token_ids
 
 import gimkit
-from gimkit.forward import backend, running
-from gimkit.remote import traces
+from gimkit.jvp import scores
+from gimkit.remote import capabilities, trace
 
 torch.set_num_threads(1)
 NAMES = ("gpt2", "llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3", "gpt_neox", "gpt_neox_serial", "phi3",
@@ -93,7 +93,7 @@ def test_chunks_change_nothing(method, monkeypatch):
     model = NNsight(precise("llama"))
     whole, _ = both(model, method, target=None)
     for most in (1, 4, 20):
-        monkeypatch.setattr(running, "rows_at_once", lambda plan, seq, most=most: most)
+        monkeypatch.setattr(scores, "rows_at_once", lambda plan, seq, most=most: most)
         parts, _ = both(model, method, target=None)
         assert parts.target == whole.target and relative(parts.scores, whole.scores) < 1e-12
 
@@ -120,14 +120,14 @@ def test_the_model_is_left_as_it_was():
 
 def broken(monkeypatch, change):
     """Give forward mode a false plan."""
-    plan_of = running.plan_of
+    plan_of = scores.plan_of
 
     def false_plan(*arguments):
         plan = plan_of(*arguments)
         change(plan)
         return plan
 
-    monkeypatch.setattr(running, "plan_of", false_plan)
+    monkeypatch.setattr(scores, "plan_of", false_plan)
 
 
 def in_block(**wrong):
@@ -183,8 +183,8 @@ def test_an_edited_model_is_refused():
 @pytest.fixture
 def refusing(monkeypatch):
     """A server, played by this machine, whose sandbox joins no tensors by a graph."""
-    monkeypatch.setattr(backend, "gradient_arrives", lambda model, embedding: False)
-    monkeypatch.setattr(traces, "where", lambda model, remote: {})
+    monkeypatch.setattr(capabilities, "gradient_arrives", lambda model, embedding: False)
+    monkeypatch.setattr(trace, "where", lambda model, remote: {})
 
 
 def test_forward_mode_takes_over_where_gradients_are_refused(refusing):
@@ -211,15 +211,16 @@ def test_forward_mode_takes_over_nowhere_else(refusing, recwarn):
 
 
 def test_a_server_is_asked_once_whether_it_gives_gradients(monkeypatch):
-    model, asked, trace = NNsight(build("gpt2")), [], traces.in_trace
-    monkeypatch.setattr(backend, "in_trace", lambda *given, **options: asked.append(given) or trace(*given, **options))
-    assert backend.gives_gradients(model) and backend.gives_gradients(model) and len(asked) == 1
-    monkeypatch.setattr(backend, "in_trace", lambda *given, **options: trace(*given, gradients=False, **options))
-    assert not backend.gives_gradients(NNsight(build("gpt2")))  # as in a sandbox, where no graph is kept
+    model, asked, run = NNsight(build("gpt2")), [], trace.in_trace
+    monkeypatch.setattr(capabilities, "in_trace",
+                        lambda *given, **options: asked.append(given) or run(*given, **options))
+    assert capabilities.gives_gradients(model) and capabilities.gives_gradients(model) and len(asked) == 1
+    monkeypatch.setattr(capabilities, "in_trace", lambda *given, **options: run(*given, gradients=False, **options))
+    assert not capabilities.gives_gradients(NNsight(build("gpt2")))  # as in a sandbox, where no graph is kept
 
 
 def test_a_large_job_says_what_it_moves(refusing, monkeypatch):
-    monkeypatch.setattr(running, "LARGE", 1000)
+    monkeypatch.setattr(scores, "LARGE", 1000)
     model = NNsight(build("gpt2"))
     with pytest.warns(UserWarning, match=r"11 rows in 1 forward passes; about 0.0 GiB"):
         gimkit.attribute(model, token_ids(1, 9)[0], 5, baseline=NEUTRAL, backend="forward", remote=True)
@@ -228,7 +229,7 @@ def test_a_large_job_says_what_it_moves(refusing, monkeypatch):
 def test_the_estimate_of_what_moves():
     """By hand: a GPT-2 block reads both norms' inputs and outputs (4 widths), q, k, v (3), heads (1), the MLP (8)."""
     model = NNsight(build("gpt2"))
-    assert running.per_token(model, running.plan_of(model, gimkit.GIM)) == 3 * 16 * 32 + 3 * 32
+    assert scores.per_token(model, scores.plan_of(model, gimkit.GIM)) == 3 * 16 * 32 + 3 * 32
 
 
 def test_the_same_on_a_serialised_model():

@@ -12,7 +12,7 @@ from test_rules import PARTS, SUBSETS, relative
 from tiny import build
 
 import gimkit
-from gimkit.forward import running
+from gimkit.jvp import scores
 
 torch.set_num_threads(1)
 
@@ -66,7 +66,7 @@ def test_chunks_and_batches_change_nothing(name, monkeypatch, wide_softmax):
     whole, _ = both(model, "gim")
     assert relative(both(model, "gim", batch_size=1)[0], whole) < 1e-12
     for most in (1, 7, 40):
-        monkeypatch.setattr(running, "rows_at_once", lambda plan, seq, most=most: most)
+        monkeypatch.setattr(scores, "rows_at_once", lambda plan, seq, most=most: most)
         assert relative(both(model, "gim")[0], whole) < 1e-12
 
 
@@ -142,7 +142,7 @@ def test_chunks_of_edges_change_nothing(monkeypatch, wide_softmax):
     model = NNsight(precise("gemma2"))
     whole, _ = edges(model, "gim")
     for most in (1, 13, 40):
-        monkeypatch.setattr(running, "rows_at_once", lambda plan, seq, most=most: most)
+        monkeypatch.setattr(scores, "rows_at_once", lambda plan, seq, most=most: most)
         assert relative(edges(model, "gim")[0].scores, whole.scores) < 1e-12
     assert len(whole.frame()) == len(whole.edges) and whole.frame().source[0] == "input"
 

@@ -69,10 +69,10 @@ def padded(draw):
 @pytest.mark.parametrize("seed", SEEDS)
 def test_fuzz(seed, tmp_path):
     draw = Random(seed)
-    told, hf = random_model(draw)
+    shape, hf = random_model(draw)
     model = NNsight(hf)
     rules, edited = random_rules(draw, model)
-    print(told, rules)
+    print(shape, rules)
 
     ids, inputs = padded(draw)
     mask = inputs["attention_mask"]
@@ -83,20 +83,17 @@ def test_fuzz(seed, tmp_path):
     got, logits = gradient(edited, ids, aim, **inputs)
     want, _ = oracle_gradient(hf, ids, aim, for_oracle(rules), **inputs)
     assert torch.equal(logits, gradient(model, ids, **inputs)[1])
-    print("gradient", relative(got, want))
     assert relative(got, want) < 1e-3  # of one in 80 rounding makes 2e-4, and 6e-13 in float64
 
     task = random_task(draw.choice((2, 3, 5)), 6, seed=draw.randrange(100))
     nodes = gimkit.score_nodes(model, task, rules)
     one_by_one = gimkit.score_nodes(model, task, rules, batch_size=draw.choice((1, 2)))
-    print("batch", relative(one_by_one.per_example, nodes.per_example))
     assert relative(one_by_one.per_example, nodes.per_example) < 1e-4
     if nodes.graph is None:
         return  # experts, and others whose edges are not covered
 
     edges = gimkit.score_edges(model, task, rules)
     alone = gimkit.score_edges(model, task, rules, batch_size=draw.choice((1, 2)))
-    print("edges", relative(alone.scores, edges.scores), relative(edges.scores.sum(1), nodes.scores))
     assert relative(alone.scores, edges.scores) < 1e-4
     assert relative(edges.scores.sum(1), nodes.scores) < 1e-4  # every gradient at a node comes through its edges
 
@@ -104,7 +101,6 @@ def test_fuzz(seed, tmp_path):
     values = gimkit.run(model, task, [Circuit(graph, torch.zeros_like(graph.real)), Circuit(graph, graph.real)])
     for value, prompts in zip(values, (task.corrupt, task.clean)):
         literal = torch.tensor([literal_metric(hf, prompts, task, row) for row in range(len(task))])
-        print("run", relative(value, literal))
         assert relative(value, literal) < 1e-4
 
     ending = draw.choice((".json", ".pt"))

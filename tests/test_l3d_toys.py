@@ -10,9 +10,12 @@ from scipy import stats
 from torch import nn
 
 import gimkit
-from gimkit import cli, l3d
+from benchmarks.l3d_runs import digits, runs
+from benchmarks.l3d_runs.__main__ import main
+from figures import l3d_heads
+from gimkit import l3d
 from gimkit.errors import GimkitError
-from gimkit.l3d import attention, digits, heads, intervene, recovery, runs, select, toys, tucker
+from gimkit.l3d import attention, interventions, recovery, selection, toys, tucker
 from gimkit.l3d.activity import Activity
 from gimkit.l3d.gradients import chosen
 
@@ -127,36 +130,36 @@ def test_moving_is_adding_to_the_weights(recovered):
     direction, x = found.subnetwork(2), toy.inputs(20, seed=5)
     other = toys.Linear2(5, 5, 5)
     other.load_state_dict({name: value + 0.7 * direction[name] for name, value in toy.module.state_dict().items()})
-    assert torch.allclose(intervene.moved(toy.module, direction, 0.7, x), other(x))
-    change = intervene.change(toy.module, direction, 0.7, x)
+    assert torch.allclose(interventions.moved(toy.module, direction, 0.7, x), other(x))
+    change = interventions.change(toy.module, direction, 0.7, x)
     assert torch.allclose(change, (other(x) - toy.module(x)).norm(dim=1))
-    swept = intervene.sweep(toy.module, direction, [0.0, 0.7], x)
+    swept = interventions.sweep(toy.module, direction, [0.0, 0.7], x)
     assert bool((swept[0] == 0).all()) and torch.allclose(swept[1], (other(x) - toy.module(x)).abs().mean(0))
-    grid = intervene.pair(toy.module, direction, found.subnetwork(0), [0.0, 0.7], x)
+    grid = interventions.pair(toy.module, direction, found.subnetwork(0), [0.0, 0.7], x)
     assert torch.allclose(grid[1, 0], (other(x) - toy.module(x)).mean(0), atol=1e-6) and grid.shape == (2, 2, 5)
-    part = intervene.only(direction, ["b"])
+    part = interventions.only(direction, ["b"])
     assert list(part) == ["b"] and torch.equal(part["b"], direction["b"])
     with pytest.raises(GimkitError, match="no part of the direction"):
-        intervene.only(direction, ["c"])
-    control = intervene.random_like(direction, seed=3)
-    assert intervene.norm(control) == pytest.approx(intervene.norm(direction)) == pytest.approx(1, rel=1e-4)
+        interventions.only(direction, ["c"])
+    control = interventions.random_like(direction, seed=3)
+    assert interventions.norm(control) == pytest.approx(interventions.norm(direction)) == pytest.approx(1, rel=1e-4)
 
 
 def test_a_circuit_moves_its_own_samples_and_a_random_direction_all(recovered):
     toy, found = recovered
-    table = intervene.interventions(toy, found, deltas=(0.3, 1.0)).groupby("direction")[["ratio", "auroc"]].mean()
+    table = interventions.interventions(toy, found, deltas=(0.3, 1.0)).groupby("direction")[["ratio", "auroc"]].mean()
     assert table.auroc["subnetwork"] > 0.9 and table.ratio["subnetwork"] > 5
     assert table.auroc["random"] < 0.65 and table.ratio["random"] < 2
-    own = intervene.interventions(toy, found, deltas=(1.0,)).query("direction == 'subnetwork'")
+    own = interventions.interventions(toy, found, deltas=(1.0,)).query("direction == 'subnetwork'")
     assert (own.own > 5 * own.others).all()
 
 
 def test_top_logits_are_the_largest_slopes():
     module = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 5)).requires_grad_(False)
     x, step = torch.rand(6, 4), 1e-2
-    direction = intervene.random_like({name: value for name, value in module.named_parameters()})
-    slopes, which = intervene.top_logits(module, direction, x, k=2)
-    moved = [intervene.moved(module, direction, sign * step, x).double().softmax(1) for sign in (1, -1)]
+    direction = interventions.random_like({name: value for name, value in module.named_parameters()})
+    slopes, which = interventions.top_logits(module, direction, x, k=2)
+    moved = [interventions.moved(module, direction, sign * step, x).double().softmax(1) for sign in (1, -1)]
     want = (moved[0] - moved[1]) / (2 * step)
     assert torch.allclose(slopes.double(), want.gather(1, which), atol=2e-4)
     assert torch.allclose(slopes.abs().amax(1).double(), want.abs().amax(1), atol=2e-4)
@@ -166,8 +169,8 @@ def test_top_logits_are_the_largest_slopes():
 def test_auroc_is_the_share_of_pairs():
     scores, positive = torch.tensor([3.0, 1.0, 2.0, 2.0, 0.0]), torch.tensor([True, False, True, False, False])
     pairs = [(a > b) + 0.5 * (a == b) for a in scores[positive].tolist() for b in scores[~positive].tolist()]
-    assert intervene.auroc(scores, positive) == pytest.approx(sum(pairs) / len(pairs))
-    assert math.isnan(intervene.auroc(scores, positive & False))
+    assert interventions.auroc(scores, positive) == pytest.approx(sum(pairs) / len(pairs))
+    assert math.isnan(interventions.auroc(scores, positive & False))
 
 
 def test_mutual_information_is_its_formula():
@@ -175,8 +178,8 @@ def test_mutual_information_is_its_formula():
     joint = numpy.array([[1.5, 0.0], [0.5, 2.0]]) / 4  # kept or not, positive or not
     apart = joint.sum(1, keepdims=True) * joint.sum(0)
     want = sum(p * math.log2(p / q) for p, q in zip(joint.ravel(), apart.ravel()) if p)
-    assert select.mutual_information(kept, positive) == pytest.approx(want)
-    assert select.mutual_information(torch.full((4,), 0.5), positive) == pytest.approx(0)
+    assert selection.mutual_information(kept, positive) == pytest.approx(want)
+    assert selection.mutual_information(torch.full((4,), 0.5), positive) == pytest.approx(0)
 
 
 def made_up_activity(seed, kinds):
@@ -188,7 +191,7 @@ def made_up_activity(seed, kinds):
 
 def test_selection_finds_the_subnetwork_and_shuffled_labels_find_none():
     kinds, new = ["a", "b", "c", "c"] * 40, ["b", "a", "c", "c"] * 40
-    table = select.selection(made_up_activity(0, kinds), made_up_activity(1, new), kinds, new).set_index("kind")
+    table = selection.selection(made_up_activity(0, kinds), made_up_activity(1, new), kinds, new).set_index("kind")
     assert table.subnetwork["b"] == 2 and table.auroc["b"] == 1 and table.bits["b"] > 0.5
     assert abs(table.shuffled_auroc["b"] - 0.5) < 0.05 and table.shuffled_bits["b"] < 0.05
     assert table.auroc["c"] < 0.7
@@ -213,9 +216,9 @@ def test_a_block_of_attention_is_decomposed_and_judged(name):
     assert len(found.names) == 4 and all(".1." in parameter for parameter in found.names)
     assert set(table.kind) == {"ioi", "capital", "elsewhere"} and table.auroc.between(0, 1).all()
     assert table.norm[0] == pytest.approx(math.sqrt(table.squared[0]))
-    shares = heads.head_shares(found, model)
+    shares = l3d_heads.head_shares(found, model)
     assert list(shares.columns) == [f"a1.h{h}" for h in range(4)] and shares.sum(axis=1).to_numpy() == pytest.approx(1)
-    beside = heads.beside_gim(found, model, gimkit.tasks.ioi(model, n=4), table)
+    beside = l3d_heads.beside_gim(found, model, gimkit.tasks.ioi(model, n=4), table)
     assert len(beside) == 4 and beside.rho.between(-1, 1).all()
 
 
@@ -236,13 +239,13 @@ def test_shares_belong_to_the_head_whose_weights_move():
             def subnetwork(self, _, parameter=parameter, direction=direction):
                 return {f"model.{parameter}": direction}
 
-        shares = heads.head_shares(One(), model)
+        shares = l3d_heads.head_shares(One(), model)
         assert shares[want][0] == pytest.approx(1)
     direction = torch.zeros(64, 128)
     direction[:32] = 1  # the first of two shared keys: half each for the first two heads
-    assert heads._by_head("model.layers.0.self_attn.k_proj.weight", direction, 4, 2) == [2048, 2048, 0, 0]
+    assert l3d_heads._by_head("model.layers.0.self_attn.k_proj.weight", direction, 4, 2) == [2048, 2048, 0, 0]
     with pytest.raises(GimkitError, match="do not know which head"):
-        heads._by_head("model.layers.0.attention.query.weight", direction, 4, 4)
+        l3d_heads._by_head("model.layers.0.attention.query.weight", direction, 4, 4)
     with pytest.raises(GimkitError, match="block 7 has no parameters"):
         attention.attention_names(l3d.NextToken(gimkit.load("mini-gpt2")), [7])
 
@@ -273,8 +276,8 @@ def test_a_full_run_is_kept_part_by_part(tmp_path, monkeypatch):
 def test_the_command_prints_means_with_intervals_and_goes_on(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(toys, "train", lambda *given, train=toys.train, **more: train(*given, **more | {
         "epochs": 1, "n": 300, "tries": 1}))
-    arguments = ["l3d", "tms", "--seeds", "2", "--epochs", "1", "--out", str(tmp_path / "tms.csv")]
-    assert cli.main(arguments) == 0
+    arguments = ["tms", "--seeds", "2", "--epochs", "1", "--out", str(tmp_path / "tms.csv")]
+    assert main(arguments) == 0
     printed = capsys.readouterr().out
     table = pandas.read_csv(tmp_path / "tms.csv")
     values = table[table.variant == "paper"].new_squared
@@ -282,12 +285,12 @@ def test_the_command_prints_means_with_intervals_and_goes_on(tmp_path, monkeypat
     low, high = stats.t.interval(0.95, 1, values.mean(), stats.sem(values))
     assert f"[{low:.3f}, {high:.3f}]" in printed
     monkeypatch.setattr(toys, "train", None)
-    assert cli.main(arguments) == 0 and capsys.readouterr().out == printed
-    assert cli.main(["l3d", "attention", "--model", "mini-gtp2"]) == 2
+    assert main(arguments) == 0 and capsys.readouterr().out == printed
+    assert main(["attention", "--model", "mini-gtp2"]) == 2
     assert "mini-gpt2" in capsys.readouterr().err
 
 
 def test_another_module_than_a_toy():
     module = nn.Sequential(nn.Linear(3, 3), nn.Tanh(), nn.Linear(3, 2))
     direction = {name: torch.ones_like(value) for name, value in module.named_parameters()}
-    assert intervene.moved(module, direction, 0.0, torch.ones(4, 3)).shape == (4, 2)
+    assert interventions.moved(module, direction, 0.0, torch.ones(4, 3)).shape == (4, 2)

@@ -6,7 +6,7 @@ from nnsight import NNsight
 from tiny import build
 
 import gimkit
-from gimkit.layerwise import layer_faithfulness, layer_scores
+from gimkit.tokens.layers import layer_faithfulness, layer_scores
 
 torch.set_num_threads(1)
 
@@ -88,7 +88,7 @@ def literal_faithfulness(hf, prompt, target, scores, layer):
 
 @pytest.mark.parametrize("name", ["gpt2", "llama"])
 def test_faithfulness_against_hooks(name, monkeypatch):
-    monkeypatch.setattr("gimkit.layerwise.MOST_TOKENS", 40)  # a few rows at a time
+    monkeypatch.setattr("gimkit.tokens.layers.MOST_TOKENS", 40)  # a few rows at a time
     hf, prompts = build(name), [prompt_of(9), prompt_of(7, seed=1)]
     with torch.no_grad():
         targets = [int(hf(torch.tensor([prompt])).logits[0, -1].argmax()) for prompt in prompts]

@@ -1,10 +1,12 @@
 """The metrics other than the logit difference: explicit formulas, slopes, literal patches, the ends of faithfulness."""
 
+import dataclasses
 import functools
 import math
 
 import pytest
 import torch
+from in_float64 import precise
 from literal_edges import contributions, edge_matrix, forward, gradients
 from made_up import random_task
 from nnsight import NNsight
@@ -17,9 +19,10 @@ from tiny import build
 import gimkit
 from gimkit import plots
 from gimkit.circuits import Circuit
-from gimkit.circuits.scores import DIVERGENCES, METRICS
-from gimkit.circuits.traced import metric_values
-from gimkit.tasks import Task
+from gimkit.circuits.metric import DIVERGENCES, METRICS
+from gimkit.interventions.metric import metric_values
+from gimkit.tasks import Task, measure
+from gimkit.tasks.task import answers_of
 
 torch.set_num_threads(1)
 OTHERS = ("probability", "kl", "kl-mean")
@@ -271,3 +274,163 @@ def test_results_name_their_metric():
     ax = plots.method_scatter(nodes, exact)
     assert ax.get_xlabel() == "exact patching (nats)" and ax.get_ylabel() == "gim (probability)"
     assert math.isclose(exact.scores.min().item(), 0, abs_tol=1e-6) or exact.scores.min() > 0
+
+
+# --- answers of several tokens ---
+
+GOOD, BAD = ((7, 11, 5), (8,), (20, 3)), ((9, 4), (30, 31, 32), (6,))
+
+
+def several(n=3, seed=2):
+    """Pairs whose answers have one to three tokens; rows of two lengths."""
+    task = random_task(n, seed=seed)
+    return dataclasses.replace(task, good=GOOD[:n], bad=BAD[:n], sequences=True)
+
+
+def forced(ids, answer):
+    """A prompt [1, seq] with all of an answer behind it but its last token."""
+    return torch.cat([ids, torch.tensor([answer[:-1]], dtype=torch.long)], 1)
+
+
+def literal_log_probability(logits, answer):
+    """By the chain rule, from logits [1, seq, vocab] of the forced row."""
+    p = logits[0].double().exp() / logits[0].double().exp().sum(-1, keepdim=True)
+    return sum(p[len(p) - len(answer) + i, token].log() for i, token in enumerate(answer))
+
+
+def by_answer(task, row, effect):
+    """effect(clean, corrupt, value of logits) of the good answer's row minus that of the bad one's."""
+    clean, corrupt, _ = row_of(task, row)
+    both = [effect(forced(clean, answer), forced(corrupt, answer),
+                   lambda logits, answer=answer: literal_log_probability(logits, answer))
+            for answer in (task.good[row], task.bad[row])]
+    return (both[0] - both[1]).item()
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+def test_runs_of_answers_of_several_tokens_are_log_probabilities(name):
+    """Teacher forcing step by step: one prompt for each token of an answer."""
+    hf, model = tiny(name)
+    task = several()
+    graph = gimkit.score_edges(model, task, "random").graph
+    got = gimkit.run(model, task, [Circuit(graph, graph.real), Circuit(graph, torch.zeros_like(graph.real))])
+    for row in range(3):
+        for values, ids in zip(got, row_of(task, row)[:2]):
+            want = 0
+            for sign, answer in ((1, task.good[row]), (-1, task.bad[row])):
+                for i, token in enumerate(answer):
+                    with torch.no_grad():
+                        logits = hf(torch.cat([ids, torch.tensor([answer[:i]], dtype=torch.long)], 1)).logits
+                    want += sign * torch.log_softmax(logits[0, -1].double(), -1)[token].item()
+            assert values[row].item() == pytest.approx(want, rel=1e-5, abs=1e-6)
+    assert torch.allclose(measure.metric(model, task), got[0], atol=1e-6)
+    with pytest.raises(gimkit.GimkitError, match="needs a row of its own"):
+        answers_of(task)
+    assert gimkit.run(model, task, Circuit(graph, graph.real), metric="probability")[1].item() == pytest.approx(
+        by_answer(task, 1, lambda clean, _, value: value(hf(clean, use_cache=False).logits).exp()), rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+def test_exact_nodes_and_slopes_of_answers_of_several_tokens(name):
+    hf, task, step = precise(name), several(), 1e-5
+    model = NNsight(hf)
+    exact, slope = (gimkit.score_nodes(model, task, method, batch_size=2) for method in ("exact", "gradient"))
+    assert exact.metric == slope.metric == "log-probability" and exact.per_example.shape[0] == 3
+    for node, place in places(hf).items():
+        def patched(clean, corrupt, value, place=place):
+            theirs = value_of(hf, place, corrupt)
+            with torch.no_grad():
+                whole = value(hf(clean, use_cache=False).logits)
+                with changed(place, lambda _: theirs):
+                    return whole - value(hf(clean, use_cache=False).logits)
+
+        def moved(clean, corrupt, value, place=place):
+            gap, ends = value_of(hf, place, clean) - value_of(hf, place, corrupt), []
+            for sign in (1, -1):
+                with changed(place, lambda x, move=sign * step * gap: x + move), torch.no_grad():
+                    ends.append(value(hf(clean, use_cache=False).logits))
+            return (ends[0] - ends[1]) / (2 * step)
+
+        for row in (0, 2):
+            column = exact.nodes.index(node)
+            assert exact.per_example[row, column].item() == pytest.approx(by_answer(task, row, patched), rel=1e-4,
+                                                                          abs=1e-6)
+            assert slope.per_example[row, column].item() == pytest.approx(by_answer(task, row, moved), rel=1e-5,
+                                                                          abs=1e-8)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+def test_exact_edges_of_answers_of_several_tokens(name):
+    hf, model = tiny(name)
+    task = several(2)
+    edges = gimkit.score_edges(model, task, "exact")
+    for edge in sampled(edges.graph):
+        source, target = names_of(edges.graph, edge)
+
+        def effect(clean, corrupt, value, source=source, target=target):
+            move = contributions(hf, corrupt)[source] - contributions(hf, clean)[source]
+            with torch.no_grad():
+                return value(forward(hf, clean)[0]) - value(forward(hf, clean, only(target, move))[0])
+
+        want = sum(by_answer(task, row, effect) for row in range(2)) / 2
+        assert edges.scores[edge[0], edge[1]].item() == pytest.approx(want, rel=1e-4, abs=1e-6), (source, target)
+        kept = Circuit(edges.graph, edges.graph.real & ~torch.nn.functional.one_hot(
+            torch.tensor(edge[0] * len(edges.targets) + edge[1]), edges.graph.real.numel()).bool().view_as(
+                edges.graph.real))
+        whole, without = gimkit.run(model, task, [Circuit(edges.graph, edges.graph.real), kept]).mean(1).tolist()
+        assert whole - without == pytest.approx(want, rel=1e-3, abs=1e-5)
+
+
+SCORES = {
+    "nodes gim": lambda m, t: gimkit.score_nodes(m, t, "gim", batch_size=3).per_example,
+    "nodes ig-inputs": lambda m, t: gimkit.score_nodes(m, t, "ig-inputs", steps=2).per_example,
+    "nodes ig-activations": lambda m, t: gimkit.score_nodes(m, t, "ig-activations", steps=2).per_example,
+    "nodes atp*": lambda m, t: gimkit.score_nodes(m, t, "atp*").per_example,
+    "nodes forward": lambda m, t: gimkit.score_nodes(m, t, "gim", backend="forward").per_example,
+    "edges gim": lambda m, t: gimkit.score_edges(m, t, "gim", batch_size=1).scores,
+    "edges gp": lambda m, t: gimkit.score_edges(m, t, "gp", steps=2).scores,
+    "edges gim-ig": lambda m, t: gimkit.score_edges(m, t, "gim-ig", steps=2).scores,
+    "edges exact": lambda m, t: gimkit.score_edges(m, t, "exact").scores,
+    "edges among": lambda m, t: gimkit.circuits.score_edges_among(m, t, ["input", "a1.h1", "m1", "logits"]).scores,
+    "edges among, forward": lambda m, t: gimkit.circuits.score_edges_among(
+        m, t, ["input", "a1.h1", "m1", "logits"], backend="forward").scores,
+    "neurons": lambda m, t: gimkit.score_neurons(m, t).scores,
+    "shapley": lambda m, t: gimkit.circuits.shapley_nodes(m, t, orders=1).per_example,
+    "run": lambda m, t: gimkit.run(m, t, gimkit.score_edges(m, t, "random").top(60)),
+}
+
+
+@pytest.mark.parametrize("name", SCORES)
+def test_single_tokens_scored_as_sequences_are_the_logit_difference(name):
+    """log P(a) - log P(b) of one token each is the difference of their logits, whatever is scored and how."""
+    _, model = tiny("llama")
+    task = random_task(3)
+    single = dataclasses.replace(task, bad=tuple(ids[:1] for ids in task.bad))
+    got, want = (SCORES[name](model, t) for t in (dataclasses.replace(single, sequences=True), single))
+    assert got.shape == want.shape and relative(got, want) < 1e-6
+
+
+def test_forward_mode_and_among_of_answers_of_several_tokens():
+    _, model = tiny("gpt2")
+    task, chosen = several(), ["input", "a0.h1", "m1", "logits"]
+    forward, reverse = (gimkit.score_nodes(model, task, "gim", backend=backend).per_example
+                        for backend in ("forward", "reverse"))
+    assert relative(forward, reverse) < 1e-9
+    forward, reverse = (gimkit.circuits.score_edges_among(model, task, chosen, backend=backend).scores
+                        for backend in ("forward", "reverse"))
+    assert relative(forward, reverse) < 1e-6
+
+
+def test_what_answers_of_several_tokens_cannot_do():
+    _, model = tiny("llama")
+    task = several()
+    edges = gimkit.score_edges(model, task, "gim")
+    for name, act in (("head_roles", gimkit.circuits.head_roles), ("head_repair", gimkit.head_repair)):
+        with pytest.raises(gimkit.GimkitError, match=f"^{name} takes answers of one token"):
+            act(model, task)
+    for act in (lambda: gimkit.score_nodes(model, task, "exact", metric="kl"),
+                lambda: gimkit.run(model, task, edges.top(9), metric="kl-mean")):
+        with pytest.raises(gimkit.GimkitError, match="compares one next token"):
+            act()
+    assert gimkit.self_repair(model, task, threshold=0.01).rows.shape[0] > 0  # it asks for no answer
+    assert plots.node_grid(gimkit.score_nodes(model, task)).figure.axes[1].get_ylabel() == "score (nats)"

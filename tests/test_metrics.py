@@ -9,7 +9,8 @@ from tiny import build
 
 import gimkit
 from gimkit.circuits import Circuit, Curve, EdgeScores, Graph, auroc, precision_recall
-from gimkit.circuits.metrics import SIZES, bootstrap
+from gimkit.circuits.faithfulness import SIZES
+from gimkit.statistics import bootstrap
 
 GRAPH = Graph(layers=2, heads=2, parallel=False, width=8)
 

@@ -14,16 +14,20 @@ import literal_gguf
 import numpy
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 import gimkit
+from benchmarks.training import corpus
+from benchmarks.training.measure import accuracy
+from benchmarks.training.train import CONTEXT, RECIPE, Batches, build_model, build_tokenizer, train
 from gimkit import tasks
 from gimkit.errors import GimkitError
-from gimkit.models import BUNDLED, accuracy, corpus, gguf, load
-from gimkit.models.measure import metric
-from gimkit.models.train import CONTEXT, RECIPE, Batches, build_model, build_tokenizer, train
+from gimkit.model import gguf
+from gimkit.model.load import BUNDLED, load
+from gimkit.tasks.measure import metric
 
-FOLDER = Path(load.__code__.co_filename).parent
+FOLDER = Path(load.__code__.co_filename).parent / "bundled"
 
 
 @pytest.fixture(scope="module", params=BUNDLED)
@@ -48,7 +52,7 @@ def test_what_is_stored(model):
     assert {path.suffix for path in folder.iterdir()} <= {".json", ".safetensors", ".md"}
     assert sum(path.stat().st_size for path in folder.iterdir()) <= 3_000_000
     card = (folder / "README.md").read_text()
-    assert "python -m gimkit measure" in card and "python -m gimkit train" in card
+    assert "python -m benchmarks.training.measure" in card and "python -m benchmarks.training.train" in card
     vocabulary = model.tokenizer.get_vocab()
     assert sorted(vocabulary, key=vocabulary.get) == corpus.vocabulary()  # data and weights belong together
 
@@ -92,6 +96,42 @@ def test_hub_out_of_reach(monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(GimkitError, match="cannot load 'nobody/nothing' from the .* hub.*bundled model"):
         load("nobody/nothing")
+
+
+def cut(file, share=0.5):
+    return lambda folder: (folder / file).write_bytes((folder / file).read_bytes()[:int(
+        share * (folder / file).stat().st_size)])
+
+
+def renamed(folder):
+    """The weights of some other model: none has a name that this one knows."""
+    weights = load_file(folder / "model.safetensors")
+    weights = {f"other.{name}": value for name, value in weights.items()}
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+
+
+def smaller(folder):
+    weights = load_file(folder / "model.safetensors")
+    weights["model.norm.weight"] = weights["model.norm.weight"][:5].clone()
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+
+
+@pytest.mark.parametrize("damage, words", [
+    (cut("model.safetensors"), "incomplete metadata"), (cut("model.safetensors", 0), "header too small"),
+    (lambda folder: (folder / "model.safetensors").unlink(), "Could not load model"),
+    (renamed, "no weights for model.*which would be random"),
+    (smaller, "no weights for model.norm.weight, which would be random"),
+    (cut("config.json"), "not a valid JSON file"), (cut("tokenizer.json"), "Expecting"),
+    (lambda folder: (folder / "config.json").write_text('{"model_type": "shoe"}'), "model type `shoe`"),
+    (lambda folder: (folder / "tokenizer.json").write_text("[1]"), "damaged or of another kind"),
+], ids=["cut off", "empty", "missing", "of another model", "of another size", "config", "tokenizer", "shoe", "a list"])
+def test_a_folder_with_a_damaged_or_foreign_file(tmp_path, damage, words):
+    """A model with weights that are in none of its files would have random ones."""
+    folder = shutil.copytree(FOLDER / "mini-llama", tmp_path / "model")
+    damage(folder)
+    with pytest.raises(GimkitError, match=f"cannot load '.*model'.*{words}") as caught:
+        gimkit.load(str(folder))
+    assert "\n" not in str(caught.value)
 
 
 def test_folder_without_a_model(tmp_path):

@@ -12,8 +12,8 @@ from test_rules import for_oracle, relative
 from tiny import build
 
 import gimkit
-from gimkit.anatomy import dissect
-from gimkit.circuits.graph import nodes
+from gimkit.model.architecture import architecture_of
+from gimkit.model.graph import nodes_of
 from gimkit.tasks import Task
 
 torch.set_num_threads(1)
@@ -21,10 +21,10 @@ SOME = ("gpt2", "llama", "gemma2", "gpt_neox", "phi3", "olmo2", "opt", "gpt_oss"
 
 
 def places(hf):
-    """(module, of its input?, slice of heads) of every node, from the anatomy's names."""
-    parts = dissect(NNsight(hf))
+    """(module, of its input?, slice of heads) of every node, from the architecture's names."""
+    parts = architecture_of(NNsight(hf))
     found = {}
-    for node in nodes(parts):
+    for node in nodes_of(parts):
         if node.kind == "input":
             found[node.name] = (hf.get_submodule(parts.embedding), False, slice(None))
         elif node.kind == "mlp":

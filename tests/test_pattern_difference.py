@@ -12,7 +12,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import eager_mask
 
 import gimkit
-from gimkit.layerwise import layer_scores
+from gimkit.tokens.layers import layer_scores
 
 torch.set_num_threads(1)
 NEUTRAL, TARGET = 3, 5
@@ -113,11 +113,11 @@ def test_layers(name):
 def test_the_forward_pass_is_untouched():
     hf, prompt = build("gpt2"), torch.tensor([prompt_of()] * 2)
     model = NNsight(hf)
-    from gimkit.anatomy import dissect
-    from gimkit.inside import put_pattern_difference
+    from gimkit.interventions.attention import put_pattern_difference
+    from gimkit.model.architecture import architecture_of
 
     with model.trace(input_ids=prompt, use_cache=False):
-        for block in dissect(model).blocks:
+        for block in architecture_of(model).blocks:
             put_pattern_difference(model.get(block.attention))
         logits = model.output.logits.save()
     assert torch.equal(logits, hf(prompt, use_cache=False).logits)

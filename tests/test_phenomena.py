@@ -9,9 +9,9 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from gimkit.errors import GimkitError
-from gimkit.models import apart, patched
-from gimkit.models import phenomena as ph
 from gimkit.tasks import Task
+from tests.oracles import apart, patched
+from tests.oracles import phenomena as ph
 
 torch.set_num_threads(1)
 VOCABULARY, HEADS, D, LAYERS = 40, 4, 4, 3

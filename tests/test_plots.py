@@ -196,16 +196,17 @@ def test_given_axes_are_used_and_nothing_is_printed(draw, capsys):
     assert pyplot.get_fignums() == [] and capsys.readouterr() == ("", "")
 
 
-def test_save_writes_five_files_with_equal_bytes_on_rerun(tmp_path):
+def test_save_writes_picture_numbers_and_caption_with_equal_bytes_on_rerun(tmp_path):
     def write(folder):
         left, _ = plots.saturation(plots.saturation_effects())
         png = plots.save(left.figure, folder / "toy-v1.0", plots.saturation_effects(), "Two scores, one output.")
         assert png == folder / "toy-v1.0.png"
-        return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in folder.iterdir()}
+        files = [path for path in folder.rglob("*") if path.is_file()]
+        return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
     first, second = write(tmp_path / "new" / "a"), write(tmp_path / "b")
-    assert sorted(first) == [f"toy-v1.0.{ending}" for ending in ("csv", "pdf", "png", "svg", "txt")]
+    assert sorted(first) == ["CAPTIONS.md", *(f"toy-v1.0.{ending}" for ending in ("csv", "png", "svg"))]
     assert first == second
-    assert (tmp_path / "b" / "toy-v1.0.txt").read_text() == "Two scores, one output.\n"
-    table = pandas.read_csv(tmp_path / "b" / "toy-v1.0.csv")
+    assert "- **Shows:** Two scores, one output.\n" in (tmp_path / "b" / "CAPTIONS.md").read_text()
+    table = pandas.read_csv(tmp_path / "b" / "data" / "toy-v1.0.csv")
     assert numpy.allclose(table["effect"], plots.saturation_effects()["effect"], rtol=1e-5)

@@ -5,7 +5,7 @@ import pytest
 from matplotlib import pyplot
 from matplotlib.figure import Figure
 
-from gimkit.plots_compare import faithfulness_by_edges
+from figures.comparison import faithfulness_by_edges
 
 
 @pytest.fixture(autouse=True)

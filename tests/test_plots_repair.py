@@ -7,9 +7,9 @@ import torch
 from matplotlib import pyplot
 from matplotlib.figure import Figure
 
-from gimkit import plots, plots_repair
+from gimkit import plots
 from gimkit.selfrepair import HeadRepair, SelfRepair
-from gimkit.selfrepair.scores import NUMBERS, PLACES, tidy
+from gimkit.selfrepair.attention import NUMBERS, PLACES, tidy
 
 
 @pytest.fixture(autouse=True)
@@ -33,8 +33,8 @@ def heads(n=6):
 
 
 @pytest.mark.parametrize("draw, x, y", [
-    (plots_repair.ablation_effect, lambda f: f.d1 + f.d2, "d12"),
-    (plots_repair.grad_vs_tsg, lambda f: f.gradient, "tsg"),
+    (plots.ablation_effect, lambda f: f.d1 + f.d2, "d12"),
+    (plots.grad_vs_tsg, lambda f: f.gradient, "tsg"),
 ])
 def test_a_dot_per_row_and_the_top_in_the_second_colour(draw, x, y):
     repair = rows()
@@ -62,7 +62,7 @@ def test_names_with_dollars_are_drawn():
 
 def test_direct_against_total():
     repair = heads()
-    ax, frame = plots_repair.direct_against_total(repair), repair.frame()
+    ax, frame = plots.direct_against_total(repair), repair.frame()
     dots = ax.containers[0].lines[0]
     assert numpy.allclose(dots.get_xdata(), frame.direct) and numpy.allclose(dots.get_ydata(), frame.total)
     rings = next(c for c in ax.collections if c.get_label() == "final norm frozen")
@@ -75,7 +75,7 @@ def test_answers_largest_first_and_none_lost():
     repair = heads()
     answers = repair.answer_frame().query("ablated == 'a0.h1'")
     assert set(answers.part) == {"m0", "a1.h0", "a1.h1", "m1", "final norm", "rest"}
-    ax = plots_repair.head_answers(repair, "a0.h1", most=3)
+    ax = plots.head_answers(repair, "a0.h1", most=3)
     widths = [bar.get_width() for bar in ax.patches]
     labels = [label.get_text() for label in ax.get_yticklabels()]
     assert labels[3] == "3 others" and sum(widths) == pytest.approx(answers.answer.sum())
@@ -84,8 +84,8 @@ def test_answers_largest_first_and_none_lost():
 
 
 @pytest.mark.parametrize("draw", [
-    lambda ax: plots_repair.ablation_effect(rows(), ax=ax), lambda ax: plots_repair.grad_vs_tsg(rows(), ax=ax),
-    lambda ax: heads().plot(ax=ax), lambda ax: plots_repair.head_answers(heads(), "a0.h0", ax=ax)])
+    lambda ax: plots.ablation_effect(rows(), ax=ax), lambda ax: plots.grad_vs_tsg(rows(), ax=ax),
+    lambda ax: heads().plot(ax=ax), lambda ax: plots.head_answers(heads(), "a0.h0", ax=ax)])
 def test_given_axes_are_used_and_nothing_is_printed(draw, capsys):
     ax = Figure().subplots()
     assert draw(ax) is ax

@@ -12,7 +12,7 @@ from nnsight.intervention.backends.remote import RemoteError
 from nnsight.modeling import huggingface
 
 import gimkit
-from gimkit.remote.words import explained
+from gimkit.remote.messages import explained
 
 KEY = 'nnsight.modeling.transformers.TransformersModel:{"repo_id": "someone/model", "revision": "main"}'
 STATUS = {"deployments": {"a": {"repo_id": "openai-community/gpt2", "deployment_level": "HOT"},

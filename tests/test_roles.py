@@ -11,13 +11,13 @@ from nnsight import NNsight
 from tiny import GIM, build, token_ids
 
 import gimkit
-from gimkit.anatomy import dissect
 from gimkit.circuits import head_roles
-from gimkit.circuits.roles import ATTENDS, LOOKS, STEERS, WRITES, _named, occasions
+from gimkit.circuits.head_roles import ATTENDS, LOOKS, STEERS, WRITES, _named, occasions
 from gimkit.errors import GimkitError
-from gimkit.inside import attention_call, attention_pattern
-from gimkit.models.phenomena import direct_attribution
+from gimkit.interventions.attention import attention_call, attention_pattern
+from gimkit.model.architecture import architecture_of
 from gimkit.tasks import Task
+from tests.oracles.phenomena import direct_attribution
 
 torch.set_num_threads(1)
 WIRED = ("gpt2", "llama", "gpt_neox", "gemma2", "olmo2")
@@ -57,7 +57,7 @@ def test_the_pattern_is_the_models_own(name):
     ids = token_ids(2, 13)
     model, hf = NNsight(build(name)), build(name, attn="eager")
     wanted = hf(ids, output_attentions=True, use_cache=False).attentions
-    for layer, block in enumerate(dissect(model).blocks):
+    for layer, block in enumerate(architecture_of(model).blocks):
         with model.trace(input_ids=ids, use_cache=False):
             pattern = attention_pattern(*attention_call(model.get(block.attention))).save()
         assert torch.allclose(pattern, wanted[layer], atol=1e-5), layer

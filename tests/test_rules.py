@@ -9,7 +9,7 @@ from oracle import FP64_REAL, OracleRules, oracle_gradient
 from tiny import GIM_NAMES, REFUSED_NAMES, TRIED_NAMES, VOCAB, build, implementations, token_ids
 
 import gimkit
-from gimkit.anatomy import dissect
+from gimkit.model.architecture import architecture_of
 
 torch.set_num_threads(1)
 TWICE = ("diffllama", "nanochat")  # refused: attention_interface, and the final norm, are called twice
@@ -35,7 +35,7 @@ def relative(a, b):
 
 def gradient(model, ids, aim=target, **inputs):
     """The gradient at the embedding's output [rows, seq, width] and the logits, through an nnsight trace."""
-    embedding = dissect(model).embedding
+    embedding = architecture_of(model).embedding
     with model.trace(input_ids=ids, use_cache=False, **inputs):
         leaf = model.get(embedding).output.detach().requires_grad_(True)
         model.get(embedding).output = leaf
@@ -95,7 +95,7 @@ def test_no_rule_is_a_no_op(name):
     """The control: leave one rule out of GIM, and the gradient differs from the oracle's whole GIM."""
     hf, ids = build(name), token_ids()
     whole, _ = oracle_gradient(hf, ids, target, for_oracle(gimkit.GIM))
-    gated = any(block.products for block in dissect(NNsight(hf)).blocks)
+    gated = any(block.products for block in architecture_of(NNsight(hf)).blocks)
     for part, settings in PARTS.items():
         off = gimkit.GIM._replace(**{key: gimkit.Rules._field_defaults[key] for key in settings})
         got, _ = gradient(gimkit.apply(NNsight(hf), off), ids)

@@ -10,11 +10,11 @@ from test_nodes import changed, places, value_of
 from tiny import build, implementations, token_ids
 
 import gimkit
-from gimkit.anatomy import dissect
-from gimkit.models import phenomena
+from gimkit.interventions.score_ablation import ablations, one_layer
+from gimkit.model.architecture import architecture_of
 from gimkit.selfrepair.heads import EFFECTS
-from gimkit.selfrepair.traced_scores import ablations, one_layer
 from gimkit.tasks import Task
+from tests.oracles.phenomena import phenomena
 
 torch.set_num_threads(1)
 PLACES = ["example", "layer", "head", "query", "i", "j"]
@@ -73,7 +73,7 @@ def literal_rows(hf, prompts, threshold):
 
     Scores are logarithms of the weights: the same up to a constant of the row, which no ablation sees.
     """
-    parts, config, found = dissect(NNsight(hf)), hf.config, {}
+    parts, config, found = architecture_of(NNsight(hf)), hf.config, {}
     kinds = getattr(config, "layer_types", None) or ["full_attention"] * len(parts.blocks)
     if config.model_type == "mistral":
         kinds = ["sliding_attention"] * len(parts.blocks)
@@ -161,7 +161,7 @@ def test_a_row_without_repair_has_no_interaction():
     """Worth everywhere the same: no score matters, alone or with another."""
     _, (d1, d2, d12, _), gradient, tsg = toy([6, 6, 0, 0, 0], [10, 10, 10, 10, 10])
     assert max(map(abs, (d1, d2, d12, gradient, tsg))) < 1e-9
-    found = gimkit.selfrepair.scores.tidy(torch.tensor([[0, 0, 0, 1, 0, 1, 3, 3, 0.5, -0.5, 0, 0, 0]]).double())
+    found = gimkit.selfrepair.attention.tidy(torch.tensor([[0, 0, 0, 1, 0, 1, 3, 3, 0.5, -0.5, 0, 0, 0]]).double())
     assert found.interaction.tolist() == [0.0]
 
 
@@ -282,7 +282,7 @@ class Literal:
         self.hf, self.row, self.task = hf, row, task
         real = int(task.mask[row].sum())
         self.clean, self.corrupt = task.clean[row:row + 1, :real], task.corrupt[row:row + 1, :real]
-        self.places, self.parts = places(hf), dissect(NNsight(hf))
+        self.places, self.parts = places(hf), architecture_of(NNsight(hf))
         trunk = self.parts.blocks[0].path.rpartition(".")[0]
         self.norm = hf.get_submodule(next(n.path for n in self.parts.norms if not n.path.startswith(trunk + ".")))
 

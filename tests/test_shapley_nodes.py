@@ -11,12 +11,12 @@ from test_rules import relative
 from tiny import build
 
 import gimkit
-from gimkit.anatomy import dissect
 from gimkit.circuits import node_intervals, shapley_nodes
-from gimkit.circuits.scores import answers_of
 from gimkit.circuits.shapley import gains_in_order
-from gimkit.circuits.traced import coalition_values
-from gimkit.coalitions import shapley_values, subsets
+from gimkit.interventions.node_patching import coalition_values
+from gimkit.model.architecture import architecture_of
+from gimkit.tasks.task import answers_of
+from gimkit.tokens.shapley import shapley_values, subsets
 
 torch.set_num_threads(1)
 
@@ -53,7 +53,7 @@ def test_worth_is_literal_patching(name):
     """Absent heads and MLPs take their corrupt outputs by forward hooks, one unpadded row at a time."""
     hf, task = build(name), random_task(n=3)
     model = NNsight(hf)
-    parts = dissect(model)
+    parts = architecture_of(model)
     nodes = list(places(hf).items())[1:]  # the embedding is no player
     present = torch.rand(2, 3, len(nodes), generator=torch.Generator().manual_seed(0)) < 0.5
     paths = [(block.output, block.mlp) for block in parts.blocks]

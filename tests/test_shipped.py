@@ -7,9 +7,9 @@ import inspect
 import pytest
 import torch
 
-from gimkit.anatomy import Norm
+from gimkit.model.architecture import Norm
 from gimkit.remote import SHIPPED
-from gimkit.remote.traces import plain
+from gimkit.remote.trace import plain
 
 each_module = pytest.mark.parametrize("name", SHIPPED)
 

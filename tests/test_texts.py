@@ -11,8 +11,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 import gimkit
-from gimkit import cli
-from gimkit.compare_texts import compare_texts
+from benchmarks.texts import compare_texts, main
 from gimkit.tasks import load_texts
 from gimkit.tasks.text_sets import TEXT_SETS
 
@@ -181,11 +180,11 @@ def test_the_command_on_a_model_in_a_folder(yes_sayer, tmp_path, monkeypatch, ca
     yes_sayer.tokenizer.save_pretrained(tmp_path / "model")
     monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=lambda *_, **__: BOOLQ))
     csv = tmp_path / "table.csv"
-    assert cli.main(["texts", str(tmp_path / "model"), "boolq", "--methods", "gim", "-n", "2", "--csv", str(csv)]) == 0
+    assert main([str(tmp_path / "model"), "boolq", "--methods", "gim", "-n", "2", "--csv", str(csv)]) == 0
     out = capsys.readouterr().out
     assert "2 texts of boolq; left out: " in out and "comprehensiveness" in out
     assert pandas.read_csv(csv).method.eq("gim").all()
-    assert cli.main(["texts", "mini-llama", "boolq"]) == 2
+    assert main(["mini-llama", "boolq"]) == 2
     assert capsys.readouterr().err.startswith("gimkit: 'Yes' is not in the tokenizer's vocabulary")
 
 
@@ -224,7 +223,7 @@ def without(rows, column):
 
 @pytest.mark.parametrize(("arguments", "message"), [
     (dict(name="bool"), "unknown data set 'bool'; use boolq, fever, movies, scifact, hatexplain, twitter"),
-    (dict(n=0), "n=0: ask for at least one"),
+    (dict(n=0), "n must be a whole number of at least 1"),
     (dict(data=without(BOOLQ, "passage")),
      r"'boolq' \(google/boolq\): no column 'passage' in a row with the columns question, answer; it needs question"),
     (dict(name="scifact", data=(CLAIMS, without(CORPUS, "abstract"))), "no column 'abstract' .* doc_id, title, struct"),

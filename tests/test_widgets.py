@@ -6,11 +6,12 @@ import pytest
 import torch
 from matplotlib import pyplot
 
-from gimkit import plots, widgets
+from gimkit import plots
 from gimkit.circuits import Curve, EdgeScores, Graph, NodeScores
 from gimkit.errors import GimkitError
+from gimkit.notebook import widgets
 from gimkit.selfrepair import HeadRepair, SelfRepair
-from gimkit.selfrepair.scores import NUMBERS, PLACES, tidy
+from gimkit.selfrepair.attention import NUMBERS, PLACES, tidy
 from gimkit.tokens import TokenScores
 
 

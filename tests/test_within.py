@@ -10,8 +10,8 @@ from test_rules import relative
 from tiny import build
 
 import gimkit
-from gimkit.anatomy import dissect
 from gimkit.circuits.neurons import output_projections
+from gimkit.model.architecture import architecture_of
 
 torch.set_num_threads(1)
 KERNELS = ("gpt2", "llama", "mistral", "qwen3", "gemma2", "gpt_neox", "gpt_oss", "deepseek_v3")
@@ -134,7 +134,7 @@ def test_atp_star_refuses_what_bypasses_attention_interface():
 
 
 def neuron_place(hf, layer, neuron):
-    path = output_projections(NNsight(hf), dissect(NNsight(hf)))[layer]
+    path = output_projections(NNsight(hf), architecture_of(NNsight(hf)))[layer]
     return hf.get_submodule(path), True, slice(neuron, neuron + 1)
 
 
@@ -205,7 +205,7 @@ def test_neuron_tables():
     assert largest.score.abs().tolist() == sorted(frame.score.abs(), reverse=True)[:5]
     assert len(neurons.top(0)) == 0
     for n in (-1, 3 * 48 + 1, 2.5):
-        with pytest.raises(gimkit.GimkitError, match="neurons asked for"):
+        with pytest.raises(gimkit.GimkitError, match="a number of neurons"):
             neurons.top(n)
 
 

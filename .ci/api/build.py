@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pdoc
 
-PAGES = ("gimkit", "gimkit.comprehensiveness", "gimkit.explorer", "gimkit.plots", "gimkit.selfrepair", "gimkit.tokens",
-         "gimkit.widgets")  # gimkit brings those that it exports
+PAGES = ("gimkit", "gimkit.notebook.explorer", "gimkit.notebook.widgets", "gimkit.plots", "gimkit.selfrepair",
+         "gimkit.tokens")  # gimkit brings those that it exports
 
 pdoc.render.configure(template_directory=Path(__file__).parent)
 pdoc.pdoc(*PAGES, output_directory=Path(sys.argv[1]))

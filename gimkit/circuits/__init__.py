@@ -4,14 +4,14 @@ from gimkit.circuits import known
 from gimkit.circuits.among import ChosenEdges, score_edges_among
 from gimkit.circuits.circuit import Circuit
 from gimkit.circuits.edges import EdgeScores, score_edges
-from gimkit.circuits.graph import Graph
-from gimkit.circuits.metrics import Curve, Interval, auroc, faithfulness, precision_recall, rank_correlation
+from gimkit.circuits.faithfulness import Curve, auroc, faithfulness, precision_recall, rank_correlation
+from gimkit.circuits.head_roles import head_roles
 from gimkit.circuits.neurons import NeuronScores, score_neurons
-from gimkit.circuits.nodes import NodeScores
+from gimkit.circuits.nodes import NodeScores, score_nodes
 from gimkit.circuits.patching import run
-from gimkit.circuits.roles import head_roles
-from gimkit.circuits.scores import score_nodes
 from gimkit.circuits.shapley import node_intervals, shapley_nodes
+from gimkit.model.graph import Graph
+from gimkit.statistics import Interval
 
 __all__ = ["ChosenEdges", "Circuit", "Curve", "EdgeScores", "Graph", "Interval", "NeuronScores", "NodeScores", "auroc",
            "faithfulness", "head_roles", "known", "node_intervals", "precision_recall", "rank_correlation", "run",

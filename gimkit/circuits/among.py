@@ -5,20 +5,24 @@ from dataclasses import dataclass
 import pandas
 import torch
 
-from gimkit.anatomy import dissect
 from gimkit.circuits.edges import METHODS, score_edges
-from gimkit.circuits.graph import Graph, nodes
-from gimkit.circuits.scores import answers_of, check_metric, check_slope, check_task, check_whole, rules_of
-from gimkit.circuits.wiring import graph_of, wiring
-from gimkit.edits import check_unedited
-from gimkit.errors import GimkitError, require_finite
-from gimkit.forward import check_backend, forward_task_scores, in_either_mode, plan_of
-from gimkit.forward.rows import starts_of
-from gimkit.rules import RULES, Rules
+from gimkit.circuits.metric import check_slope, metric_of
+from gimkit.errors import GimkitError, check_whole, require_finite
+from gimkit.jvp.modes import check_backend, in_either_mode
+from gimkit.jvp.plan import plan_of
+from gimkit.jvp.rows import starts_of
+from gimkit.jvp.scores import forward_task_scores
+from gimkit.model.apply import check_unedited
+from gimkit.model.architecture import architecture_of
+from gimkit.model.graph import Graph, nodes_of
+from gimkit.model.residual_stream import graph_of, residual_stream_of
+from gimkit.results import Result
+from gimkit.rules import RULES, Rules, rules_of
+from gimkit.tasks.task import answer_rows, answers_of, check_task, per_pair
 
 
-@dataclass(frozen=True)
-class ChosenEdges:
+@dataclass(frozen=True, eq=False)
+class ChosenEdges(Result):
     """Scores of some edges; positive means that corrupting the edge hurts.
 
     >>> found = gimkit.circuits.score_edges_among(model, task, ["m0", "m1", "logits"])
@@ -60,17 +64,17 @@ def score_edges_among(model, task, chosen, method: str | Rules = "gim", *, metri
     where what it recomputes of the clean run is not the model's, and for OLMo-2, whose norms mix the queries of all
     heads, unless the rules freeze norms.
     """
-    check_task(task)
-    check_metric(metric)
+    check_task(model, task)
+    metric, rows = metric_of(task, metric), answer_rows(task)
     check_backend(backend)
-    check_whole("batch_size", batch_size)
+    batch_size = check_whole("batch_size", batch_size)
     check_unedited(model)
     if method in METHODS and method not in RULES:
         raise GimkitError(f"{method} scores all edges at once: use gimkit.score_edges, or any rules here ('gim', "
                           "'gradient', 'relp', ...)")
     rules, label = rules_of(method), method if isinstance(method, str) else "own rules"
     check_slope(metric, label)
-    graph = graph_of(wiring(model))
+    graph = graph_of(residual_stream_of(model))
     places = edges_among(graph, chosen)
 
     def reverse():
@@ -78,7 +82,8 @@ def score_edges_among(model, task, chosen, method: str | Rules = "gim", *, metri
         return torch.stack([whole.scores[place] for place in places.values()])
 
     def forward():
-        return _forward(model, graph, task, rules, metric, list(places.values()), batch_size, remote).mean(0)
+        found = _forward(model, graph, rows, rules, metric, list(places.values()), batch_size, remote)
+        return per_pair(task, found).mean(0)
 
     scores = in_either_mode(model, backend, reverse, forward, remote)
     require_finite(scores)
@@ -108,7 +113,7 @@ def edges_among(graph: Graph, chosen) -> dict[str, tuple[int, int]]:
 
 def _forward(model, graph: Graph, task, rules: Rules, metric: str, places: list, batch_size: int, remote):
     """Scores [n, edges]; places: (row, column) of each edge in the graph, source by source."""
-    plan, names = plan_of(model, rules), nodes(dissect(model))
+    plan, names = plan_of(model, rules), nodes_of(architecture_of(model))
     mixed = [path for block in plan["blocks"] for path, *_ in block["head_norms"]
              if model._module.get_submodule(path).weight.shape[-1] > block["head_dim"]]
     if mixed and not rules.freeze_norm:
@@ -123,8 +128,7 @@ def _forward(model, graph: Graph, task, rules: Rules, metric: str, places: list,
                 yield *_rows(graph, names, places[first:after], spare), list(range(first, after))
                 first = after
 
-    _, *answers = answers_of(task)
-    return forward_task_scores(model, task, (metric, *answers), rules, chunks, len(places), batch_size, remote)
+    return forward_task_scores(model, task, (metric, *answers_of(task)), rules, chunks, len(places), batch_size, remote)
 
 
 def _rows(graph: Graph, names, places: list, spare: int) -> tuple[dict, list[int]]:

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import torch
 
-from gimkit.circuits import files
-from gimkit.circuits.graph import Graph
+from gimkit.circuits import mib_files
 from gimkit.errors import GimkitError
+from gimkit.model.graph import Graph
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,9 +69,9 @@ class Circuit:
         >>> Circuit.load(path, model=model) == edges.top(100)
         True
 
-        model: refuse a file of another shape. Raises GimkitError as `gimkit.circuits.files.read`.
+        model: refuse a file of another shape. Raises GimkitError as `gimkit.circuits.mib_files.read`.
         """
-        found = files.read(path, model)
+        found = mib_files.read(path, model)
         return cls(found.graph, found.keep, found.scores)
 
     def save(self, path) -> Path:
@@ -82,7 +82,7 @@ class Circuit:
 
         Raises GimkitError for another ending and for NaN scores.
         """
-        return files.write(path, self.graph, self.keep.float() if self.scores is None else self.scores, self.keep)
+        return mib_files.write(path, self.graph, self.keep.float() if self.scores is None else self.scores, self.keep)
 
     def __len__(self) -> int:
         return int(self.keep.sum())
@@ -104,8 +104,8 @@ class Circuit:
         return tuple(name for name, used in zip(self.graph.sources, self.keep.any(1).tolist()) if used)
 
     def plot(self, roles=None, ax=None):
-        """Draw the circuit layer above layer, as `gimkit.drawing.circuit_graph`; returns the matplotlib axes."""
-        from gimkit.drawing import circuit_graph
+        """Draw the circuit layer above layer, as `gimkit.plots.circuit.circuit_graph`; returns the matplotlib axes."""
+        from gimkit.plots.circuit import circuit_graph
 
         return circuit_graph(self, roles, ax=ax)
 

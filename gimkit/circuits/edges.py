@@ -1,5 +1,6 @@
 """How much each edge of a model matters for a task: every scoring method."""
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -7,19 +8,21 @@ import pandas
 import torch
 from tqdm.auto import tqdm
 
-from gimkit.circuits import files
+from gimkit.circuits import mib_files
 from gimkit.circuits.circuit import Circuit
-from gimkit.circuits.gradients import edge_scores, scores_along_path
-from gimkit.circuits.graph import Graph, greedy_edges, prune, top_edges
-from gimkit.circuits.one_edge import exact_edge_scores
-from gimkit.circuits.points import points
-from gimkit.circuits.scores import answers_of, check_metric, check_slope, check_task, check_whole, rules_of
-from gimkit.circuits.wiring import Wiring, graph_of, wiring
-from gimkit.edits import apply, check_unedited
-from gimkit.errors import GimkitError, require_finite
-from gimkit.forward import check_backend, in_either_mode
+from gimkit.circuits.integration_points import points
+from gimkit.circuits.metric import check_slope, metric_of
+from gimkit.errors import GimkitError, check_whole, require_finite
+from gimkit.interventions.edge_patching import exact_edge_scores
+from gimkit.interventions.edge_scores import edge_scores, scores_along_path
+from gimkit.jvp.modes import check_backend, in_either_mode
+from gimkit.model.apply import apply, check_unedited
+from gimkit.model.graph import Graph, greedy_edges, prune, top_edges
+from gimkit.model.residual_stream import ResidualStream, graph_of, residual_stream_of
 from gimkit.remote import in_session, in_trace
-from gimkit.rules import GIM, PLAIN, RULES, Rules
+from gimkit.results import Result
+from gimkit.rules import GIM, PLAIN, RULES, Rules, rules_of
+from gimkit.tasks.task import answer_rows, answers_of, check_task
 
 AVERAGED = {"ig-inputs": PLAIN, "gim-ig": GIM, "ig-activations": PLAIN, "clean-corrupted": PLAIN, "gp": PLAIN}
 METHODS = (*RULES, *AVERAGED, "exact", "random")
@@ -27,8 +30,8 @@ NO_FORWARD = ("forward mode would need a row for each of {} edges; score nodes, 
               "gimkit.circuits.score_edges_among, by any rules ('gim', 'gradient', 'relp', ...)")
 
 
-@dataclass(frozen=True)
-class EdgeScores:
+@dataclass(frozen=True, eq=False)
+class EdgeScores(Result):
     """One score per edge; positive means that corrupting the edge hurts.
 
     >>> edges.sources[:3], edges.targets[:2]
@@ -54,6 +57,12 @@ class EdgeScores:
     def targets(self) -> tuple[str, ...]:
         """Names of the columns."""
         return self.graph.targets
+
+    @property
+    def fingerprint(self) -> str:
+        """What tells these scores from others, also after saving and loading."""
+        held = self.scores[self.graph.real].float().contiguous()
+        return hashlib.sha256(held.cpu().numpy().tobytes()).hexdigest()[:16]
 
     def frame(self) -> pandas.DataFrame:
         """Tidy table of the real edges with columns task, method, metric, source, target, score."""
@@ -89,9 +98,9 @@ class EdgeScores:
         'gim'
 
         model: refuse a file of another shape. Raises GimkitError for a file of node scores and as
-        `gimkit.circuits.files.read`.
+        `gimkit.circuits.mib_files.read`.
         """
-        found = files.read(path, model)
+        found = mib_files.read(path, model)
         if found.node_scores is not None and not found.scores.any():
             raise GimkitError(f"{path} holds scores of nodes, not of edges; read it with NodeScores.load")
         return cls(graph=found.graph, scores=found.scores, **found.labels)
@@ -104,8 +113,8 @@ class EdgeScores:
 
         Raises GimkitError for another ending and for NaN scores.
         """
-        labels = {key: getattr(self, key) for key in files.LABELS}
-        return files.write(path, self.graph, self.scores, self.graph.real, labels=labels)
+        labels = {key: getattr(self, key) for key in mib_files.LABELS}
+        return mib_files.write(path, self.graph, self.scores, self.graph.real, labels=labels)
 
 
 def score_edges(model, task, method: str | Rules = "gim", *, metric: str = "logit", steps: int = 5,
@@ -149,33 +158,32 @@ def score_edges(model, task, method: str | Rules = "gim", *, metric: str = "logi
     (Gemma-2 and 3, OLMo-2) count as what leaves that norm with its denominator constant. OLMo-2 normalises the queries
     (and keys) of all heads together, so there an edge into one head's query also counts what that does to the others'.
     """
-    check_task(task)
+    check_task(model, task)
     if not isinstance(method, Rules) and method not in METHODS:
         raise GimkitError(f"unknown method {method!r}; use a gimkit.Rules, or one of {', '.join(METHODS)}")
-    check_whole("steps", steps)
-    if batch_size is not None:
-        check_whole("batch_size", batch_size)
-    check_metric(metric)
+    steps, seed = check_whole("steps", steps), check_whole("seed", seed, 0)
+    batch_size = batch_size if batch_size is None else check_whole("batch_size", batch_size)
+    metric, rows = metric_of(task, metric), answer_rows(task)
     check_backend(backend)
     label = method if isinstance(method, str) else "own rules"
     if isinstance(method, Rules) or method in RULES or (method, steps) == ("ig-activations", 1):
         check_slope(metric, label)
-    w = wiring(model)
+    w = residual_stream_of(model)
     check_unedited(model)
     graph = graph_of(w)
     if method == "random":
         scores = torch.randn(graph.real.shape, generator=torch.Generator().manual_seed(seed)) * graph.real
     elif method == "exact":
-        scores = _exact(model, w, graph, task, metric, batch_size, remote)
+        scores = _exact(model, w, graph, rows, metric, batch_size, remote) * (len(rows) // len(task))
     else:
         scores = in_either_mode(
-            model, backend, lambda: _gradients(model, w, task, method, metric, steps, batch_size, remote),
-            NO_FORWARD.format(graph.n_edges), remote)
+            model, backend, lambda: _gradients(model, w, rows, method, metric, steps, batch_size, remote),
+            NO_FORWARD.format(graph.n_edges), remote) * (len(rows) // len(task))
     require_finite(scores)
     return EdgeScores(task.name, label, graph, scores, metric)
 
 
-def _gradients(model, w: Wiring, task, method, metric, steps: int, batch_size: int | None,
+def _gradients(model, w: ResidualStream, task, method, metric, steps: int, batch_size: int | None,
                remote: bool) -> torch.Tensor:
     rules = AVERAGED[method] if method in AVERAGED else rules_of(method)
     edited, total = apply(model, rules), 0
@@ -197,19 +205,19 @@ def _gradients(model, w: Wiring, task, method, metric, steps: int, batch_size: i
     return total / len(task)
 
 
-def _pairs_at_once(w: Wiring, tokens: int, rows: int, most: int = 2**26) -> int:
+def _pairs_at_once(w: ResidualStream, tokens: int, rows: int, most: int = 2**26) -> int:
     """How many pairs, of so many rows each, a backward pass can take: each block keeps some 32 widths per token."""
     return min(64, max(1, most // (rows * tokens * len(w.layers) * 32 * w.width)))
 
 
-def _exact(model, w: Wiring, graph: Graph, task, metric: str, batch_size: int | None,
+def _exact(model, w: ResidualStream, graph: Graph, task, metric: str, batch_size: int | None,
            remote: bool) -> torch.Tensor:
     """By how much the metric falls when one edge carries its corrupt value, for every edge."""
     edges = graph.real.T.nonzero().flip(1).tolist()  # target by target
     logits = task.clean.shape[1] * model._module.get_input_embeddings().weight.shape[0]  # of a row
     rows = max(128, 2**22 // logits)  # larger batches are slower on a CPU
     batch_size = max(1, min(batch_size or 16, rows // 32))  # most rows are for edges, not for clean and corrupt
-    scores = torch.zeros(graph.real.shape)
+    scores = torch.zeros(graph.real.shape, dtype=torch.float32)  # whatever torch's default is
     with tqdm(total=len(edges) * len(task), desc=f"{task.name} exact", delay=2, leave=False) as progress:
         for start in range(0, len(task), batch_size):
             batch = task[start:start + batch_size]

@@ -9,7 +9,7 @@ embedding in it, here it is the token embedding alone.
 import torch
 
 from gimkit.circuits.circuit import Circuit
-from gimkit.circuits.graph import Graph
+from gimkit.model.graph import Graph
 
 GPT2_SMALL = Graph(layers=12, heads=12, parallel=False, width=768)
 ENDS = {"input": ("input",), "logits": ("logits",), "MLPs": tuple(f"m{layer}" for layer in range(12))}

@@ -5,17 +5,20 @@ from dataclasses import dataclass
 import pandas
 import torch
 
-from gimkit.anatomy import Anatomy, dissect, projections
-from gimkit.circuits.scores import batches, check_metric, check_slope, check_task, check_whole, rows_of, rules_of
-from gimkit.circuits.within import neuron_scores
-from gimkit.edits import apply, check_unedited
-from gimkit.errors import GimkitError, require_finite
+from gimkit.circuits.metric import check_slope, metric_of
+from gimkit.circuits.nodes import batches
+from gimkit.errors import GimkitError, check_flag, check_whole, require_finite
+from gimkit.interventions.node_scores import neuron_scores
+from gimkit.model.apply import apply, check_unedited
+from gimkit.model.architecture import Architecture, architecture_of, projections
 from gimkit.remote import in_trace
-from gimkit.rules import Rules
+from gimkit.results import Result
+from gimkit.rules import Rules, rules_of
+from gimkit.tasks.task import answer_rows, check_task, rows_of
 
 
-@dataclass(frozen=True)
-class NeuronScores:
+@dataclass(frozen=True, eq=False)
+class NeuronScores(Result):
     """One score per MLP neuron; positive means that corrupting the neuron hurts.
 
     >>> neurons = gimkit.score_neurons(model, task)
@@ -44,9 +47,9 @@ class NeuronScores:
 
         Raises GimkitError when the model has fewer neurons.
         """
-        if not isinstance(n, int) or not 0 <= n <= self.scores.numel():
-            raise GimkitError(f"n={n!r} neurons asked for; choose a whole number from 0 to {self.scores.numel()}")
-        value = self.scores.flatten().abs() if absolute else self.scores.flatten()
+        n = check_whole("n, a number of neurons,", n, 0, self.scores.numel())
+        require_finite(self.scores)
+        value = self.scores.flatten().abs() if check_flag("absolute", absolute) else self.scores.flatten()
         return self.frame().iloc[value.argsort(descending=True, stable=True)[:n].tolist()]
 
 
@@ -71,16 +74,16 @@ def score_neurons(model, task, method: str | Rules = "gim", *, metric: str = "lo
     Source: attribution patching at MLP neurons (arXiv 2403.00745, AtP), signed, all positions together. EAP-IG's and
     MIB's "neurons" are something else: the coordinates of what a node writes to the residual stream.
     """
-    check_task(task)
+    check_task(model, task)
     rules = rules_of(method)
-    check_whole("batch_size", batch_size)
-    check_metric(metric)
+    batch_size = check_whole("batch_size", batch_size)
+    metric, rows = metric_of(task, metric), answer_rows(task)
     label = method if isinstance(method, str) else "own rules"
     check_slope(metric, label)
-    parts = dissect(model)
+    parts = architecture_of(model)
     check_unedited(model)
     projections, edited, total = output_projections(model, parts), apply(model, rules), 0
-    for batch, answers in batches(task, metric, batch_size, label):
+    for batch, answers in batches(rows, metric, batch_size, label):
         total = total + in_trace(edited, rows_of(batch), neuron_scores, parts.embedding, projections, *answers,
                                  remote=remote)
     scores = total / len(task)
@@ -88,21 +91,21 @@ def score_neurons(model, task, method: str | Rules = "gim", *, metric: str = "lo
     return NeuronScores(task.name, label, scores, metric)
 
 
-def output_projections(model, anatomy: Anatomy) -> list[str]:
+def output_projections(model, architecture: Architecture) -> list[str]:
     """The path of each MLP's output projection, whose input holds the MLP's neurons.
 
-    >>> output_projections(model, dissect(model))[0]
+    >>> output_projections(model, architecture_of(model))[0]
     'model.layers.0.mlp.down_proj'
 
     Raises GimkitError for mixtures of experts, and for MLPs of different widths.
     """
-    if anatomy.experts:
-        raise GimkitError(f"{anatomy.architecture} routes tokens to experts, whose neurons run only for some tokens, "
+    if architecture.experts:
+        raise GimkitError(f"{architecture.name} routes tokens to experts, whose neurons run only for some tokens, "
                           "so neurons are not covered; score nodes instead")
     root = model._module
     paths = [block.products[0].path if block.products else projections(root.get_submodule(block.mlp), block.mlp)[-1]
-             for block in anatomy.blocks]
+             for block in architecture.blocks]
     if len({root.get_submodule(path).weight.shape for path in paths}) > 1:
-        raise GimkitError(f"{anatomy.architecture} has MLPs of different widths, so neurons make no table; "
+        raise GimkitError(f"{architecture.name} has MLPs of different widths, so neurons make no table; "
                           "score nodes instead")
     return paths

@@ -5,17 +5,32 @@ from pathlib import Path
 
 import pandas
 import torch
+from tqdm.auto import tqdm
 
-from gimkit.circuits import files
+from gimkit.circuits import mib_files
 from gimkit.circuits.circuit import Circuit
-from gimkit.circuits.graph import Graph, check_size, prune
-from gimkit.errors import GimkitError, require_finite
+from gimkit.circuits.integration_points import points
+from gimkit.circuits.metric import check_slope, metric_of
+from gimkit.errors import GimkitError, check_flag, check_whole, require_finite
+from gimkit.interventions.node_patching import exact_node_scores
+from gimkit.interventions.node_scores import node_scores
+from gimkit.jvp.modes import check_backend, in_either_mode
+from gimkit.jvp.rows import starts_of
+from gimkit.jvp.scores import forward_task_scores
+from gimkit.model.apply import apply, check_unedited
+from gimkit.model.architecture import architecture_of
+from gimkit.model.graph import Graph, nodes_of, prune
+from gimkit.model.residual_stream import graph_if_covered, norms_after
+from gimkit.remote.trace import in_trace
+from gimkit.results import Result
+from gimkit.rules import PLAIN, RULES, Rules, rules_of
+from gimkit.tasks.task import answer_rows, answers_of, check_task, per_pair, rows_of
 
 KINDS = {"": "head", "q": "query", "k": "key", "v": "value"}
 
 
-@dataclass(frozen=True)
-class NodeScores:
+@dataclass(frozen=True, eq=False)
+class NodeScores(Result):
     """One score per node; positive means that corrupting the node hurts.
 
     >>> nodes.nodes[:3], nodes.scores.shape
@@ -66,9 +81,9 @@ class NodeScores:
         embedding its circuits run as the corrupt prompt, for nothing feeds the other nodes.
         """
         graph = self._covered()
-        check_size(n, len(self.nodes) - 1, "heads and MLPs")
+        n = check_whole("n, a number of heads and MLPs,", n, 0, len(self.nodes) - 1)
         require_finite(self.scores)
-        value = (self.scores.abs() if absolute else self.scores)[1:].double()
+        value = (self.scores.abs() if check_flag("absolute", absolute) else self.scores)[1:].double()
         best = value.argsort(descending=True, stable=True)[:n].tolist()
         circuit = Circuit.between(graph, ["input", *(self.nodes[1 + i] for i in best)])
         return Circuit(graph, prune(circuit.keep, graph))
@@ -82,9 +97,9 @@ class NodeScores:
         torch.Size([1, 26])
 
         model: refuse a file of another shape. Raises GimkitError for a file without node scores and as
-        `gimkit.circuits.files.read`.
+        `gimkit.circuits.mib_files.read`.
         """
-        found = files.read(path, model)
+        found = mib_files.read(path, model)
         if found.node_scores is None:
             raise GimkitError(f"{path} holds no scores of nodes; read it with EdgeScores.load")
         return cls(nodes=found.graph.sources, per_example=found.node_scores[None], graph=found.graph, **found.labels)
@@ -97,8 +112,8 @@ class NodeScores:
 
         Raises GimkitError for another ending, for NaN scores, where edges are not covered and for "atp*".
         """
-        graph, labels = self._covered(), {key: getattr(self, key) for key in files.LABELS}
-        return files.write(path, graph, torch.zeros(graph.real.shape), graph.real, self.scores, labels)
+        graph, labels = self._covered(), {key: getattr(self, key) for key in mib_files.LABELS}
+        return mib_files.write(path, graph, torch.zeros(graph.real.shape), graph.real, self.scores, labels)
 
     def _covered(self) -> Graph:
         if self.graph is None:
@@ -114,3 +129,142 @@ class NodeScores:
         from gimkit.plots import node_grid
 
         return node_grid(self, ax=ax)
+
+
+METHODS = (*RULES, "ig-inputs", "ig-activations", "atp*", "exact", "random")
+NO_FORWARD = ("{} has no forward mode, which knows gradients at the clean run alone; use any rules ('gim', 'gradient', "
+              "'relp', ...), or 'exact', which needs no gradient")
+
+
+def score_nodes(model, task, method: str | Rules = "gim", *, metric: str = "logit", steps: int = 5,
+                batch_size: int = 32, seed: int = 0, backend: str = "auto", remote: bool | str = False) -> NodeScores:
+    """Score the embedding, every attention head and every MLP of a model on a task.
+
+    >>> scores = gimkit.score_nodes(model, gimkit.tasks.ioi(model, n=64), method="gim")
+    >>> scores.per_example.shape                                 # 5 layers of 4 heads and an MLP, and the embedding
+    torch.Size([64, 26])
+
+    model: an unedited nnsight model. task: a `gimkit.tasks.Task` of n prompt pairs.
+    method: "exact" replaces each node's output by its value on the corrupt prompt and reports by how much the metric
+        falls. Any rules ("gim", "gradient", "relp", ..., or a `gimkit.Rules`) estimate that from one forward and one
+        backward pass: <clean - corrupt output, gradient at the clean run>, summed over positions.
+        "ig-inputs" (NAP-IG): the gradient is the mean over the embeddings corrupt + k/steps (clean - corrupt),
+        k = 1 .. steps. "ig-activations": the embedding, each attention and each MLP in turn is put at
+        corrupt + k/steps (clean - corrupt); mean over all these runs, for every node.
+        "atp*": "gradient" for the embedding, heads and MLPs, and three more nodes for each head, its queries, keys and
+        values as they reach the attention kernel. Their score is <clean - changed output of the head, gradient at it>,
+        where the model's kernel has run once more with the corrupt queries (or keys, or values): the change of the
+        attention pattern is exact, saturated or not, and only what follows the head is linearised.
+        "random": a normal number for each node by `seed`, the same for every example.
+    metric: what is scored, at the answer's position, for each example.
+        "logit": logsumexp(good answers' logits) - logsumexp(bad answers'), the logit difference for single answers.
+        "probability": the good answers' summed probability minus the bad ones', for greater-than sum p(> yy) -
+        sum p(<= yy). Where the model is sure, its gradient vanishes.
+        With answers of several tokens: "logit" becomes "log-probability", the good answer's minus the bad one's, each
+        given the prompt and the answer's tokens before (teacher forcing), in nats; "probability" likewise. Good and bad
+        answer each stand behind their prompt in a row of their own, and a pair's scores are those of both rows.
+        "kl": minus KL(clean run || current run) of the next token, summed over the vocabulary, in nats; "kl-mean": its
+        mean over the vocabulary, which is EAP-IG's. Zero, with gradient zero, at the clean run.
+    steps: points of the averaged gradients. batch_size: prompt pairs per forward; it does not change the result.
+    backend: "reverse" is a backward pass; "forward" pushes each node's clean - corrupt output to the metric as a row of
+        its own, without autograd: the same numbers by a forward pass of n + 3 rows a pair for n nodes. It knows any
+        rules, and the architectures whose edges are covered, and refuses where what it recomputes of the clean run is
+        not the model's. "auto" is "reverse", and "forward", with a warning, where a server refuses gradients.
+    remote: as in `gimkit.attribute`.
+    Raises GimkitError for an unknown method or metric, steps below 1, a divergence's gradient at the clean run, an
+    edited model, NaN.
+    Source: attribution patching, as EAP-IG's node scores with three differences: the MLP's score uses the gradient at
+    its output (EAP-IG reads the one at its input), scores are means over examples (no further 1/batch), and where a
+    norm follows attention or MLP (Gemma-2 and 3, OLMo-2) an output is what leaves that norm, each run's denominator a
+    constant, so that outputs add up to the residual stream. "atp*": arXiv 2403.00745, its QK fix, signed as all scores
+    here. The paper's nodes are single positions, so it changes one key at a time; a node here is a head's keys at all
+    positions, which change together, each query head for itself where several share keys. GradDrop is left out: it
+    averages absolute values over a backward pass per layer, so it has no sign.
+    """
+    check_task(model, task)
+    if not isinstance(method, Rules) and method not in METHODS:
+        raise GimkitError(f"unknown method {method!r}; use a gimkit.Rules, or one of {', '.join(METHODS)}")
+    steps, batch_size = check_whole("steps", steps), check_whole("batch_size", batch_size)
+    seed, metric, rows = check_whole("seed", seed, 0), metric_of(task, metric), answer_rows(task)
+    check_backend(backend)
+    parts = architecture_of(model)
+    check_unedited(model)
+    names = nodes_of(parts)
+    label = method if isinstance(method, str) else "own rules"
+    if isinstance(method, Rules) or method in (*RULES, "atp*") or (steps == 1 and str(method).startswith("ig-")):
+        check_slope(metric, label)
+    if method == "random":
+        values = torch.randn(len(names), generator=torch.Generator().manual_seed(seed)).repeat(len(task), 1)
+    elif method == "exact":
+        values = per_pair(task, _exact(model, parts, names, rows, metric, batch_size, remote))
+    else:
+        forward = NO_FORWARD.format(method)
+        if isinstance(method, Rules) or method in RULES:
+            def forward():
+                return _forward(model, names, rows, rules_of(method), metric, batch_size, remote)
+        values = per_pair(task, in_either_mode(
+            model, backend, lambda: _gradients(model, parts, rows, method, metric, steps, batch_size, remote),
+            forward, remote))
+    require_finite(values)
+    return NodeScores(task.name, label, _labels(names, parts.n_heads, method == "atp*"), values, metric,
+                      graph_if_covered(model, parts))
+
+
+def _forward(model, names, task, rules: Rules, metric: str, batch_size: int, remote) -> torch.Tensor:
+    """Each node's clean - corrupt output pushed to the metric as a row of its own."""
+    def chunks(most: int, spare: int):
+        each = max(1, most - spare)
+        for start in range(0, len(names), each):
+            chosen = names[start:start + each]
+            yield starts_of(chosen, spare=spare), list(range(len(chosen))), list(range(start, start + len(chosen)))
+
+    return forward_task_scores(model, task, (metric, *answers_of(task)), rules, chunks, len(names), batch_size, remote)
+
+
+def _labels(names, n_heads: int, reads: bool) -> tuple[str, ...]:
+    """The nodes' names, queries, keys and values before their layer's heads."""
+    found = []
+    for node in names:
+        if reads and node.kind == "head" and node.head == 0:
+            found += [f"a{node.layer}.h{head}<{read}>" for read in "qkv" for head in range(n_heads)]
+        found.append(node.name)
+    return tuple(found)
+
+
+def batches(task, metric: str, batch_size: int, label: str):
+    """(prompt pairs, the metric and their answers as tensors) of each batch, behind a progress bar."""
+    for start in tqdm(range(0, len(task), batch_size), desc=f"{task.name} {label}", delay=2, leave=False):
+        batch = task[start:start + batch_size]
+        yield batch, (metric, *answers_of(batch))
+
+
+def _gradients(model, parts, task, method, metric, steps: int, batch_size: int, remote: bool) -> torch.Tensor:
+    edited = apply(model, PLAIN if method in ("ig-inputs", "ig-activations", "atp*") else rules_of(method))
+    blocks = [(block.output, block.mlp, *norms, block.attention if method == "atp*" else None)
+              for block, norms in zip(parts.blocks, norms_after(parts))]
+    per_example = []
+    for batch, answers in batches(task, metric, batch_size, method if isinstance(method, str) else "own rules"):
+        total = 0
+        for chunk in points(method, steps, len(batch), len(blocks), end=0):
+            ids = torch.cat([rows_of(batch), batch.clean.repeat(chunk["extra"], 1)])
+            found = in_trace(edited, ids, node_scores, parts.embedding, blocks, parts.n_heads, len(batch), *answers,
+                             chunk["rows"], chunk["shares"], chunk["between"], remote=remote)
+            total = total + chunk["weight"] * found
+        per_example.append(total)
+    return torch.cat(per_example)
+
+
+def _exact(model, parts, names, task, metric, batch_size: int, remote: bool, most_rows: int = 512) -> torch.Tensor:
+    """Exact effects, as many nodes per forward as fit into `most_rows` rows."""
+    paths = [(block.output, block.mlp) for block in parts.blocks]
+    per_example = []
+    for batch, answers in batches(task, metric, batch_size, "exact"):
+        step = max(1, most_rows // len(batch) - 2)
+        found = []
+        for start in range(0, len(names), step):
+            chosen = [tuple(node) for node in names[start:start + step]]
+            ids = torch.cat([rows_of(batch), batch.clean.repeat(len(chosen), 1)])
+            found.append(in_trace(model, ids, exact_node_scores, parts.embedding, paths, parts.n_heads, chosen,
+                                  *answers, remote=remote, gradients=False))
+        per_example.append(torch.cat(found, 1))
+    return torch.cat(per_example)

@@ -4,13 +4,14 @@ import torch
 from tqdm.auto import tqdm
 
 from gimkit.circuits.circuit import Circuit
-from gimkit.circuits.runs import run_circuits, whole_circuit
-from gimkit.circuits.scores import DIVERGENCES, answers_of, check_metric, check_task
-from gimkit.circuits.wiring import Wiring, check_graph, graph_of, wiring
-from gimkit.edits import check_unedited
+from gimkit.circuits.metric import DIVERGENCES, metric_of
 from gimkit.errors import GimkitError, require_finite
-from gimkit.recomputed import tolerance_of, weight_dtypes
+from gimkit.interventions.circuit_runs import run_circuits, whole_circuit
+from gimkit.interventions.recomputed import tolerance_of, weight_dtypes
+from gimkit.model.apply import check_unedited
+from gimkit.model.residual_stream import ResidualStream, check_graph, graph_of, residual_stream_of
 from gimkit.remote import in_session, in_trace
+from gimkit.tasks.task import answer_rows, answers_of, check_task, per_pair
 
 
 def run(model, task, circuits: Circuit | list[Circuit], *, metric: str = "logit",
@@ -27,9 +28,9 @@ def run(model, task, circuits: Circuit | list[Circuit], *, metric: str = "logit"
     Source: EAP-IG's evaluate_graph: a target reads the sum of current outputs over kept edges and corrupt ones over
     dropped edges.
     """
-    check_task(task)
-    check_metric(metric)
-    w = wiring(model)
+    check_task(model, task)
+    metric = metric_of(task, metric)
+    w = residual_stream_of(model)
     check_unedited(model)
     several = [circuits] if isinstance(circuits, Circuit) else list(circuits) if isinstance(circuits, list) else []
     if not several or not all(isinstance(circuit, Circuit) for circuit in several):
@@ -42,12 +43,13 @@ def run(model, task, circuits: Circuit | list[Circuit], *, metric: str = "logit"
     return values[0] if isinstance(circuits, Circuit) else values
 
 
-def run_masks(model, w: Wiring, task, keep: torch.Tensor, metric: str, remote: bool,
+def run_masks(model, w: ResidualStream, task, keep: torch.Tensor, metric: str, remote: bool,
               most: int = 2**25) -> torch.Tensor:
     """The metric [circuits, examples] of each mask [sources, targets], as many rows at a time as memory likes.
 
     most: numbers in the sources' outputs that are held at once (2^25 float32: 128 MiB).
     """
+    pairs, task = task, answer_rows(task)
     rows = max(1, most // (keep.shape[1] * task.clean.shape[1] * w.width))
     together = min(len(keep), rows)  # circuits, which share the corrupt run, rather than examples
     examples = max(1, rows // together)
@@ -67,10 +69,10 @@ def run_masks(model, w: Wiring, task, keep: torch.Tensor, metric: str, remote: b
                 found.append(values[:len(chosen)])
                 progress.update(found[-1].numel())
             columns.append(torch.cat(found))
-    return torch.cat(columns, 1)
+    return per_pair(pairs, torch.cat(columns, 1), 1)
 
 
-def check_whole_circuit(model, w: Wiring, task, remote, most: int = 4) -> None:
+def check_whole_circuit(model, w: ResidualStream, task, remote, most: int = 4) -> None:
     """Refuse a model whose circuit of all edges does not give the clean metric, on a few pairs spread over the task.
 
     The clean prompts run by themselves, as the model is: with hooks and edits of the user's.

@@ -6,16 +6,17 @@ import pandas
 import torch
 from tqdm.auto import tqdm
 
-from gimkit.anatomy import dissect
-from gimkit.circuits.graph import nodes
-from gimkit.circuits.metrics import bootstrap
+from gimkit.circuits.metric import metric_of
 from gimkit.circuits.nodes import NodeScores
-from gimkit.circuits.scores import answers_of, check_task, check_whole
-from gimkit.circuits.traced import coalition_values
-from gimkit.circuits.wiring import graph_if_covered
-from gimkit.edits import check_unedited
-from gimkit.errors import require_finite
+from gimkit.errors import check_whole, require_finite
+from gimkit.interventions.node_patching import coalition_values
+from gimkit.model.apply import check_unedited
+from gimkit.model.architecture import architecture_of
+from gimkit.model.graph import nodes_of
+from gimkit.model.residual_stream import graph_if_covered
 from gimkit.remote import in_trace
+from gimkit.statistics import bootstrap
+from gimkit.tasks.task import answer_rows, answers_of, check_task, per_pair
 
 
 def shapley_nodes(model, task, *, orders: int = 8, seed: int = 0, batch_size: int = 16,
@@ -37,12 +38,12 @@ def shapley_nodes(model, task, *, orders: int = 8, seed: int = 0, batch_size: in
     Raises GimkitError for an edited model, NaN.
     Source: Castro et al. 2009 (sampled permutations); arXiv 2104.12199 (each with its reverse).
     """
-    check_task(task)
-    check_whole("orders", orders)
-    check_whole("batch_size", batch_size)
+    check_task(model, task)
+    orders, batch_size = check_whole("orders", orders), check_whole("batch_size", batch_size)
+    seed = check_whole("seed", seed, 0)
     check_unedited(model)
-    parts = dissect(model)
-    names = [node.name for node in nodes(parts)]
+    parts = architecture_of(model)
+    names = [node.name for node in nodes_of(parts)]
     players = len(names) - 1
     paths = [(block.output, block.mlp) for block in parts.blocks]
     generator = torch.Generator().manual_seed(seed)
@@ -50,17 +51,18 @@ def shapley_nodes(model, task, *, orders: int = 8, seed: int = 0, batch_size: in
     per_example = []
     for start in tqdm(range(0, len(task), batch_size), desc=f"{task.name} shapley", delay=2, leave=False):
         batch = task[start:start + batch_size]
+        rows = answer_rows(batch)
 
-        def worth(present: torch.Tensor, batch=batch) -> torch.Tensor:
-            return _worth(model, parts, paths, batch, present, remote)
+        def worth(present: torch.Tensor, rows=rows) -> torch.Tensor:
+            return _worth(model, parts, paths, rows, present, remote)
 
-        rank = ranks[start:start + batch_size]
+        rank = ranks[start:start + batch_size].repeat_interleave(len(rows) // len(batch), 0)
         gains = torch.stack([gains_in_order(worth, way[:, i]) for i in range(orders)
                              for way in (rank, players - 1 - rank)]).mean(0)
-        none = torch.zeros(1, len(batch), players, dtype=torch.bool)
+        none = torch.zeros(1, len(rows), players, dtype=torch.bool)
         corrupt, alone = worth(none)  # the corrupt run, and the clean embedding with everything else corrupt
-        per_example.append(torch.cat([(alone - corrupt)[:, None], gains], 1))
-    scores = NodeScores(task.name, "shapley", tuple(names), torch.cat(per_example).float(),
+        per_example.append(per_pair(batch, torch.cat([(alone - corrupt)[:, None], gains], 1)))
+    scores = NodeScores(task.name, "shapley", tuple(names), torch.cat(per_example).float(), metric_of(task, "logit"),
                         graph=graph_if_covered(model, parts))
     require_finite(scores.per_example)
     return scores

@@ -5,13 +5,14 @@ from dataclasses import dataclass
 import torch
 
 from gimkit.l3d.decompose import divergence_of, evaluating, given
-from gimkit.l3d.found import Decomposition
+from gimkit.l3d.decomposition import Decomposition
 from gimkit.l3d.gradients import chosen, others, outputs_of, per_sample_gradients
 from gimkit.l3d.sparse import energies, reconstruct
+from gimkit.results import Result
 
 
-@dataclass(frozen=True)
-class Activity:
+@dataclass(frozen=True, eq=False)
+class Activity(Result):
     """The use of subnetworks on samples, over several references each; `activity` measures it.
 
     >>> Activity(impact=torch.zeros(200, 5), kept=torch.full((200, 5), 0.1), norm=0.3, squared=0.09).kept.shape

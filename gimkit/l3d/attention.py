@@ -9,9 +9,9 @@ from gimkit import tasks
 from gimkit.errors import GimkitError
 from gimkit.l3d.activity import activity
 from gimkit.l3d.decompose import decompose
-from gimkit.l3d.found import Decomposition
+from gimkit.l3d.decomposition import Decomposition
 from gimkit.l3d.language import NextToken
-from gimkit.l3d.select import selection, untrained
+from gimkit.l3d.selection import selection, untrained
 
 TASKS = ("ioi", "ioi_twice", "greater_than", "agreement", "pronoun", "capital", "hypernymy", "induction")
 ELSEWHERE = "elsewhere"

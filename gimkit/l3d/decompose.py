@@ -7,12 +7,12 @@ from contextlib import ExitStack, contextmanager
 import torch
 from torch.func import stack_module_state, vmap
 
-from gimkit.edits import check_unedited
 from gimkit.errors import GimkitError
-from gimkit.l3d.found import Decomposition, described
+from gimkit.l3d.decomposition import Decomposition, described
 from gimkit.l3d.gradients import DIVERGENCES, chosen, outputs_of, per_sample_gradients
 from gimkit.l3d.training import Settings, Trained, settings_of, train
-from gimkit.remote.traces import LOCK, steady
+from gimkit.model.apply import check_unedited
+from gimkit.remote.trace import LOCK, steady
 
 
 def decompose(module, inputs, *, parameters=None, seed: int = 0, chunk: int | None = None, checkpoint=None,
@@ -92,7 +92,8 @@ def decompose_alike(modules, inputs, *, seeds, progress: bool = True, **settings
 def given(module, inputs) -> tuple[torch.nn.Module, tuple[torch.Tensor, ...]]:
     """The torch module, also out of an nnsight model, and its inputs as a tuple of ordinary tensors.
 
-    Raises GimkitError for an edited model: its rules act in traces, and L3D opens none.
+    Raises:
+        GimkitError: an edited model, for its rules act in traces, and L3D opens none.
     """
     check_unedited(module)
     inputs = inputs if isinstance(inputs, tuple) else (inputs,)

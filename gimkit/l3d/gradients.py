@@ -22,7 +22,7 @@ def mse_of_the_code(output: torch.Tensor, reference: torch.Tensor) -> torch.Tens
     """What the reference implementation has for toys: the mean of p (p - r), whose slope is 2 p - r.
 
     The paper's error of 6.4% on circuits in superposition is this one's, squared: over five seeds 6.5% [4.9, 8.0], and
-    with the text's `mse` 21.5% [17.6, 25.4] (`python -m gimkit l3d superposed`).
+    with the text's `mse` 21.5% [17.6, 25.4] (`python -m benchmarks.l3d_runs superposed`).
     """
     return (output * (output - reference)).mean()
 

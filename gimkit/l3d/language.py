@@ -3,8 +3,9 @@
 import torch
 from torch import nn
 
-from gimkit.edits import check_unedited
 from gimkit.errors import GimkitError
+from gimkit.model.apply import check_unedited
+from gimkit.remote.trace import steady
 
 
 class NextToken(nn.Module):
@@ -24,12 +25,12 @@ class NextToken(nn.Module):
         check_unedited(model)
         self.model = getattr(model, "_module", model)
 
-    @torch.no_grad()
     def inputs(self, ids: torch.Tensor, last: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The samples: embeddings [n, seq, width] of ids [n, seq], padded on the right, and positions [n]."""
         if bool((last >= ids.shape[1]).any()) or bool((last < 0).any()):
             raise GimkitError(f"a position is outside the texts, which have {ids.shape[1]} tokens")
-        return self.model.get_input_embeddings()(ids), last
+        with steady(self.model, gradients=False):
+            return self.model.get_input_embeddings()(ids), last
 
     def forward(self, embeddings, last):
         seq = embeddings.shape[1]

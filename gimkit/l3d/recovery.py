@@ -6,7 +6,7 @@ from scipy.optimize import linear_sum_assignment
 
 from gimkit.l3d import tucker
 from gimkit.l3d.decompose import divergence_of
-from gimkit.l3d.found import Decomposition
+from gimkit.l3d.decomposition import Decomposition
 from gimkit.l3d.gradients import chosen, per_sample_gradients
 from gimkit.l3d.toys import Toy
 

@@ -11,6 +11,8 @@ from tqdm.auto import tqdm
 
 from gimkit.errors import GimkitError
 from gimkit.l3d import files
+from gimkit.remote.trace import seeded
+from gimkit.results import Result
 
 ACTIVE = 0.05  # the share of samples in which a feature is active
 LARGEST = 3.0  # coefficients of A are uniform between 0 and this
@@ -72,8 +74,8 @@ FAMILIES = {
 }
 
 
-@dataclass(frozen=True)
-class Toy:
+@dataclass(frozen=True, eq=False)
+class Toy(Result):
     """A trained toy: its module, to be decomposed, and what it was trained on.
 
     >>> toy = train("tms", seeds=[0], epochs=2, n=1000)[0]         # 1000 epochs, unless told otherwise
@@ -109,8 +111,11 @@ class Toy:
             raise GimkitError(f"no toy at {path}: NAME.safetensors and NAME.json are needed")
         about, tensors = stored
         state = {key.removeprefix("module."): value for key, value in tensors.items() if key.startswith("module.")}
-        return cls(about["toy"], about["seed"], module_of(about["toy"], state), tensors.get("coefficients"),
-                   about["loss"])
+        try:
+            return cls(about["toy"], about["seed"], module_of(about["toy"], state), tensors.get("coefficients"),
+                       about["loss"])
+        except (KeyError, RuntimeError) as error:  # tensors of another module
+            raise GimkitError(f"{path} holds no toy: {str(error).partition(chr(10))[0]}") from error
 
     def inputs(self, n: int, seed: int = 0) -> torch.Tensor:
         """New samples, [n, features]; other seeds than those of its training."""
@@ -162,8 +167,7 @@ def train(name: str, seeds, epochs: int = 1000, tries: int = 4, n: int = 10000, 
         raise GimkitError(f"unknown toy {name!r}; use {', '.join(FAMILIES)}")
     family, seeds, modules, x, y, coefficients = FAMILIES[name], list(seeds), [], [], [], []
     for seed in seeds:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with seeded(seed):
             modules += [family.build() for _ in range(tries)]
         generator = torch.Generator().manual_seed(seed)
         coefficients.append(None if family.target else
@@ -206,7 +210,7 @@ def built(name: str, seed: int, state: dict[str, torch.Tensor], coefficients) ->
 
 def module_of(name: str, state: dict[str, torch.Tensor]) -> nn.Module:
     """A family's module with these tensors, which take no gradients."""
-    with torch.random.fork_rng(devices=[]):
+    with seeded(0):
         module = Linear2(*state["W_in"].shape, len(state["b"])) if "W_in" in state else FAMILIES[name].build()
     module.load_state_dict(state)
     return module.requires_grad_(False)

@@ -1,5 +1,5 @@
 """Everything particular to NDIF: what travels with a trace, how it is sent, and what is said when something fails."""
 
-from gimkit.remote.traces import SHIPPED, in_session, in_trace, register, where
+from gimkit.remote.trace import SHIPPED, in_session, in_trace, register, where
 
 __all__ = ["SHIPPED", "in_session", "in_trace", "register", "where"]

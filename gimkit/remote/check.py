@@ -9,11 +9,12 @@ import nnsight
 import torch
 
 from gimkit.errors import GimkitError
-from gimkit.forward.backend import gives_gradients
-from gimkit.remote.backend import server_of
+from gimkit.interventions.token_scores import last_values
+from gimkit.remote.capabilities import gives_gradients
+from gimkit.remote.messages import SHOWN, deployments, explained, names_of, one_line
+from gimkit.remote.server import server_of
+from gimkit.remote.trace import in_trace
 from gimkit.remote.transport import NONSENSE, ask, exchange, shown
-from gimkit.remote.words import SHOWN, deployments, explained, names_of, one_line
-from gimkit.tokens import attribute
 
 
 def check(model, remote=True) -> None:
@@ -41,7 +42,7 @@ def check(model, remote=True) -> None:
         backend = "reverse" if gives_gradients(model, remote) else "forward"
         rows.append(("backend", backend, "gradients" if backend == "reverse" else "refuses gradients", "yes"))
         start = time.perf_counter()
-        attribute(model, torch.tensor([1, 2, 3]), baseline=0, backend=backend, remote=remote)
+        in_trace(model, torch.tensor([[1, 2, 3]]), last_values, [], remote=remote)
         place = "here" if remote in (False, "local") else "there"
         rows.append(("3 tokens", f"{time.perf_counter() - start:.1f} s", place, "yes"))
     except Exception as error:  # a server may answer with anything

@@ -1,55 +1,81 @@
 """Long jobs: send a request, go away, and fetch the result by its id."""
 
 import inspect
+import threading
+import time
+from collections.abc import Callable, Sequence
 
 from gimkit.errors import GimkitError
-from gimkit.forward.backend import gives_gradients
-from gimkit.remote.backend import Server, Unfinished, server_of
+from gimkit.remote.capabilities import gives_gradients
+from gimkit.remote.server import Server
+from gimkit.remote.trace import JOB
+
+SHORTEST, LONGEST = 0.1, 5.0  # seconds between two looks at a request
 
 
 class Job:
-    """A gimkit function whose requests wait at a server, while this process does something else.
+    """A function of gimkit that runs on a server, while this process does something else.
 
-    ids: the server's ids of its requests so far. status: the last one's, in NDIF's words (QUEUED, RUNNING, ...).
+    Attributes:
+        ids: the server's ids of the requests that were sent so far.
+        status: of the last request, in NDIF's words (QUEUED, RUNNING, ...).
     """
 
-    def __init__(self, run, host, ids=()):
+    def __init__(self, run: Callable, ids: Sequence[str] = ()):
         self.ids, self.status = list(ids), None
-        self._run, self._host, self._results, self._outcome = run, host, [], None
+        self._result, self._error = None, None
+        self._taken = 0  # requests of the function that have an id
+        self._sent = threading.Event()
+        self._thread = threading.Thread(target=self._work, args=(run,), daemon=True)
+        self._thread.start()
+
+    def _work(self, run: Callable) -> None:
+        JOB.set(self)  # of this thread alone
+        try:
+            self._result = run()
+        except BaseException as error:
+            self._error = error
+        finally:
+            self._sent.set()
 
     def done(self) -> bool:
-        """Ask the server; True when the result is there. Where a function sends several requests, each goes out when
-        the one before is back, so somebody has to ask.
-
-        Raises GimkitError when the job failed.
-        """
-        if self._outcome is None:
-            self._turn = 0
-            try:
-                self._outcome = (self._run(self),)
-            except Unfinished:  # the function starts anew when it is asked again
-                return False
+        """Whether the result is there. Raises GimkitError when the job failed."""
+        if self._thread.is_alive():
+            return False
+        if self._error is not None:
+            raise self._error
         return True
 
     @property
     def result(self):
         """What the function returns. Raises GimkitError while the job is not done."""
-        if self._outcome is None:
-            raise GimkitError(f"the job is not done ({self.status}): ask job.done() again; "
+        if not self.done():
+            raise GimkitError(f"the job is not done ({self.status}): call job.done() again; "
                               f"gimkit.submit(..., ids={self.ids}) finds it again later")
-        return self._outcome[0]
+        return self._result
 
-    def backend(self, model) -> Server:
-        """The backend of this job's next trace."""
-        slot = server_of(model, self._host, _Slot)
-        slot.job = self
-        return slot
+    def fetch(self, server: Server, tracer):
+        """The result of the function's next request: sent, or found again by its id."""
+        turn, self._taken = self._taken, self._taken + 1
+        if turn == len(self.ids):
+            server.submit(tracer)
+            self.ids.append(server.job_id)
+        server.job_id, pause = self.ids[turn], SHORTEST
+        self._sent.set()
+        while True:
+            found = server.poll(tracer)
+            self.status = server.status.value if server.status else self.status
+            if found is not None:
+                return found
+            time.sleep(pause)
+            pause = min(2 * pause, LONGEST)
 
     def __repr__(self) -> str:
-        return f"Job(ids={self.ids}, {'done' if self._outcome else self.status})"
+        return f"Job(ids={self.ids}, {self.status if self._thread.is_alive() else 'done'})"
 
 
-def submit(function, model, *arguments, remote=True, ids=(), **options) -> Job:
+def submit(function: Callable, model, *arguments, remote: bool | str = True, ids: Sequence[str] = (),
+           **options) -> Job:
     """Run a function of gimkit on a server without waiting for it.
 
     >>> inspect.signature(submit).parameters["remote"].default
@@ -61,11 +87,22 @@ def submit(function, model, *arguments, remote=True, ids=(), **options) -> Job:
         job = gimkit.submit(gimkit.score_edges, model, task, method="gim", ids=["7c9e..."])    # later, anywhere
         if job.done(): edges = job.result
 
-    function: one that takes `remote=`. model, arguments, options: its own, the same again when a job is picked up by
-    its ids. remote: as there, a server. Most functions send one request for each `batch_size` prompts; they go out one
-    after another, each when `job.done()` finds the one before finished. The first goes out at once, unless ids are
-    given. With backend="auto" the server is first asked, and waited for, whether it gives gradients.
-    Raises GimkitError for a function without `remote=` and for remote=False or "local".
+    Most functions send one request for each `batch_size` prompts, one after another. With backend="auto" the server is
+    first asked, and waited for, whether it gives gradients.
+
+    Args:
+        function: one that takes `remote=`.
+        model: as the function takes it.
+        arguments: the function's own; the same again when a job is found by its ids.
+        remote: True for the configured server, or a server's address.
+        ids: of the requests of an earlier job; only what comes after them is sent.
+        options: the function's own.
+
+    Returns:
+        The `Job`, its first request sent.
+
+    Raises:
+        GimkitError: a function without `remote=`; remote=False or "local"; a request that the server refuses.
     """
     accepted = inspect.signature(function).parameters
     if "remote" not in accepted:
@@ -74,28 +111,8 @@ def submit(function, model, *arguments, remote=True, ids=(), **options) -> Job:
         raise GimkitError("a job needs a server: give remote=True or its address")
     if "backend" in accepted and options.get("backend", "auto") == "auto":
         options["backend"] = "reverse" if gives_gradients(model, remote) else "forward"
-    job = Job(lambda job: function(model, *arguments, remote=job, **options), remote, ids)
-    if not ids:
-        job.done()
+    job = Job(lambda: function(model, *arguments, remote=remote, **options), ids)
+    job._sent.wait()
+    if job._error is not None:
+        raise job._error
     return job
-
-
-class _Slot(Server):
-    """One of a job's requests: sent once, then answered by what came back."""
-
-    def run(self, tracer):
-        job, turn = self.job, self.job._turn
-        job._turn += 1
-        if turn == len(job.ids):
-            self.submit(tracer)
-            job.ids.append(self.job_id)
-        elif turn == len(job._results):
-            self.job_id = job.ids[turn]
-            result = self.poll(tracer)
-            if result is not None:
-                job._results.append(result)
-        job.status = self.status.value if self.status else job.status
-        if turn == len(job._results):
-            raise Unfinished
-        self._push(job._results[turn], tracer)
-        return job._results[turn]

@@ -1,6 +1,6 @@
 """Self-repair: what is left of an effect when other attention scores, or later heads, answer for an ablated one."""
 
+from gimkit.selfrepair.attention import SelfRepair, self_repair
 from gimkit.selfrepair.heads import HeadRepair, head_repair
-from gimkit.selfrepair.scores import SelfRepair, self_repair
 
 __all__ = ["HeadRepair", "SelfRepair", "head_repair", "self_repair"]

@@ -6,20 +6,21 @@ import pandas
 import torch
 from tqdm.auto import tqdm
 
-from gimkit.anatomy import dissect
-from gimkit.circuits.metrics import bootstrap
-from gimkit.circuits.scores import answers_of, check_task, check_whole, rows_of
-from gimkit.circuits.wiring import wiring
-from gimkit.edits import check_unedited
-from gimkit.errors import require_finite
+from gimkit.errors import check_whole, require_finite
+from gimkit.interventions.head_ablation import head_effects
+from gimkit.model.apply import check_unedited
+from gimkit.model.architecture import architecture_of
+from gimkit.model.residual_stream import residual_stream_of
 from gimkit.remote import in_trace
-from gimkit.selfrepair.traced_heads import head_effects
+from gimkit.results import Result
+from gimkit.statistics import bootstrap
+from gimkit.tasks.task import answers_of, check_one_token, check_task, rows_of
 
 EFFECTS = ("direct", "direct_live", "total", "total_frozen")
 
 
-@dataclass(frozen=True)
-class HeadRepair:
+@dataclass(frozen=True, eq=False)
+class HeadRepair(Result):
     """What ablating each head costs directly and in all, and which parts answer; in logits.
 
     >>> repair = gimkit.head_repair(model, task[:8])
@@ -63,7 +64,7 @@ class HeadRepair:
 
     def plot(self, ax=None):
         """Draw the total against the direct effect of each head; returns the matplotlib axes."""
-        from gimkit.plots_repair import direct_against_total
+        from gimkit.plots.selfrepair import direct_against_total
 
         return direct_against_total(self, ax=ax)
 
@@ -101,16 +102,17 @@ def head_repair(model, task, *, batch_size: int = 32, remote: bool | str = False
 
     model: an unedited nnsight model. task: a `gimkit.tasks.Task` of n prompt pairs. batch_size: prompt pairs per
     forward; it does not change the result. remote: as in `gimkit.attribute`.
-    Raises GimkitError for an architecture whose wiring is not covered, an edited model, an empty task, NaN.
+    Raises GimkitError for an architecture whose edges are not covered, an edited model, an empty task, NaN.
     Source: McGrath et al. 2023 (the Hydra effect, arXiv 2307.15771) and Rushing and Nanda 2024 (arXiv 2402.15390), who
     separate the final norm's share; Wang et al. 2022 (arXiv 2211.00593) for heads that answer. Difference: they ablate
     on the training distribution or in layers, here each head is resampled from the pair's corrupt prompt, everywhere.
     """
-    check_task(task)
-    check_whole("batch_size", batch_size)
-    parts = dissect(model)
+    check_task(model, task)
+    check_one_token(task, "head_repair")
+    batch_size = check_whole("batch_size", batch_size)
+    parts = architecture_of(model)
     check_unedited(model)
-    w = wiring(model, parts)
+    w = residual_stream_of(model, parts)
     root = model._module
     unembedding = next(path for path, module in root.named_modules() if module is root.get_output_embeddings())
     softcap = getattr(root.config.get_text_config(), "final_logit_softcapping", None)

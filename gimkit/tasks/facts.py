@@ -1,107 +1,74 @@
 """The tasks about stored knowledge and grammar: one drawn prompt pair as text each."""
 
+import re
 from random import Random
 
-from gimkit.tasks.encode import build, check_choice
+from gimkit.tasks.encode import build, check_choice, ordered
 from gimkit.tasks.task import Pair, Task
-from gimkit.tasks.words import CAPITALS, EVENTS, KINDS, MEN, NEAR, NOUNS, THINGS, WOMEN
-from gimkit.vocabulary import answer_id, text_ids
-
-CAPITAL = (
-    "The capital of {} is",
-    "The capital city of {} is",
-    "The main city of {} is",
-    "People in {} know that the capital is",
-    "In {}, the head of the country lives in",
-)
-HYPERNYM = (
-    "The {} is a kind of",
-    "The {} is a type of",
-    "People say that the {} is a kind of",
-    "Everyone knows that a {} is a kind of",
-)
-SINGLE_WORDS = sorted(set(NOUNS) | set(THINGS))
-VERBS = (("is", "are"), ("was", "were"), ("has", "have"))
-AGREE = (
-    "The {} {near} the {other}",
-    "I know that the {} {near} the {other}",
-    "It was said that the {} {near} the {other}",
-    "Everyone saw that the {} {near} the {other}",
-)
-PRONOUN = (
-    "{} was late because",
-    "{} left the house when",
-    "{} was happy that",
-    "When {} came home,",
-    "{} said that",
-    "Everyone knew {} because",
-)
-YEARS = (
-    "They began the {event} in {century}{year} and ended it in {century}",
-    "The {event} that began in {century}{year} ended in {century}",
-    "The {event} went on from {century}{year} until {century}",
-)
+from gimkit.tasks.words import BUNDLED, Start, Words
+from gimkit.tasks.years import next_years, sides
 
 
-def capital_pair(rng: Random) -> Pair:
-    right, wrong = rng.sample(sorted(CAPITALS), 2)
-    ask = rng.choice(CAPITAL)
-    return Pair(ask.format(right), ask.format(wrong), CAPITALS[right], CAPITALS[wrong])
+def capital_pair(rng: Random, words: Words = BUNDLED) -> Pair:
+    right, wrong = rng.sample(sorted(words.capitals), 2)
+    ask = rng.choice(words.ask_capital)
+    return Pair(ask.format(right), ask.format(wrong), words.capitals[right], words.capitals[wrong])
 
 
-def hypernymy_pair(rng: Random) -> Pair:
-    right, wrong = rng.sample(sorted(KINDS), 2)
-    ask = rng.choice(HYPERNYM)
-    return Pair(ask.format(rng.choice(KINDS[right])), ask.format(rng.choice(KINDS[wrong])), right, wrong)
+def hypernymy_pair(rng: Random, words: Words = BUNDLED) -> Pair:
+    right, wrong = rng.sample(sorted(words.kinds), 2)
+    ask = rng.choice(words.ask_kind)
+    return Pair(ask.format(rng.choice(words.kinds[right])), ask.format(rng.choice(words.kinds[wrong])), right, wrong)
 
 
-def agreement_pair(rng: Random) -> Pair:
-    subject, other = rng.sample(sorted(NOUNS), 2)
-    forms, verbs = [subject, NOUNS[subject]], list(rng.choice(VERBS))
+def agreement_pair(rng: Random, words: Words = BUNDLED) -> Pair:
+    subject, other = rng.sample(sorted(words.nouns), 2)
+    forms, verbs = [subject, words.nouns[subject]], list(rng.choice(words.verbs))
     if rng.random() < 0.5:
         forms.reverse()
         verbs.reverse()
-    ask = rng.choice(AGREE)
-    rest = {"near": rng.choice(NEAR), "other": rng.choice((other, NOUNS[other]))}
-    return Pair(ask.format(forms[0], **rest), ask.format(forms[1], **rest), *verbs)
+    ask, near = rng.choice(words.ask_verb), rng.choice(words.near)
+    if words.others:
+        other = rng.choice(sorted(words.others))
+    behind = {"near": near, "other": rng.choice((other, (words.others or words.nouns)[other]))}
+    return Pair(ask.format(forms[0], **behind), ask.format(forms[1], **behind), *verbs)
 
 
-def pronoun_pair(rng: Random) -> Pair:
-    people = [(rng.choice(WOMEN), "she"), (rng.choice(MEN), "he")]
+def pronoun_pair(rng: Random, words: Words = BUNDLED) -> Pair:
+    people = [(rng.choice(words.women), "she"), (rng.choice(words.men), "he")]
     rng.shuffle(people)
     (right, answer), (other, wrong) = people
-    ask = rng.choice(PRONOUN)
+    ask = rng.choice(words.ask_pronoun)
     return Pair(ask.format(right), ask.format(other), answer, wrong)
 
 
-def greater_than_pair(rng: Random) -> Pair:
+def greater_than_pair(rng: Random, words: Words = BUNDLED) -> Pair:
     """The answer is any later year of the century (shown: the next one); corrupt: the year 01."""
-    year = f"{rng.randint(2, 98):02d}"
-    fill = {"event": rng.choice(EVENTS), "century": str(rng.randint(11, 17))}
-    ask = rng.choice(YEARS)
-    return Pair(ask.format(year=year, **fill), ask.format(year="01", **fill), f"{int(year) + 1:02d}", year)
+    if words is BUNDLED:  # drawn as the bundled models' training drew them
+        year, event, century = rng.randint(2, 98), rng.choice(words.events), rng.randint(11, 17)
+        start = Start(f"{century}{year:02d}", str(century), f"{year + 1:02d}", f"{year:02d}")
+    else:
+        start, event = rng.choice(words.starts), rng.choice(words.events)
+    ask = rng.choice(words.ask_year)
+    clean, corrupt = (ask.format(event=event, start=year, end=start.end)
+                      for year in (start.year, start.year[:2] + "01"))
+    return Pair(clean, corrupt, start.answer, start.wrong)
 
 
-def induction_pair(rng: Random, times=2) -> Pair:
+def induction_pair(rng: Random, times=2, words: Words = BUNDLED) -> Pair:
     """Random words, repeated, cut within the last; corrupt: the word to come is another in all rounds."""
     length = rng.randint(5, 9)
-    *row, other = rng.sample(SINGLE_WORDS, length + 1)
+    *row, other = rng.sample(words.row, length + 1)
     cut = rng.randint(1, length - 1)
     flipped = [other if i == cut else word for i, word in enumerate(row)]
-    clean, corrupt = (" ".join(seq * (times - 1) + seq[:cut]) for seq in (row, flipped))
+    clean, corrupt = (words.before_row + " ".join(seq * (times - 1) + seq[:cut]) for seq in (row, flipped))
     return Pair(clean, corrupt, row[cut], other)
 
 
 def _years(tokenizer, pair: Pair) -> tuple[list[int], list[int]]:
-    """Ids of the later years of the century, and of the year itself and those before."""
-    for shown in (pair.answer, pair.wrong):
-        answer_id(tokenizer, pair.clean, shown, glue="")
-    prompt, sets = text_ids(tokenizer, pair.clean), ([], [])
-    followed = tokenizer([f"{pair.clean}{year:02d}" for year in range(100)])["input_ids"]
-    for year, ids in enumerate(followed):
-        if len(ids) == len(prompt) + 1 and ids[:-1] == prompt:  # not so for 1776 where it is one token
-            sets[year <= int(pair.wrong)].append(ids[-1])
-    return sets
+    """Ids of the tokens that lead to later years only, and of those that lead to the year itself or earlier ones."""
+    year, end = re.findall(r"\d+", pair.clean)
+    return sides(next_years(tokenizer, pair.clean, end), int(year))
 
 
 def greater_than(model, n=64, seed=0) -> Task:
@@ -110,10 +77,11 @@ def greater_than(model, n=64, seed=0) -> Task:
     >>> gimkit.tasks.greater_than(model, n=1)[0].clean
     'The drought that began in 1151 ended in 11'
 
-    Good: all two-digit tokens above 51; bad: all up to 51. Corrupt: the year 1101. The tokenizer must write
-    years as two tokens of two digits, as GPT-2's mostly does.
+    Good: the tokens that lead to later years, here all two digits above 51; bad: those that lead to the year itself or
+    earlier ones. Corrupt: the year 1101. Other tokenizers split years otherwise, and get years that the next token
+    decides: of single digits "from 1739 to 17", where 4 is later and 3 is not; of three digits "from 1732 to 173".
     """
-    return build("greater_than", model, greater_than_pair, n, seed, answers=_years)
+    return build("greater_than", model, greater_than_pair, n, seed, lambda words: len(words.starts), _years)
 
 
 def agreement(model, n=64, seed=0) -> Task:
@@ -124,7 +92,8 @@ def agreement(model, n=64, seed=0) -> Task:
          corrupt='Everyone saw that the worker with the girls',
          answer='were', wrong='was')
     """
-    return build("agreement", model, agreement_pair, n, seed)
+    return build("agreement", model, agreement_pair, n, seed,
+                 left=lambda words: 2 * len(words.nouns) * len(words.verbs))
 
 
 def pronoun(model, n=64, seed=0) -> Task:
@@ -135,7 +104,7 @@ def pronoun(model, n=64, seed=0) -> Task:
          corrupt='Patricia was happy that',
          answer='he', wrong='she')
     """
-    return build("pronoun", model, pronoun_pair, n, seed)
+    return build("pronoun", model, pronoun_pair, n, seed, left=lambda words: 2 * len(words.women) * len(words.men))
 
 
 def capital(model, n=64, seed=0) -> Task:
@@ -146,7 +115,13 @@ def capital(model, n=64, seed=0) -> Task:
          corrupt='People in Thailand know that the capital is',
          answer='Baghdad', wrong='Bangkok')
     """
-    return build("capital", model, capital_pair, n, seed)
+    return build("capital", model, capital_pair, n, seed, left=lambda words: ordered(words.capitals))
+
+
+def _of_two_kinds(words: Words) -> int:
+    """Ordered pairs of things of two kinds."""
+    sizes = [len(members) for members in words.kinds.values()]
+    return sum(sizes) ** 2 - sum(size**2 for size in sizes)
 
 
 def hypernymy(model, n=64, seed=0) -> Task:
@@ -157,7 +132,7 @@ def hypernymy(model, n=64, seed=0) -> Task:
          corrupt='The train is a kind of',
          answer='sport', wrong='vehicle')
     """
-    return build("hypernymy", model, hypernymy_pair, n, seed)
+    return build("hypernymy", model, hypernymy_pair, n, seed, left=_of_two_kinds)
 
 
 def induction(model, n=64, seed=0, times=2) -> Task:
@@ -171,4 +146,5 @@ def induction(model, n=64, seed=0, times=2) -> Task:
     Answer: the next word of the sequence. Corrupt: that word is another in every round (the wrong answer).
     """
     check_choice("times", times, (2, 3))
-    return build("induction", model, lambda rng: induction_pair(rng, times), n, seed)
+    return build("induction", model, lambda rng, words: induction_pair(rng, times, words), n, seed,
+                 left=lambda words: ordered(words.row, least=10))

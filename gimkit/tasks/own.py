@@ -1,14 +1,16 @@
-"""A task of one's own, from strings or from token ids."""
+"""A task of one's own, from prompts as texts or messages, or from token ids."""
+
+from collections.abc import Mapping
 
 import torch
 
-from gimkit.errors import GimkitError
+from gimkit.errors import GimkitError, check_answers, check_ids, check_whole
+from gimkit.model.tokenizer import answer_ids, is_text, spell, text_of, unknown_words, warn_unknown
 from gimkit.tasks.encode import encode_pair, pad_id, stack, tokenizer_of
 from gimkit.tasks.task import Pair, Task
-from gimkit.vocabulary import answer_id
 
 
-def pairs(clean, corrupt, answers, mask=None, model=None, name: str = "own") -> Task:
+def pairs(clean, corrupt, answers, mask=None, model=None, name: str = "own", glue: str | None = None) -> Task:
     """A Task from your own prompt pairs.
 
     >>> own = gimkit.tasks.pairs(clean=["The doors"], corrupt=["The door"], answers=[("are", "is")], model=model)
@@ -17,50 +19,63 @@ def pairs(clean, corrupt, answers, mask=None, model=None, name: str = "own") -> 
     >>> ids, others = torch.tensor([[3, 4, 5, 6]]), torch.tensor([[3, 4, 7, 6]])
     >>> gimkit.tasks.pairs(clean=ids, corrupt=others, answers=torch.tensor([[12, 40]])).good
     ((12,),)
+    >>> gimkit.tasks.pairs(clean=ids, corrupt=others, answers=[([[12, 13]], [[40]])]).sequences
+    True
 
     Args:
-        clean, corrupt: n strings each (then `model` or its tokenizer is needed), or token ids [n, S].
-        answers: n (good, bad). Good and bad are one answer or several; an answer is a string of one token
-            behind the clean prompt, or a token id. A [n, 2] tensor of ids will do.
+        clean, corrupt: n texts or chat messages each (then `model` or its tokenizer is needed), one start token first
+            and no end token last; or token ids [n, S], a tensor, an array, lists or a BatchEncoding.
+        answers: n (good, bad). Good and bad are one answer or several; an answer is a text behind the clean prompt, a
+            token id, or a list of token ids. A [n, 2] tensor of ids will do. One answer of several tokens makes all
+            answers of the task be scored by their log-probability (`Task.sequences`); then each pair has one good and
+            one bad answer.
         mask: [n, S], true on real tokens (with token ids only; all when left out). Padding: on the right.
+        glue: what stands between a prompt and an answer, both texts; None decides as in `gimkit.attribute`, ""
+            takes both as they are.
     Raises:
-        GimkitError: empty prompts, unequal lengths in a pair, an answer that is not one token.
+        GimkitError: empty prompts, unequal lengths in a pair, ids below 0 or not whole, answers that the tokenizer does
+            not know, the same answer as good and bad, sets of answers of several tokens.
     """
-    if isinstance(clean, str) or isinstance(corrupt, str):
+    if isinstance(clean, str) or isinstance(corrupt, str) or is_text(clean) or is_text(corrupt):
         raise GimkitError("clean and corrupt must be lists of prompts: put the single prompt in a list")
+    if isinstance(clean, Mapping) and isinstance(corrupt, Mapping):  # two BatchEncodings
+        mask = clean.get("attention_mask") if mask is None else mask
+        clean, corrupt = clean["input_ids"], corrupt["input_ids"]
     if len(clean) == 0:
         raise GimkitError("no prompt pairs: give at least one clean and one corrupt prompt")
     if not len(clean) == len(corrupt) == len(answers):
         raise GimkitError(f"{len(clean)} clean prompts, {len(corrupt)} corrupt ones, {len(answers)} answers: "
                           "give as many of each")
-    if isinstance(clean[0], str):
-        return _from_strings(clean, corrupt, answers, mask, model, name)
+    if is_text(clean[0]):
+        return _from_texts(clean, corrupt, answers, mask, model, name, glue)
     return _from_ids(clean, corrupt, answers, mask, name)
 
 
-def _from_strings(clean, corrupt, answers, mask, model, name) -> Task:
+def _from_texts(clean, corrupt, answers, mask, model, name, glue) -> Task:
     if model is None:
         raise GimkitError("prompts given as strings need model=…, a model with a tokenizer or the tokenizer")
     if mask is not None:
         raise GimkitError("mask goes with token ids only: for strings it is made by the tokenizer")
     tokenizer = tokenizer_of(model)
-    rows, texts = [], []
+    rows, sides, texts, unknown = [], [], [], []
     for a, b, answer in zip(clean, corrupt, answers):
-        good, bad = _two_sets(answer)
-        rows.append((*encode_pair(tokenizer, a, b), *(_ids(part, tokenizer, a) for part in (good, bad))))
-        first = [part[0] for part in (good, bad)]
-        shown = [word if isinstance(word, str) else tokenizer.decode([int(word)]) for word in first]
-        texts.append(Pair(a, b, *shown))
-    return stack(name, rows, texts, pad=pad_id(tokenizer))
+        both = _two_sets(answer)
+        rows.append(encode_pair(tokenizer, a, b))
+        sides.append([[_ids(one, tokenizer, a, glue) for one in part] for part in both])
+        shown = [part[0] if isinstance(part[0], str) else spell(tokenizer, *ids[0]) for part, ids in
+                 zip(both, sides[-1])]
+        texts.append(Pair(text_of(tokenizer, a), text_of(tokenizer, b), *shown))
+        unknown += [word for prompt in texts[-1][:2] for word in unknown_words(tokenizer, prompt)]
+    warn_unknown(tokenizer, unknown)
+    good, bad, sequences = _answers(sides, name)
+    return stack(name, list(zip(*zip(*rows), good, bad)), texts, pad=pad_id(tokenizer), sequences=sequences)
 
 
 def _from_ids(clean, corrupt, answers, mask, name) -> Task:
-    try:
-        clean, corrupt = torch.as_tensor(clean), torch.as_tensor(corrupt)
-    except (ValueError, TypeError) as error:
-        raise GimkitError("token ids must be a rectangle [n, S]: pad rows on the right, give mask") from error
-    if clean.ndim != 2 or clean.is_floating_point() or corrupt.is_floating_point():
-        raise GimkitError(f"token ids must be whole numbers [n, S], not {clean.dtype} {list(clean.shape)}")
+    clean, corrupt = check_ids(clean, what="clean"), check_ids(corrupt, what="corrupt")
+    if clean.ndim != 2:
+        raise GimkitError(f"token ids must be a rectangle [n, S], not {list(clean.shape)}: pad rows on the right, give "
+                          "mask")
     if clean.shape != corrupt.shape:
         raise GimkitError(
             f"clean is {list(clean.shape)}, corrupt {list(corrupt.shape)}: a pair needs equal lengths")
@@ -72,31 +87,44 @@ def _from_ids(clean, corrupt, answers, mask, name) -> Task:
         raise GimkitError(f"empty prompt: row {row} of mask has no real token")
     if (mask[:, 1:] & ~mask[:, :-1]).any():
         raise GimkitError("mask must be true first and false after: padding is on the right")
-    sets = [_two_sets(answer) for answer in answers]
-    good, bad = (tuple(_ids(pair[side]) for pair in sets) for side in (0, 1))
+    good, bad, sequences = _answers([[[_ids(one) for one in part] for part in _two_sets(answer)] for answer in answers],
+                                    name)
     texts = (Pair("", "", "", ""),) * len(clean)
-    return Task(name, clean.long(), corrupt.long(), mask, good, bad, texts)
+    return Task(name, clean, corrupt, mask, good, bad, texts, sequences=sequences)
 
 
 def _two_sets(answer) -> list[list]:
     """[[good, …], [bad, …]] out of (good, bad), where each is one answer or several."""
-    answer = answer.tolist() if isinstance(answer, torch.Tensor) else answer
+    answer = answer.tolist() if hasattr(answer, "tolist") else answer
     if isinstance(answer, str) or not hasattr(answer, "__len__") or len(answer) != 2:
         raise GimkitError(f"answers must be n times (good, bad), not {answer!r}")
-    sets = [part.tolist() if isinstance(part, torch.Tensor) else part for part in answer]
+    sets = [part.tolist() if hasattr(part, "tolist") else part for part in answer]
     sets = [list(part) if isinstance(part, (list, tuple, set, frozenset)) else [part] for part in sets]
     if not all(sets):
         raise GimkitError("an answer is empty: give at least one good and one bad token")
     return sets
 
 
-def _ids(part, tokenizer=None, prompt=None) -> tuple[int, ...]:
-    ids = []
-    for answer in part:
-        if not isinstance(answer, str):
-            ids.append(int(answer))
-        elif prompt is None:
+def _ids(answer, tokenizer=None, prompt=None, glue: str | None = None) -> list[int]:
+    """The tokens of one answer: a text, an id, or several ids in a list."""
+    if isinstance(answer, str):
+        if prompt is None:
             raise GimkitError(f"prompts given as token ids need answers as token ids, not {answer!r}")
-        else:
-            ids.append(answer_id(tokenizer, prompt, answer))
-    return tuple(ids)
+        return answer_ids(tokenizer, prompt, answer, glue)
+    if hasattr(answer, "__len__"):
+        return check_ids(answer, what="an answer").tolist()
+    return [check_whole("an answer is a text, an id, or a list of ids, which", answer, 0)]
+
+
+def _answers(sides: list, name: str) -> tuple[tuple, tuple, bool]:
+    """(good, bad, are they sequences?) out of each pair's [good answers, bad answers], answers being lists of ids."""
+    sequences = any(len(answer) > 1 for pair in sides for part in pair for answer in part)
+    for row, (good, bad) in enumerate(sides):
+        if sequences and (len(good) > 1 or len(bad) > 1):
+            raise GimkitError(f"{name}, row {row}: a task with answers of several tokens has one good and one bad "
+                              "answer for each pair, not sets of them")
+        check_answers(*([answer[0] if len(answer) == 1 else tuple(answer) for answer in part] for part in (good, bad)),
+                      f"{name}, row {row},")
+    if sequences:
+        return *(tuple(tuple(pair[side][0]) for pair in sides) for side in (0, 1)), True
+    return *(tuple(tuple(answer[0] for answer in pair[side]) for pair in sides) for side in (0, 1)), False

@@ -1,9 +1,13 @@
 """What a task is: prompt pairs with answers, as token ids, beside the texts that people read."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import torch
+
+from gimkit.errors import GimkitError, check_answers, check_ids, check_length
+from gimkit.model.architecture import limits
+from gimkit.results import Result
 
 
 class Pair(NamedTuple):
@@ -20,15 +24,16 @@ class Pair(NamedTuple):
     wrong: str
 
 
-@dataclass(frozen=True)
-class Task:
+@dataclass(frozen=True, eq=False)
+class Task(Result):
     """n prompt pairs of equal token length, right-padded, with good and bad answer ids.
 
     >>> task = gimkit.tasks.ioi(model, n=64, seed=0)
     >>> task.clean.shape, task.mask.shape, task.last.shape
     (torch.Size([64, 24]), torch.Size([64, 24]), torch.Size([64]))
 
-    The metric of row i is logsumexp(logits[last, good[i]]) - logsumexp(logits[last, bad[i]]).
+    The metric of row i is logsumexp(logits[last, good[i]]) - logsumexp(logits[last, bad[i]]). With sequences=True
+    good[i] and bad[i] are the tokens of one answer each, and it is log P(good[i] | prompt) - log P(bad[i] | prompt).
     """
 
     name: str
@@ -39,6 +44,8 @@ class Task:
     bad: tuple[tuple[int, ...], ...]  # n sets of wrong answer ids
     pairs: tuple[Pair, ...]
     dropped: tuple[str, ...] = field(default=())  # what could not be used, and why
+    left: tuple[int, int] | None = None  # pairs of answers that are single tokens, and those in the task's lists
+    sequences: bool = False  # answers of several tokens
 
     def __len__(self) -> int:
         return len(self.clean)
@@ -47,9 +54,93 @@ class Task:
         if not isinstance(key, slice):
             return self.pairs[key]
         return Task(self.name, self.clean[key], self.corrupt[key], self.mask[key],
-                    self.good[key], self.bad[key], self.pairs[key], self.dropped)
+                    self.good[key], self.bad[key], self.pairs[key], self.dropped, self.left,
+                    self.sequences)
 
     @property
     def last(self) -> torch.Tensor:
         """Index of the last real token of each row, [n]."""
         return self.mask.long().cumsum(1).argmax(1)
+
+
+def check_task(model, task) -> None:
+    """Refuse what is no task, an empty one, and one whose prompts or answers the model cannot take."""
+    if not hasattr(task, "clean") or not hasattr(task, "good"):
+        raise GimkitError(f"{type(task).__name__} is not a task; make one with gimkit.tasks.ioi(model, n=64) "
+                          "or gimkit.tasks.pairs(clean=..., corrupt=..., answers=...)")
+    if len(task) == 0:
+        raise GimkitError(f"the task {task.name} holds no prompt pairs; {'; '.join(task.dropped) or 'make some first'}")
+    vocabulary, context = limits(model)
+    for row, (last, *sets) in enumerate(zip(task.last.tolist(), task.good, task.bad)):
+        what = f"{task.name}, row {row},"
+        check_length(last + (max(map(len, sets)) if task.sequences else 1), context, what)
+        if not all(sets):
+            raise GimkitError(f"{what} has no {'bad' if sets[0] else 'good'} answer; give at least one")
+        check_answers(*(([tuple(ids)] for ids in sets) if task.sequences else sets), what)
+    for name, ids in (("clean prompts", task.clean), ("corrupt prompts", task.corrupt),
+                      ("answers", [answer for sets in (*task.good, *task.bad) for answer in sets])):
+        check_ids(ids, vocabulary, f"{task.name}, {name},")
+
+
+def check_one_token(task, what: str) -> None:
+    """Refuse a task with answers of several tokens."""
+    if task.sequences:
+        raise GimkitError(f"{what} takes answers of one token, but {task.name} has answers of several tokens; use "
+                          "score_nodes, score_edges or run, or other answers")
+
+
+def answer_rows(task):
+    """The rows to run for a task: its own, or where answers have several tokens two for each pair, the prompts with the
+    good answer and with the bad one behind them, but for its last token.
+
+    >>> answer_rows(task) is task
+    True
+    """
+    if not task.sequences:
+        return task
+    width = int(task.last.max()) + max(map(len, (*task.good, *task.bad)))
+    shape, answers = (2 * len(task), width), [ids for pair in zip(task.good, task.bad) for ids in pair]
+    clean, corrupt = (torch.zeros(shape, dtype=torch.long) for _ in range(2))
+    mask = torch.zeros(shape, dtype=torch.bool)
+    for row, ids in enumerate(answers):
+        start = int(task.last[row // 2]) + 1
+        for rows, prompts in ((clean, task.clean), (corrupt, task.corrupt)):
+            rows[row, :start] = prompts[row // 2, :start]
+            rows[row, start:start + len(ids) - 1] = torch.tensor(ids[:-1], dtype=torch.long)
+        mask[row, :start + len(ids) - 1] = True
+    return replace(task, clean=clean, corrupt=corrupt, mask=mask,
+                   pairs=tuple(pair for pair in task.pairs for _ in range(2)),
+                   good=tuple(ids if row % 2 == 0 else () for row, ids in enumerate(answers)),
+                   bad=tuple(ids if row % 2 else () for row, ids in enumerate(answers)))
+
+
+def per_pair(task, values: torch.Tensor, dim: int = 0) -> torch.Tensor:
+    """Values of `answer_rows(task)` along an axis as values of its pairs: the two rows of a pair add up."""
+    return values.unflatten(dim, (-1, 2)).sum(dim + 1) if task.sequences else values
+
+
+def rows_of(task) -> torch.Tensor:
+    """Clean rows, then corrupt ones, [2n, seq]. Padding stands right of the answer, so no mask is needed."""
+    return torch.cat([task.clean, task.corrupt])
+
+
+def answers_of(rows) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Position of the answer [n], good and bad answers' ids [n, most], as `metric_values` takes them.
+
+    rows: a task, or its `answer_rows` where answers have several tokens; then positions are [n, most] too.
+    """
+    if not rows.sequences:
+        return rows.last, padded(rows.good), padded(rows.bad)
+    if any(good and bad for good, bad in zip(rows.good, rows.bad)):
+        raise GimkitError(f"{rows.name} has answers of several tokens, each of which needs a row of its own")
+    answers = [[*good, *bad] for good, bad in zip(rows.good, rows.bad)]  # one of them is empty
+    most = max(map(len, answers))
+    start = rows.last - torch.tensor([len(ids) for ids in answers]) + 1
+    places = torch.minimum(start[:, None] + torch.arange(most), rows.last[:, None])
+    return places, padded(rows.good, most), padded(rows.bad, most)
+
+
+def padded(answers, most: int = 0) -> torch.Tensor:
+    """Sets of answer ids as [n, most] with -1 where a row has fewer."""
+    most = max(most, *map(len, answers))
+    return torch.tensor([[*ids, *[-1] * (most - len(ids))] for ids in answers])

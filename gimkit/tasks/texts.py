@@ -7,18 +7,19 @@ from random import Random
 import torch
 from tqdm.auto import tqdm
 
-from gimkit.errors import GimkitError
-from gimkit.masking import masked_values
-from gimkit.question import Question
+from gimkit.errors import GimkitError, check_flag, check_whole
+from gimkit.interventions.token_scores import last_values
+from gimkit.model.tokenizer import answer_id, text_ids, text_of
+from gimkit.remote.trace import in_trace, last_logits_only
+from gimkit.results import Result
 from gimkit.tasks.encode import tokenizer_of
 from gimkit.tasks.text_sets import TEXT_SETS, Table
-from gimkit.vocabulary import answer_id
 
 LONGEST = 1024
 
 
-@dataclass(frozen=True)
-class Texts:
+@dataclass(frozen=True, eq=False)
+class Texts(Result):
     """Prompts for `gimkit.attribute` and `gimkit.token_faithfulness`.
 
     >>> len(Texts("own", (task.clean[0],), (task.good[0][0],), (task[0].clean,)))
@@ -72,12 +73,11 @@ def load_texts(name: str, model, n: int = 100, seed: int = 0, data=None, *, true
     """
     if name not in TEXT_SETS:
         raise GimkitError(f"unknown data set {name!r}; use {', '.join(TEXT_SETS)}")
-    if n < 1:
-        raise GimkitError(f"n={n}: ask for at least one example")
+    n, seed = check_whole("n", n), check_whole("seed", seed, 0)
+    true_positives = check_flag("true_positives", true_positives)
     tokenizer, text_set = tokenizer_of(model), TEXT_SETS[name]
-    chat = getattr(tokenizer, "chat_template", None) is not None
-    ending, glue = prompt_of(tokenizer, text_set.ask("...", "...")), "" if chat else " "
-    yes, no = (answer_id(tokenizer, ending, word, glue) for word in ("Yes", "No"))  # all prompts end in the same way
+    ending = prompt_of(tokenizer, text_set.ask("...", "..."))
+    yes, no = (answer_id(tokenizer, ending, word) for word in ("Yes", "No"))  # all prompts end in the same way
     tables = [data] if data is not None and len(text_set.tables) == 1 else data
     if data is None:
         tables = [fetch(table) for table in text_set.tables]
@@ -96,14 +96,14 @@ def load_texts(name: str, model, n: int = 100, seed: int = 0, data=None, *, true
             if not passage.strip():
                 dropped["without a text"] += 1
                 continue
-            text = prompt_of(tokenizer, text_set.ask(passage, question))
-            ids = torch.tensor(tokenizer(text, add_special_tokens=not chat)["input_ids"])  # a template has its own
+            prompt = prompt_of(tokenizer, text_set.ask(passage, question))
+            ids = torch.tensor(text_ids(tokenizer, prompt))
             if len(ids) > longest:
                 dropped[f"of more than {longest} tokens"] += 1
             elif true_positives and not says_yes(model, ids, yes, no, remote):
                 dropped["that the model does not answer with Yes"] += 1
             else:
-                kept.append((ids, yes if label else no, text))
+                kept.append((ids, yes if label else no, text_of(tokenizer, prompt)))
                 progress.update()
                 if len(kept) == n:
                     break
@@ -115,17 +115,16 @@ def load_texts(name: str, model, n: int = 100, seed: int = 0, data=None, *, true
     return Texts(name, *zip(*kept), tuple(told))
 
 
-def prompt_of(tokenizer, asked: str) -> str:
-    """The whole prompt: through the chat template, else with a place for the answer."""
+def prompt_of(tokenizer, asked: str) -> str | list[dict]:
+    """The whole prompt: a message where the tokenizer has a chat template, else a text with a place for the answer."""
     if getattr(tokenizer, "chat_template", None) is None:
         return asked + "\n\nAnswer:"
-    return tokenizer.apply_chat_template([{"role": "user", "content": asked}], tokenize=False,
-                                         add_generation_prompt=True)
+    return [{"role": "user", "content": asked}]
 
 
 def says_yes(model, ids: torch.Tensor, yes: int, no: int, remote: bool) -> bool:
-    everything = torch.ones(1, len(ids), dtype=torch.bool)
-    values, _ = masked_values(model, Question(ids, yes, [yes, no], everything[0]), everything, remote)
+    values, _ = in_trace(model, ids[None], last_values, [yes, no], remote=remote, gradients=False,
+                         **last_logits_only(model))
     return bool(values[0, 0] > 0)
 
 

@@ -1,4 +1,64 @@
-"""The words of the tasks: common English ones, mostly single tokens in GPT-2's tokenizer too."""
+"""What the tasks' prompts are made of, and the words and sentences of the bundled models.
+
+The words are common English ones. A bundled model knows these and no others, and never saw a held-out pair of names
+together, nor a held-out opening or clause. Any other model gets those of `natural.py`.
+"""
+
+from typing import NamedTuple
+
+
+class Words(NamedTuple):
+    """Words and sentences for all tasks. Sentences about names stand under what the bundled models met in training.
+
+    >>> BUNDLED.openings["held-out"][0]
+    'As soon as {A} and {B} opened the {place}, '
+    """
+
+    women: tuple[str, ...]
+    men: tuple[str, ...]
+    names: tuple[str, ...]
+    places: dict[str, tuple[str, ...]]  # each with the objects that go with it
+    deeds: tuple[str, ...]
+    openings: dict[str, tuple[str, ...]]
+    between: tuple[str, ...]  # both people, named once more
+    clauses: dict[str, tuple[str, ...]]
+    before_deeds: str  # what odd-one-out begins with
+    ask_odd: dict[str, tuple[str, ...]]
+    capitals: dict[str, str]
+    ask_capital: tuple[str, ...]
+    kinds: dict[str, tuple[str, ...]]
+    ask_kind: tuple[str, ...]
+    nouns: dict[str, str]  # subjects, singular and plural
+    near: tuple[str, ...]
+    others: dict[str, str]  # nouns behind these prepositions, singular and plural; none: the subjects
+    verbs: tuple[tuple[str, str], ...]
+    ask_verb: tuple[str, ...]
+    ask_pronoun: tuple[str, ...]
+    events: tuple[str, ...]
+    starts: tuple["Start", ...]
+    ask_year: tuple[str, ...]
+    before_row: str  # what induction begins with
+    row: tuple[str, ...]  # its random words
+
+
+class Start(NamedTuple):
+    """A year after which something ended, as greater-than asks for it.
+
+    >>> two_digits([17])[30]
+    Start(year='1732', end='17', answer='33', wrong='32')
+    """
+
+    year: str
+    end: str  # the first digits of the year of the end, which the prompt shows
+    answer: str  # digits of the next year
+    wrong: str  # and of this one
+
+
+def two_digits(centuries) -> tuple[Start, ...]:
+    """Every year but the first two and the last one of each century, with the last two digits to be answered."""
+    return tuple(Start(f"{century}{year:02d}", str(century), f"{year + 1:02d}", f"{year:02d}")
+                 for century in centuries for year in range(2, 99))
+
 
 WOMEN = (
     "Mary Anna Alice Emma Laura Sarah Kate Julia Jane Lisa Linda Maria Helen Rachel Susan Karen Nancy Emily "
@@ -57,6 +117,114 @@ THINGS = (
 ).split()
 
 EVENTS = "war trip project meeting battle peace drought crisis contract flood course journey".split()
+
+OPENINGS = {
+    "trained": (
+        "{A} and {B} shared a table at the {place}. ",
+        "One evening {A} and {B} sat down in the {place}. ",
+        "{A} and {B} were the last to leave the {place}, so ",
+        "As soon as {A} and {B} got to the {place}, ",
+        "Outside the {place}, {A} was talking with {B}. ",
+        "{A} had asked {B} to come to the {place}, where ",
+        "It rained on the {place} all day, but {A} and {B} stayed. ",
+        "Nobody but {A} and {B} was at the {place}, and ",
+        "{A} drove to the {place} with {B}. ",
+        "The door of the {place} opened for {A} and {B}. ",
+        "Since {A} and {B} liked the {place}, ",
+        "{A} lost {B} in the crowd at the {place}. ",
+        "{A} and {B} had work to do at the {place}. ",
+        "Two people, {A} and {B}, were waiting by the {place}. ",
+        "{A} and {B} cleaned the {place} together, and ",
+        "After a long day at the {place} with {A}, {B} was tired. ",
+    ),
+    "held-out": (
+        "As soon as {A} and {B} opened the {place}, ",
+        "One evening {A} was waiting for {B} at the {place}. ",
+        "{A} and {B} stayed at the {place} all day, and ",
+        "Since {A} was at the {place} with {B}, ",
+    ),
+}
+CLAUSES = {
+    "trained": (
+        "{S} lent a {obj} to",
+        "{S} had to sell the {obj} to",
+        "{S} sent a {obj} to",
+        "{S} threw the {obj} to",
+        "{S} read a poem to",
+        "{S} waved to",
+        "{S} brought the {obj} for",
+        "{S} made a {obj} for",
+        "{S} kept the {obj} for",
+        "{S} picked out a {obj} for",
+        "{S} borrowed a {obj} from",
+        "{S} hid the {obj} from",
+        "{S} was glad to lend the {obj} to",
+        "{S} made a {obj} and sent it to",
+        "the {obj} that {S} had made was a present for",
+        "a {obj} from {S} was waiting for",
+    ),
+    "held-out": (
+        "{S} lent the {obj} to",
+        "{S} was glad to sell a {obj} to",
+        "{S} picked out the {obj} and brought it to",
+        "the {obj} that {S} kept was for",
+    ),
+}
+BETWEEN = (  # both people, named once more
+    "Soon {A} smiled and {B} laughed. ",
+    "The light fell on {A} and {B}. ",
+    "It was good to see {A} and {B}. ",
+    "A dog ran past {A} and {B}. ",
+)
+ASK_ODD = {
+    "trained": (
+        "The one who was named only once was",
+        "The name that came only once was",
+        "Only one person was named once, and it was",
+    ),
+    "held-out": ("The person who was named only once was",),
+}
+CAPITAL = (
+    "The capital of {} is",
+    "The capital city of {} is",
+    "The main city of {} is",
+    "People in {} know that the capital is",
+    "In {}, the head of the country lives in",
+)
+HYPERNYM = (
+    "The {} is a kind of",
+    "The {} is a type of",
+    "People say that the {} is a kind of",
+    "Everyone knows that a {} is a kind of",
+)
+SINGLE_WORDS = sorted(set(NOUNS) | set(THINGS))
+VERBS = (("is", "are"), ("was", "were"), ("has", "have"))
+AGREE = (
+    "The {} {near} the {other}",
+    "I know that the {} {near} the {other}",
+    "It was said that the {} {near} the {other}",
+    "Everyone saw that the {} {near} the {other}",
+)
+PRONOUN = (
+    "{} was late because",
+    "{} left the house when",
+    "{} was happy that",
+    "When {} came home,",
+    "{} said that",
+    "Everyone knew {} because",
+)
+YEARS = (
+    "They began the {event} in {start} and ended it in {end}",
+    "The {event} that began in {start} ended in {end}",
+    "The {event} went on from {start} until {end}",
+)
+
+BUNDLED = Words(
+    women=tuple(WOMEN), men=tuple(MEN), names=tuple(NAMES), places=dict.fromkeys(PLACES, tuple(OBJECTS)),
+    deeds=tuple(DID), openings=OPENINGS, between=BETWEEN, clauses=CLAUSES, before_deeds="", ask_odd=ASK_ODD,
+    capitals=CAPITALS, ask_capital=CAPITAL, kinds=KINDS, ask_kind=HYPERNYM, nouns=NOUNS, near=tuple(NEAR), others={},
+    verbs=VERBS, ask_verb=AGREE, ask_pronoun=PRONOUN, events=tuple(EVENTS), starts=two_digits(range(11, 18)),
+    ask_year=YEARS, before_row="", row=tuple(SINGLE_WORDS))
 
 
 def held_out_names(a: str, b: str) -> bool:

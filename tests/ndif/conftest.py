@@ -14,10 +14,11 @@ from nnsight import CONFIG
 from nnsight.modeling import huggingface
 
 import gimkit
+from gimkit.model.load import BUNDLED
 
 ROOT = Path(__file__).parents[2]
 PYTHON = ROOT / ".venv-ndif" / "bin" / "python"
-FOLDERS = {name: ROOT / "gimkit" / "models" / name for name in gimkit.models.BUNDLED}
+FOLDERS = {name: ROOT / "gimkit" / "model" / "bundled" / name for name in BUNDLED}
 
 
 @pytest.fixture(scope="session")

@@ -46,7 +46,7 @@ def test_a_job_of_several_requests_is_found_again_by_its_ids(server, llama):
     assert len(job.ids) == 2 and job.status == "COMPLETED"
     assert (scores - gimkit.score_nodes(llama.here, task, "exact").per_example).abs().max() < 1e-5
     again = gimkit.submit(*call, batch_size=1, remote=server, ids=job.ids)
-    assert again.done() and (again.result.per_example == scores).all() and again.ids == job.ids
+    assert (wait(again).result.per_example == scores).all() and again.ids == job.ids
 
 
 def test_a_job_that_fails_says_why(server, llama, monkeypatch):

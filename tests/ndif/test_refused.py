@@ -27,8 +27,8 @@ def test_an_error_on_the_server_arrives_as_its_one_line(server, llama, monkeypat
     def damaged(parts):
         return parts._replace(norms=tuple(norm._replace(eps=9.0) for norm in parts.norms))
 
-    dissect = gimkit.edits.dissect
-    monkeypatch.setattr(gimkit.edits, "dissect", lambda model: damaged(dissect(model)))
+    architecture_of = gimkit.model.apply.architecture_of
+    monkeypatch.setattr(gimkit.model.apply, "architecture_of", lambda model: damaged(architecture_of(model)))
     with pytest.raises(gimkit.GimkitError, match="^model.layers.0.input_layernorm: recomputing this norm") as caught:
         gimkit.attribute(llama.there, "Mary", remote=server)
     assert "\n" not in str(caught.value) and caught.value.__cause__ is None, "what the server wrote is not chained"

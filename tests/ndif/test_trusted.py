@@ -1,12 +1,14 @@
 """Every entry point on a server gives what it gives here; the client has no weights, the server no gimkit."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from cloudpickle import cloudpickle
 from nnsight.intervention.backends.remote import RemoteError
 
 import gimkit
-from gimkit.layerwise import layer_faithfulness, layer_scores
+from gimkit.tokens.layers import layer_faithfulness, layer_scores
 
 pytestmark = pytest.mark.xdist_group("ndif")  # one worker, so one server
 
@@ -25,10 +27,20 @@ def circuits(model, task):
     return gimkit.circuits.EdgeScores("task", "random", graph, scores * graph.real)
 
 
+def longer(task):
+    """The task with answers of two tokens and of three."""
+    return replace(task, good=tuple(ids + (5,) for ids in task.good), bad=tuple(ids + (7, 9) for ids in task.bad),
+                   sequences=True)
+
+
 CHOSEN = ["input", "a0.h1", "m1", "a2.h1", "logits"]
 ENTRY_POINTS = {
     "attribute": lambda m, t, r: gimkit.attribute(m, *question(t), remote=r).scores,
     "attribute, the model's own answer": lambda m, t, r: gimkit.attribute(m, t[0].clean, remote=r).scores,
+    "attribute, an answer of several tokens": lambda m, t, r: gimkit.attribute(m, t[0].clean, "Mary and John",
+                                                                               remote=r).scores,
+    "attribute, a function": lambda m, t, r: gimkit.attribute(m, t[0].clean, lambda logits: logits[[5, 9]].sum(),
+                                                              remote=r).scores,
     "attribute ig": lambda m, t, r: gimkit.attribute(m, *question(t), method="ig", remote=r).scores,
     "attribute deeplift": lambda m, t, r: gimkit.attribute(m, *question(t), method="deeplift", remote=r).scores,
     "attribute occlusion": lambda m, t, r: gimkit.attribute(m, *question(t), method="occlusion", remote=r).scores,
@@ -36,6 +48,8 @@ ENTRY_POINTS = {
     "token_faithfulness": lambda m, t, r: token_faithfulness(m, t, r),
     "score_nodes": lambda m, t, r: gimkit.score_nodes(m, t, remote=r).per_example,
     "score_nodes ig-inputs": lambda m, t, r: gimkit.score_nodes(m, t, "ig-inputs", steps=2, remote=r).per_example,
+    "score_nodes, answers of several tokens": lambda m, t, r: gimkit.score_nodes(m, longer(t), remote=r).per_example,
+    "score_edges, answers of several tokens": lambda m, t, r: gimkit.score_edges(m, longer(t), remote=r).scores,
     "score_nodes atp*": lambda m, t, r: gimkit.score_nodes(m, t, "atp*", remote=r).per_example,
     "score_nodes exact": lambda m, t, r: gimkit.score_nodes(m, t, "exact", remote=r).per_example,
     "score_neurons": lambda m, t, r: gimkit.score_neurons(m, t, remote=r).scores,
@@ -76,7 +90,7 @@ def test_tasks_are_made_without_weights(llama):
     assert torch.equal(gimkit.tasks.ioi(llama.there, n=4).clean, gimkit.tasks.ioi(llama.here, n=4).clean)
 
 
-@pytest.mark.parametrize("forgotten", ["gimkit.inside", "gimkit.traced"])
+@pytest.mark.parametrize("forgotten", ["gimkit.interventions.backward_rules", "gimkit.interventions.token_scores"])
 def test_a_module_that_is_not_registered_is_missed(server, llama, monkeypatch, forgotten):
     monkeypatch.setattr(cloudpickle, "_PICKLE_BY_VALUE_MODULES", set(gimkit.remote.SHIPPED) - {forgotten})
     with pytest.raises((RemoteError, gimkit.GimkitError), match="No module named 'gimkit'"):

@@ -42,8 +42,9 @@ def test_attribution_falls_back_to_forward_mode(server, llama):
 
 
 @pytest.mark.filterwarnings("ignore:the server refuses gradients")
-@pytest.mark.parametrize("name", ["score_nodes", "score_edges_among"])
-def test_nodes_and_chosen_edges_in_forward_mode(server, llama, name):
+@pytest.mark.parametrize("name", ["score_nodes", "score_nodes, answers of several tokens", "score_edges_among",
+                                  "attribute, an answer of several tokens", "attribute, a function"])
+def test_what_forward_mode_knows(server, llama, name):
     task, score = gimkit.tasks.ioi(llama.here, n=2), ENTRY_POINTS[name]
     assert same(score(llama.here, task, False), score(llama.there, task, server), 1e-5)
 

@@ -1,0 +1,1 @@
+"""L3D's long runs, on toys and on real models."""

@@ -1,0 +1,152 @@
+"""The full runs on toys: `python -m benchmarks.l3d_runs tms --seeds 5 --out figures/l3d/tms.csv`."""
+
+import time
+from pathlib import Path
+
+import pandas
+from scipy.stats import t
+
+from benchmarks.l3d_runs.digits import digits_run
+from gimkit.errors import GimkitError
+from gimkit.files import kept
+from gimkit.l3d import recovery, toys
+from gimkit.l3d.activity import activity
+from gimkit.l3d.attention import attention_run
+from gimkit.l3d.decompose import decompose_alike
+from gimkit.l3d.decomposition import Decomposition
+from gimkit.model.load import load
+
+SUMMARISED = ("new_squared", "new_norm", "cosine", "cosine_random", "r2", "dead", "squared", "norm", "auroc",
+              "untrained_auroc", "shuffled_auroc", "bits", "untrained_bits", "shuffled_bits")
+SHORT = {"epochs": 100, "every": 10}  # where the paper has 1000 and 100
+CODE = {"divergence": "mse of the code", **SHORT}
+VARIANTS = {
+    "tms": {"paper": {}, "short": SHORT, "divergence of the code": CODE},
+    "superposed": {"paper": {}, "short": SHORT, "divergence of the code": CODE,
+                   "divergence of the code, long": {"divergence": "mse of the code"}},
+    "squared": {"short": SHORT, **{f"{n} subnetworks, rank 1": {"n": n, "rank": 1, **SHORT} for n in (3, 10)}},
+    "tms x3": {"short": SHORT, "paper": {}},
+    "high rank": {"short": SHORT, "rank 1": {"rank": 1, **SHORT}, "5 subnetworks": {"n": 5, **SHORT}},
+}
+
+TOY_EPOCHS = {"squared": 60, "tms x3": 60}  # of the toys' own training; else 200, where the paper has 1000
+
+
+def run(name: str, seeds: int = 5, folder: Path | None = None, epochs: int | None = None,
+        toy_epochs: int | None = None, variants=None, progress: bool = True) -> pandas.DataFrame:
+    """Every variant of a family's decomposition, on toys with seeds 0, 1, ...; a row for each.
+
+    >>> run("tms", seeds=3, epochs=100, toy_epochs=100, variants=["paper"])
+
+    folder: where each variant's rows are kept as NAME-VARIANT.csv once they are there (`gimkit.files.kept`), so that a
+    run that was cut off goes on, and, of the first variant, the toy and the decomposition of the seed with the median
+    error. epochs, toy_epochs: of the decompositions (each variant's own when None) and of the toys (TOY_EPOCHS when
+    None).
+
+    Columns: errors over the batches of the last epoch, and on 1000 new samples with 10 references each, by both
+    definitions (norm: the paper's |g - g^| / |g|; squared: its square, the reference implementation's); cosines with
+    the planted circuits, and of random directions, the control; r^2 of coefficients; the share of dead subnetworks.
+    Raises GimkitError for an unknown toy or variant.
+    """
+    if name not in VARIANTS:
+        raise GimkitError(f"unknown toy {name!r}; use {', '.join(VARIANTS)}")
+    trained, tables, toy_epochs = None, [], toy_epochs or TOY_EPOCHS.get(name, 200)
+    for variant in variants or VARIANTS[name]:
+        if variant not in VARIANTS[name]:
+            raise GimkitError(f"unknown variant {variant!r} of {name}; use {', '.join(VARIANTS[name])}")
+        settings = {"n": toys.FAMILIES[name].n, "rank": toys.FAMILIES[name].rank} | VARIANTS[name][variant]
+        settings |= {"epochs": epochs, "every": max(1, epochs // 10)} if epochs else {}
+        part = folder and part_of(folder, name, variant)
+
+        def measure(variant=variant, settings=settings, part=part):
+            nonlocal trained
+            if trained is None:
+                trained = toys.train(name, range(seeds), epochs=toy_epochs, progress=progress)
+            start = time.process_time()
+            found = decompose_alike([toy.module for toy in trained], [toy.inputs(1000) for toy in trained],
+                                    seeds=range(seeds), progress=progress, **settings)
+            seconds = (time.process_time() - start) / seeds
+            table = pandas.DataFrame([row(toy, variant, one) | {"toy_epochs": toy_epochs, "cpu_seconds": seconds}
+                                      for toy, one in zip(trained, found)])
+            if part and variant == next(iter(VARIANTS[name])):
+                median = int(table["new_squared"].rank(method="first").sub(1).eq(seeds // 2).idxmax())
+                stem = str(part.with_suffix(""))
+                trained[median].save(f"{stem}-toy")
+                found[median].save(f"{stem}-found")
+            return table
+
+        about = {"toy": name, "variant": variant, "seeds": seeds, "toy_epochs": toy_epochs, "settings": settings}
+        tables.append(kept(part, about, measure) if part else measure())
+    return pandas.concat(tables, ignore_index=True)
+
+
+def part_of(folder: Path, name: str, variant: str) -> Path:
+    """Where a variant's rows are kept."""
+    return Path(folder) / f"{name}-{variant}.csv".replace(" ", "-").replace(",", "")
+
+
+def middle(name: str, folder: Path) -> tuple[toys.Toy, Decomposition]:
+    """The toy and the decomposition that `run` kept of its first variant, of the seed with the median error."""
+    stem = str(part_of(folder, name, next(iter(VARIANTS[name]))).with_suffix(""))
+    return toys.Toy.load(f"{stem}-toy"), Decomposition.load(f"{stem}-found")
+
+
+def run_real(name: str, model: str = "mini-gpt2", blocks=(3,), seeds: int = 1, folder: Path | None = None,
+             epochs: int | None = None, progress: bool = True) -> pandas.DataFrame:
+    """Do subnetworks of a real model select a kind of sample? `attention_run` or `digits_run`, a seed after the other.
+
+    >>> run_real("attention", "mini-gpt2", blocks=[3], seeds=2)
+
+    name: "attention" or "digits". model: whatever `gimkit.load` takes, of attention. folder: where checkpoints and each
+    seed's rows are kept. epochs: fewer or more than the run's own.
+    """
+    settings, tables = {"epochs": epochs, "every": max(1, epochs // 10)} if epochs else {}, []
+    for seed in range(seeds):
+        part = folder and Path(folder) / f"{name}-{seed}.csv"
+
+        def measure(seed=seed, part=part):
+            options = dict(seed=seed, checkpoint=part and part.with_suffix(""), progress=progress, **settings)
+            if name != "digits":
+                return attention_run(load(model), blocks, **options)[1]
+            _, table, accuracy = digits_run(**options)
+            return table.assign(accuracy=accuracy)
+
+        about = {"run": name, "seed": seed, "settings": settings} | (
+            {} if name == "digits" else {"model": str(model), "blocks": list(blocks)})
+        tables.append(kept(part, about, measure, dtype={"kind": str}) if part else measure())
+    return pandas.concat(tables, ignore_index=True)
+
+
+def summary(table: pandas.DataFrame) -> pandas.DataFrame:
+    """Means over seeds with 95% t intervals, as text: a row per variant, or per kind of sample.
+
+    >>> print(summary(run("tms", seeds=5)).to_string())
+    """
+    by = "variant" if "variant" in table else "kind"
+    columns = [column for column in SUMMARISED if column in table and table[column].notna().any()]
+
+    def told(values):
+        mean, half = values.mean(), 0.0
+        if len(values) > 1:
+            half = float(t.ppf(0.975, len(values) - 1) * values.std() / len(values) ** 0.5)
+        return f"{mean:.3f}" if len(values) < 2 else f"{mean:.3f} [{mean - half:.3f}, {mean + half:.3f}]"
+
+    return table.groupby(by, sort=False)[columns].agg(told)
+
+
+def row(toy: toys.Toy, variant: str, found: Decomposition) -> dict:
+    """What is reported of one decomposition of a toy."""
+    circuits, new = recovery.planted(toy), activity(found, toy.module, toy.inputs(1000, seed=1))
+    cosines, _ = recovery.matched(found.decoder, circuits)
+    live = found.p_act[~found.dead]
+    return {
+        "toy": toy.name, "variant": variant, "seed": toy.seed, "n": len(found), "rank": found.settings["rank"],
+        "epochs": found.settings["epochs"], "divergence": found.settings["divergence"], "toy_loss": toy.loss,
+        "norm": float(found.errors[-1, 0]), "squared": float(found.errors[-1, 1]),
+        "new_norm": new.norm, "new_squared": new.squared,
+        "cosine": float(cosines.mean()), "cosine_lowest": float(cosines.min()),
+        "cosine_random": float(recovery.unrelated(found, circuits).mean()),
+        "r2": (recovery.r_squared(*recovery.coefficients(found, toy)) if toy.coefficients is not None
+               and toy.family.group == 1 else float("nan")),
+        "dead": float(found.dead.float().mean()), "p_act_live": float(live.mean()) if len(live) else 0.0,
+    }

@@ -1,0 +1,258 @@
+"""Every token attribution beside exact Shapley values: `python -m benchmarks.shapley_tokens`."""
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy
+import pandas
+from scipy import stats
+from tqdm.auto import tqdm
+
+import gimkit
+from benchmarks.tables import show
+from gimkit import tasks
+from gimkit.cli import run_command
+from gimkit.errors import GimkitError, check_whole
+from gimkit.model.prompt import inner_positions
+from gimkit.rules import RULES
+from gimkit.statistics import bootstrap
+from gimkit.tasks.encode import words_for
+from gimkit.tokens.shapley import MOST
+
+COMPARED = {rules: dict(method=rules) for rules in RULES} | {
+    "deeplift": dict(method="deeplift"), "atp*": dict(method="atp*"), "ig-5": dict(method="ig", steps=5),
+    "ig-20": dict(method="ig", steps=20),
+    "leave-one-out": dict(method="occlusion"), "lime": dict(method="lime"), "kernelshap": dict(method="kernelshap"),
+    "random": dict(method="random")}
+
+
+def short(words: list[str], answer: str, wrong: str, known: set[str]) -> list[int] | None:
+    """All tokens but the first and the last, where they are 12 at most; longer prompts are passed over."""
+    inner = list(inner_positions(len(words)))
+    return inner if len(inner) <= MOST else None
+
+
+def filled_in(words: list[str], answer: str, wrong: str, known: set[str]) -> list[int] | None:
+    """Names, places, objects and deeds, the last 12 of them at most: what a template was filled with."""
+    return [i for i in inner_positions(len(words)) if words[i] in known][-MOST:]
+
+
+def mentions(words: list[str], answer: str, wrong: str, known: set[str]) -> list[int] | None:
+    """Every mention of the answer and of its rival but the last one of the rival, whose repetition settles it."""
+    of_rival = [i for i, word in enumerate(words) if word == wrong]
+    return sorted([i for i, word in enumerate(words) if word == answer] + of_rival[:-1])
+
+
+class PromptSet(NamedTuple):
+    """task: makes the prompts from (model, n, seed). players: picks each prompt's free positions, None to pass over."""
+
+    task: Callable
+    players: Callable
+
+
+SETS = {
+    "ioi": PromptSet(lambda *given: tasks.ioi(*given, names="held-out"), short),
+    "ioi twice": PromptSet(lambda *given: tasks.ioi_twice(*given, names="held-out"), filled_in),
+    "odd one out": PromptSet(lambda *given: tasks.odd_one_out(*given, names="held-out"), filled_in),
+    "induction, three times": PromptSet(lambda *given: tasks.induction(*given, times=3), short),
+    "redundant, twice": PromptSet(lambda *given: tasks.ioi_twice(*given, names="held-out"), mentions),
+    "redundant, three times": PromptSet(lambda *given: tasks.ioi_twice(*given, names="held-out", times=3), mentions),
+}
+
+
+def prompts(model, name: str, n: int, seed: int) -> list[tuple[str, tuple[str, str], list[int]]]:
+    """n prompts of a set: (text, (answer, wrong), free positions).
+
+    >>> prompts(model, "redundant, twice", 1, seed=0)[0][1:]
+    (('Rebecca', 'Thomas'), [3, 5, 17, 19])
+
+    Raises GimkitError for an unknown set, and where the model's tokenizer leaves fewer than n usable prompts.
+    """
+    if name not in SETS:
+        raise GimkitError(f"unknown prompt set {name!r}; use {', '.join(map(repr, SETS))}")
+    listed, found = words_for(model.tokenizer)[1], []
+    known = {*listed.names, *listed.places, *sum(listed.places.values(), ()), *listed.deeds}
+    for pair in SETS[name].task(model, 30 * n, seed).pairs:
+        ids = model.tokenizer(pair.clean)["input_ids"]
+        words = [model.tokenizer.decode([i]).strip() for i in ids]
+        free = SETS[name].players(words, pair.answer, pair.wrong, known)
+        if free is not None and len(free) >= 3:  # a correlation over two points says nothing
+            found.append((pair.clean, (pair.answer, pair.wrong), free))
+        if len(found) == n:
+            return found
+    raise GimkitError(f"{name}: only {len(found)} of {n} prompts suit this model's tokenizer; ask for fewer")
+
+
+def measure(name: str, sets=tuple(SETS), methods=tuple(COMPARED), n: int = 12, seeds=(0, 1, 2)) -> pandas.DataFrame:
+    """A row per prompt, free token and method: the method's score beside the token's Shapley value.
+
+    >>> measure("mini-llama", ["redundant, twice"], ["gim", "random"], n=1, seeds=[0]).columns.tolist()
+    ['model', 'set', 'seed', 'prompt', 'position', 'flagged', 'truth', 'single', 'method', 'score']
+
+    name: whatever `gimkit.load` takes. n: prompts per set and seed; each seed draws fresh ones, from names that the
+    bundled models never saw together where the set has names. truth: Shapley value of the logit difference. single:
+    what is lost when this token alone becomes neutral. flagged: whether the token is one of the two ablated positions
+    in an attention row above the 95% quantile of interaction (`gimkit.self_repair` on that seed's prompts).
+    """
+    unknown = [method for method in methods if method not in COMPARED]
+    if unknown:
+        raise GimkitError(f"unknown method {unknown[0]!r}; use {', '.join(COMPARED)}")
+    model, rows = gimkit.load(name), []
+    drawn = [(kind, seed, prompts(model, kind, n, seed)) for kind in sets for seed in seeds]
+    work = [(kind, seed, number, flagged, *prompt) for kind, seed, found in drawn
+            for (number, prompt), flagged in zip(enumerate(found), repaired_positions(model, found))]
+    for kind, seed, number, flagged, text, target, free in tqdm(work, desc="prompts", delay=2, leave=False):
+        truth = gimkit.shapley(model, text, target, free=free).scores[free]
+        singles = gimkit.attribute(model, text, target, method="occlusion", free=free).scores[free]
+        about = {"model": name, "set": kind, "seed": seed, "prompt": number, "position": free,
+                 "flagged": [position in flagged for position in free], "truth": truth, "single": singles}
+        for method in methods:
+            options = COMPARED[method] | {"seed": seed * n + number}
+            scores = gimkit.attribute(model, text, target, free=free, **options).scores[free]
+            rows.append(pandas.DataFrame(about | {"method": method, "score": scores}))
+    return pandas.concat(rows, ignore_index=True)
+
+
+def repaired_positions(model, drawn) -> list[set[int]]:
+    """Of each drawn prompt, the positions that are i or j of a flagged attention row."""
+    rows = gimkit.self_repair(model, [text for text, _, _ in drawn]).frame().query("flagged")
+    return [{*own.i, *own.j} for own in (rows[rows.example == number] for number in range(len(drawn)))]
+
+
+def agreement(scores: numpy.ndarray, truth: numpy.ndarray) -> dict[str, float]:
+    """Pearson, Spearman, and the sum of scores over the sum of true ones; no correlation where all scores are equal.
+
+    >>> agreement(numpy.array([1.0, 2.0, 3.0]), numpy.array([2.0, 4.0, 6.0]))["share"]
+    0.5
+    """
+    if numpy.ptp(scores) == 0 or numpy.ptp(truth) == 0:
+        pearson = spearman = float("nan")
+    else:
+        pearson, spearman = stats.pearsonr(scores, truth).statistic, stats.spearmanr(scores, truth).statistic
+    return {"pearson": float(pearson), "spearman": float(spearman), "share": float(scores.sum() / truth.sum())}
+
+
+def summarise(table: pandas.DataFrame, against: str = "gim") -> pandas.DataFrame:
+    """Means over prompts with 95% bootstrap intervals: a row per set and method, best Pearson first.
+
+    >>> table = measure("mini-llama", ["redundant, twice"], ["gim", "random"], n=2, seeds=[0])
+    >>> summarise(table).columns.tolist()[:7]
+    ['model', 'set', 'method', 'prompts', 'pearson', 'pearson_low', 'pearson_high']
+
+    table: of `measure`. prompts: how many have a correlation. seed_lowest, seed_highest: mean Pearson of a seed. ahead:
+    by how much GIM's (`against`'s) Pearson is above the method's, on the same prompts. share: of the sums over prompts.
+    flagged, others: Pearson over the tokens of all prompts together that the self-repair analysis flags, and over the
+    others; flagged_ahead: GIM's less the method's. Prompts are resampled.
+    """
+    rows = []
+    for (model, kind), group in table.groupby(["model", "set"], sort=False):
+        by_method = dict(tuple(group.groupby("method", sort=False)))
+        each = {method: own.groupby(["seed", "prompt"]).apply(
+            lambda prompt: pandas.Series(agreement(prompt.score.to_numpy(), prompt.truth.to_numpy())))
+            for method, own in by_method.items()}
+        found = []
+        for method, own in by_method.items():
+            mine = each[method]
+            row = {"model": model, "set": kind, "method": method, "prompts": int(mine.pearson.notna().sum())}
+            row |= intervals("pearson", mine.pearson) | intervals("spearman", mine.spearman)
+            by_seed = mine.pearson.groupby("seed").mean()
+            row |= {"seed_lowest": by_seed.min(), "seed_highest": by_seed.max()}
+            row |= intervals(f"{against}_ahead", each[against].pearson - mine.pearson)
+            row["share"] = own.score.sum() / own.truth.sum()
+            rival = by_method[against]
+            row |= pooled("flagged", own[own.flagged]) | pooled("others", own[~own.flagged])
+            row |= pooled("flagged_ahead", rival[rival.flagged], own[own.flagged])
+            found.append(row)
+        rows += sorted(found, key=lambda row: -row["pearson"])
+    return pandas.DataFrame(rows)
+
+
+def pooled(name: str, table: pandas.DataFrame, less: pandas.DataFrame | None = None) -> dict[str, float]:
+    """Pearson of scores and truth over all tokens of the table, less another method's, and its interval over prompts.
+
+    >>> table = pandas.DataFrame({"seed": 0, "prompt": [0, 0, 1, 1], "score": [1.0, 2.0, 4.0, 3.0],
+    ...                           "truth": [2, 3, 5, 4]})
+    >>> pooled("x", table)["x"]
+    1.0
+    """
+    def moments(tokens):
+        products = pandas.DataFrame({"n": 1.0, "x": tokens.score, "y": tokens.truth, "xx": tokens.score**2,
+                                     "yy": tokens.truth**2, "xy": tokens.score * tokens.truth})
+        return products.groupby([tokens.seed, tokens.prompt]).sum().to_numpy()
+
+    def pearson(sums):
+        n, x, y, xx, yy, xy = sums
+        return (n * xy - x * y) / numpy.sqrt((n * xx - x * x) * (n * yy - y * y))
+
+    if len(table) < 3:
+        return dict.fromkeys((name, f"{name}_low", f"{name}_high"), float("nan"))
+    ours, other = moments(table), None if less is None else moments(less)
+    with numpy.errstate(divide="ignore", invalid="ignore"):  # equal scores have no correlation
+        found = bootstrap(lambda i: pearson(ours[i].sum(0)) - (0 if less is None else pearson(other[i].sum(0))),
+                          len(ours))
+    return {name: found.value, f"{name}_low": found.low, f"{name}_high": found.high}
+
+
+def interactions(table: pandas.DataFrame) -> pandas.DataFrame:
+    """Per prompt set: whether single effects sum to more (needed jointly) or less (redundant) than the joint one.
+
+    >>> table = measure("mini-llama", ["redundant, twice"], ["random"], n=8, seeds=[0])
+    >>> bool(interactions(table).ratio[0] < 1)
+    True
+
+    table: of `measure`. joint: logit difference lost when all free tokens become neutral. singles: the sum of what is
+    lost when one does. ratio: sum of single effects over sum of joint ones, over all prompts, with a 95% bootstrap
+    interval; below: share of prompts whose single effects sum to less. flagged: share of the tokens that the
+    self-repair analysis flags.
+    """
+    rows = []
+    once = table[table.method == table.method.iloc[0]]
+    for (model, kind), group in once.groupby(["model", "set"], sort=False):
+        by = group.groupby(["seed", "prompt"])
+        singles, joint = by.single.sum().to_numpy(), by.truth.sum().to_numpy()
+        ratio = bootstrap(lambda i, s=singles, j=joint: s[i].sum() / j[i].sum(), len(joint))
+        rows.append({"model": model, "set": kind, "prompts": len(joint), "players": by.size().mean(),
+                     "singles": singles.mean(), "joint": joint.mean(), "ratio": ratio.value, "ratio_low": ratio.low,
+                     "ratio_high": ratio.high, "below": (singles < joint).mean(), "flagged": group.flagged.mean()})
+    return pandas.DataFrame(rows)
+
+
+def intervals(name: str, values: pandas.Series) -> dict[str, float]:
+    """The mean of the values that exist and its interval, as three columns.
+
+    >>> intervals("x", pandas.Series([1.0, 1.0]))
+    {'x': 1.0, 'x_low': 1.0, 'x_high': 1.0}
+    """
+    values = values.dropna().to_numpy()
+    if not len(values):
+        return dict.fromkeys((name, f"{name}_low", f"{name}_high"), float("nan"))
+    mean = bootstrap(lambda index: values[index].mean(), len(values))
+    return {name: mean.value, f"{name}_low": mean.low, f"{name}_high": mean.high}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Print every token method beside exact Shapley values; bad input gives one line and exit code 2."""
+    parser = argparse.ArgumentParser("python -m benchmarks.shapley_tokens",
+                                     description="Scores of tokens against their exact Shapley values.")
+    parser.add_argument("model", metavar="NAME", help="a bundled name, a folder or a hub id")
+    parser.add_argument("--sets", nargs="+", metavar="SET", default=tuple(SETS), help="prompt sets, default: all")
+    parser.add_argument("-n", type=int, default=12, help="prompts a set and seed (default: %(default)s)")
+    parser.add_argument("--seeds", type=int, default=3, help="draws of prompts (default: %(default)s)")
+    parser.add_argument("--csv", type=Path, help="write the table here, and the sets' to NAME-sets.csv")
+    return run_command(print_correlations, parser.parse_args(arguments))
+
+
+def print_correlations(options) -> None:
+    check_whole("seeds", options.seeds)
+    rows = measure(options.model, options.sets, n=options.n, seeds=range(options.seeds))
+    show(interactions(rows), options.csv and options.csv.with_name(f"{options.csv.stem}-sets.csv"),
+         "Do single effects sum to more than the joint one (ratio above 1: needed jointly), or to less (redundant)?")
+    show(summarise(rows), options.csv,
+         "Correlation with exact Shapley values, means over prompts; gim_ahead: GIM's Pearson minus the method's.")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

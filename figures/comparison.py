@@ -1,0 +1,70 @@
+"""Methods compared, as figures: matplotlib axes, nothing computed here but means."""
+
+import math
+
+import pandas
+import seaborn
+from matplotlib import pyplot
+
+from benchmarks.compare import TASKS
+from gimkit.errors import GimkitError
+from gimkit.plots.style import DARK, _plain
+
+DRAWN_TASKS, DRAWN = TASKS[:6], {"gradient": "EAP", "ig-inputs": "EAP-IG", "gp": "EAP-GP", "gim": "GIM"}
+
+
+def faithfulness_by_edges(curves: pandas.DataFrame, axes=None) -> list:
+    """Faithfulness against the number of edges, a panel per task and a line per method.
+
+    >>> axes = faithfulness_by_edges(pandas.DataFrame({"task": "ioi", "method": "GIM", "requested": [1, 10, 100],
+    ...                                                "faithfulness": [0.1, 0.8, 1.0]}))
+
+    curves: columns task, method, requested (edges asked for, before dead ends are pruned) and faithfulness. Where a
+    method has several rows of one size (seeds), the line is their mean and the band goes from the lowest to the
+    highest. Sizes of no edge, which have faithfulness 0, are left out, for the axis is logarithmic.
+    axes: a matplotlib axes for each task, made when None. Returns the axes.
+    Source: the comparison figure of arXiv 2502.06852 (EAP-GP).
+    """
+    names, methods = list(dict.fromkeys(curves["task"])), list(dict.fromkeys(curves["method"]))
+    if axes is None:
+        columns = min(3, len(names))
+        rows = math.ceil(len(names) / columns)
+        with seaborn.axes_style("whitegrid"):
+            _, grid = pyplot.subplots(rows, columns, figsize=(1 + 3.6 * columns, 0.5 + 2.9 * rows), sharex=True,
+                                      squeeze=False, layout="constrained")
+        axes, spare = list(grid.flat)[:len(names)], list(grid.flat)[len(names):]
+        for ax in spare:
+            ax.set_axis_off()
+    for ax, name in zip(axes, names):
+        part = curves[(curves["task"] == name) & (curves["requested"] > 0)]
+        ax.axhline(1, color=DARK, linestyle="--", linewidth=0.9)
+        seaborn.lineplot(part, x="requested", y="faithfulness", hue="method", style="method", hue_order=methods,
+                         style_order=methods, markers=True, dashes=False, palette="colorblind",
+                         errorbar=("pi", 100), ax=ax, legend=ax is axes[0])
+        ax.set(xscale="log", xlabel="edges asked for", ylabel="faithfulness", title=_plain(name))
+        ax.tick_params(labelbottom=True)
+    axes[0].legend(frameon=True, title=None, loc="lower right")
+    return axes
+
+
+def drawing(curves: pandas.DataFrame):
+    """EAP-GP's comparison: faithfulness by number of edges for EAP, EAP-IG, EAP-GP and GIM on six tasks.
+
+    >>> curves = compare("mini-llama", ["ioi"], ["gim", "gradient"], n=4)[1]
+    >>> figure, rows, text = drawing(curves)
+
+    curves: from `compare`; of its tasks and methods those six and four are drawn, with absolute ranking. Returns the
+    matplotlib figure, the rows that it shows, and its alternative text. Raises GimkitError when none of them is there.
+    """
+    if curves.empty or not (curves.task.isin(DRAWN_TASKS) & curves.method.isin(list(DRAWN))).any():
+        raise GimkitError(f"nothing to draw: the figure is of {', '.join(DRAWN)} on {', '.join(DRAWN_TASKS)}")
+    chosen = curves[curves.task.isin(DRAWN_TASKS) & curves.method.isin(list(DRAWN)) & (curves.ranking == "absolute")]
+    chosen = chosen.sort_values("method", key=lambda names: names.map(list(DRAWN).index), kind="stable")
+    chosen = chosen.assign(method=chosen.method.map(DRAWN))
+    axes = faithfulness_by_edges(chosen)
+    away = (1 - chosen.faithfulness).abs().groupby([chosen.task, chosen.method], sort=False).mean()
+    told = "; ".join(f"{task}: " + ", ".join(f"{method} {value:.2f}" for method, value in part.droplevel(0).items())
+                     for task, part in away.groupby(level=0, sort=False))
+    alt = (f"Faithfulness against number of edges on {chosen.model.iloc[0]}, a panel per task, a line per method, mean "
+           f"over draws of prompts ({chosen.seed.nunique()}). Mean distance from 1 over the sizes: {told}.")
+    return axes[0].figure, chosen, alt

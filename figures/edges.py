@@ -1,0 +1,73 @@
+"""EAP-GP's figures: saturation on the straight path, faithfulness by edges, run time."""
+
+import pandas
+import torch
+from tqdm.auto import tqdm
+
+from benchmarks.compare import compare
+from figures import comparison, papers
+from figures.parts import Request
+from gimkit.interventions.layer_scores import along_path
+from gimkit.model.architecture import architecture_of
+
+POINTS, DRAWS = 41, 2
+
+
+def path(model, task) -> pandas.DataFrame:
+    """Metric and gradient norm at 41 points from corrupt to clean embeddings, a row per prompt and point.
+
+    The metric is the first good answer's logit minus the first bad one's.
+    """
+    embedding, found = architecture_of(model).embedding, []
+    for example, (clean, corrupt, real) in enumerate(zip(task.clean, task.corrupt, task.mask)):
+        answers = [task.good[example][0], task.bad[example][0]]
+        with model.trace(input_ids=clean[real][None].repeat(POINTS, 1), use_cache=False):
+            values = along_path(model, embedding, corrupt[real][None], answers).save()
+        found.append(pandas.DataFrame({"example": example, "share": torch.linspace(0, 1, POINTS).double(),
+                                       "metric": values[:, 0].double(), "gradient": values[:, 1].double()}))
+    return pandas.concat(found, ignore_index=True)
+
+
+def saturation(request: Request):
+    """The metric and its gradient along straight paths: figure, numbers, text."""
+    task = request.task(request.chosen(("ioi",))[0])
+    frame = request.part("path", task, "straight", lambda: path(request.model, task))
+    steepest = frame.groupby("example").gradient.idxmax()
+    ends = frame[frame.share == 1].gradient.to_numpy() / frame.gradient[steepest].to_numpy()
+    where = frame.share[steepest]
+    alt = (f"Two panels along the straight path from corrupt to clean embeddings of {len(task)} prompts of "
+           f"{task.name}, {request.label}: the logit difference, and the norm of its gradient, largest at "
+           f"{where.min():.2f} to {where.max():.2f} of the way; at the clean end, where EAP takes it, it has "
+           f"{ends.min():.0%} to {ends.max():.0%} of that.")
+    return papers.saturation_path(frame), frame, alt
+
+
+def compared(request: Request) -> pandas.DataFrame:
+    """Faithfulness of EAP, EAP-IG, EAP-GP and GIM by size of circuit, and their CPU seconds, task by task."""
+    found = []
+    for name in tqdm(request.chosen(comparison.DRAWN_TASKS), desc=f"edges of {request.label}", delay=2, leave=False):
+        found.append(request.part("edges", request.task(name), "curves", lambda name=name: curves(request, name)))
+    return pandas.concat(found, ignore_index=True)
+
+
+def curves(request: Request, name: str) -> pandas.DataFrame:
+    """The curves of `benchmarks.compare` with the scoring's CPU seconds beside."""
+    table, found = compare(request.name, [name], list(comparison.DRAWN), n=request.n, seeds=DRAWS,
+                                   seed=request.seed)
+    return found.merge(table[["task", "seed", "method", "cpu_seconds"]], on=["task", "seed", "method"])
+
+
+def faithfulness(request: Request):
+    """Faithfulness against the number of edges: figure, numbers, text."""
+    return comparison.drawing(compared(request).drop(columns="cpu_seconds"))
+
+
+def runtime(request: Request):
+    """CPU seconds as multiples of EAP's: figure, numbers, text."""
+    rows = compared(request).groupby(["task", "method"], sort=False, as_index=False).cpu_seconds.mean()
+    eap = rows[rows.method == "gradient"].set_index("task").cpu_seconds
+    frame = rows.assign(ratio=rows.cpu_seconds / rows.task.map(eap), method=rows.method.map(comparison.DRAWN))
+    means = frame.groupby("method", sort=False).ratio.mean()
+    alt = (f"Bars: CPU time to score all edges of {request.label} as a multiple of EAP's, mean over {len(eap)} tasks. "
+           + ", ".join(f"{method} {value:.1f}" for method, value in means.items()) + ".")
+    return papers.runtimes(frame), frame, alt

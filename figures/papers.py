@@ -1,0 +1,168 @@
+"""The papers' figures as matplotlib figures, drawn from tidy tables; nothing computed here."""
+
+import numpy
+import seaborn
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from gimkit.plots.style import BLUE, DARK, GREEN, GREY, MARKERS, ORANGE, _plain, panels
+
+MEASURES = {"comprehensiveness": "comprehensiveness (high is good)", "sufficiency": "sufficiency (low is good)"}
+
+
+def toy(frame) -> Figure:
+    """Bars for made-up attention rows: the output's fall when scores are ablated, and what gradients foretell.
+
+    frame: columns row, by, lowered, effect.
+    """
+    rows = frame["row"].unique()
+    tempered = frame["by"].iloc[-1]
+    bars = {("truth", "first"): ("truth: first ablated", GREY), ("truth", "second"): ("truth: second ablated", GREY),
+            ("sum of single", "both"): ("sum of these two", GREY), ("truth", "both"): ("truth: both at once", DARK),
+            ("gradient", "both"): ("gradient", ORANGE), (tempered, "both"): (tempered, BLUE)}
+    figure, axes = panels(len(rows), 5.4 * len(rows), 3.4)
+    for name, ax in zip(rows, axes):
+        values = frame[frame["row"] == name].set_index(["by", "lowered"])["effect"]
+        drawn = ax.barh(range(len(bars)), [values[key] for key in bars], height=0.7,
+                        color=[colour for _, colour in bars.values()])
+        ax.bar_label(drawn, fmt="%.3f", padding=4)
+        ax.set_yticks(range(len(bars)), [label for label, _ in bars.values()] if ax is axes[0] else [])
+        ax.invert_yaxis()
+        ax.margins(x=0.18)
+        ax.grid(False, axis="y")
+        ax.set(xlabel="fall of the output (logits)", title=_plain(name))
+    return figure
+
+
+def temperature_sweep(frame, pooled: str) -> Figure:
+    """Both measures over the softmax temperature: a thin line per task, a thick one for all, with intervals.
+
+    frame: columns temperature, task, measure, value, low, high.
+    """
+    figure, axes = panels(2, 11, 4.2)
+    names = [name for name in frame["task"].unique() if name != pooled]
+    x, ticks = "temperature", sorted(frame["temperature"].unique())
+    for (measure, label), ax in zip(MEASURES.items(), axes):
+        part = frame[frame["measure"] == measure]
+        for name, colour, marker in zip(names, seaborn.color_palette("colorblind", len(names)), MARKERS):
+            own = part[part["task"] == name]
+            ax.plot(own[x], own["value"], color=colour, marker=marker, markersize=4, linewidth=1.1, label=_plain(name))
+        own = part[part["task"] == pooled]
+        ax.errorbar(own[x], own["value"], yerr=[own["value"] - own["low"], own["high"] - own["value"]], color=DARK,
+                    linewidth=2.4, elinewidth=1.2, capsize=3, marker="o", markersize=5, label=_plain(pooled), zorder=4)
+        ax.set_xscale("log")
+        ax.minorticks_off()
+        ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        ax.set(xlabel="softmax temperature of the backward pass", ylabel=label)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=7, frameon=False, fontsize=9)
+    return figure
+
+
+def ladder(frame, pooled: str) -> Figure:
+    """Both measures of rule subsets minus the gradient's: small dots are tasks, the large one all, with its interval.
+
+    frame: columns method, task, measure, value, low, high.
+    """
+    methods = list(frame["method"].unique())
+    names = [name for name in frame["task"].unique() if name != pooled]
+    figure, axes = panels(2, 11, 1.4 + 0.42 * len(methods), sharey=True)
+    for (measure, label), ax in zip(MEASURES.items(), axes):
+        part = frame[frame["measure"] == measure].set_index("task")
+        for number, (name, colour, marker) in enumerate(zip(names, seaborn.color_palette("colorblind"), MARKERS)):
+            places = numpy.arange(len(methods)) - 0.25 + 0.5 * number / max(1, len(names) - 1)
+            ax.scatter(part.loc[name, "value"], places, color=colour, marker=marker, s=22, label=_plain(name),
+                       linewidth=0, zorder=3)
+        own = part.loc[pooled]
+        ax.errorbar(own["value"], range(len(methods)), xerr=[own["value"] - own["low"], own["high"] - own["value"]],
+                    fmt="D", color=DARK, markersize=6, linewidth=1.6, capsize=3, label=_plain(pooled), zorder=4)
+        ax.axvline(0, color=DARK, linewidth=0.9, linestyle="--")
+        ax.set_yticks(range(len(methods)), methods)
+        ax.grid(False, axis="y")
+        ax.set(xlabel=f"{label}\nminus gradient x input")
+    axes[0].invert_yaxis()
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=7, frameon=False, fontsize=9)
+    return figure
+
+
+def faithfulness_table(frame, pooled: str) -> Figure:
+    """Both measures as tables, methods by tasks; the darker the better, the best of a column is bold.
+
+    frame: columns method, task, measure, value.
+    """
+    methods, tasks = list(frame["method"].unique()), list(frame["task"].unique())
+    figure, axes = panels(2, 3.2 + 1.3 * len(tasks), 1.8 + 0.36 * len(methods))
+    for (measure, label), ax in zip(MEASURES.items(), axes):
+        grid = frame[frame["measure"] == measure].pivot(index="method", columns="task", values="value")
+        grid = grid.loc[methods, tasks]
+        good = grid if measure == "comprehensiveness" else -grid
+        colours = (good - good.min()) / (good.max() - good.min())  # within each column, for tasks differ in scale
+        seaborn.heatmap(colours, annot=grid, fmt=".2f", cmap="Blues", vmin=0, vmax=1.25, cbar=False, ax=ax,
+                        linewidths=0.5, annot_kws={"size": 8.5}, yticklabels=ax is axes[0])
+        for text in ax.texts:
+            row, column = int(text.get_position()[1]), int(text.get_position()[0])
+            if good.iloc[row, column] == good.iloc[:, column].max():
+                text.set_fontweight("bold")
+        ax.axvline(len(tasks) - 1, color="white", linewidth=5)
+        ax.tick_params(axis="both", length=0)
+        ax.set(xlabel="", ylabel="", title=label)
+        ax.set_xticks(ax.get_xticks(), [_plain(task) for task in tasks], rotation=30, ha="right",
+                      rotation_mode="anchor")
+    return figure
+
+
+def layers(frame) -> Figure:
+    """Both measures over layers, a line per method, with its interval as a band.
+
+    frame: columns layer, method, measure, value, low, high.
+    """
+    figure, axes = panels(2, 11, 3.8)
+    methods = list(frame["method"].unique())
+    for (measure, label), ax in zip(MEASURES.items(), axes):
+        for name, colour, marker in zip(methods, (BLUE, GREEN, ORANGE, DARK), MARKERS):
+            own = frame[(frame["measure"] == measure) & (frame["method"] == name)]
+            ax.fill_between(own["layer"], own["low"], own["high"], color=colour, alpha=0.15, linewidth=0)
+            ax.plot(own["layer"], own["value"], color=colour, marker=marker, markersize=6, label=_plain(name))
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+        ax.set(xlabel="layer (input of its block)", ylabel=label)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=7, frameon=False, fontsize=9)
+    return figure
+
+
+def saturation_path(frame) -> Figure:
+    """The metric, and the size of its gradient, along the straight path from corrupt to clean embeddings.
+
+    frame: columns example, share, metric, gradient.
+
+    The first prompt's lines are thick, the others thin.
+    """
+    figure, (left, right) = panels(2, 9, 3.4)
+    for example, own in frame.groupby("example"):
+        look = {"linewidth": 2.4, "zorder": 3} if example == 0 else {"linewidth": 0.9, "alpha": 0.5}
+        left.plot(own["share"], own["metric"], color=BLUE, **look)
+        right.plot(own["share"], own["gradient"], color=ORANGE, **look)
+    left.axhline(0, color=DARK, linewidth=0.8, linestyle=":")
+    left.set(ylabel="metric (logits)", title="What the model says")
+    right.set(ylabel="norm of the metric's gradient", title="What the gradient sees", ylim=(0, None))
+    for ax in (left, right):
+        ax.set(xlabel="way from the corrupt (0) to the clean (1) embeddings", xlim=(0, 1))
+    return figure
+
+
+def runtimes(frame) -> Figure:
+    """A bar per method: its mean time to score the edges, a dot per task.
+
+    frame: columns method, task, ratio.
+    """
+    means = frame.groupby("method", sort=False)["ratio"].mean().sort_values()
+    figure, (ax,) = panels(1, 6.5, 1.0 + 0.36 * len(means))
+    colours = [BLUE if name == "EAP-GP" else GREY for name in means.index]
+    ax.barh(range(len(means)), means, color=colours, height=0.7)
+    for row, name in enumerate(means.index):
+        own = frame[frame["method"] == name]["ratio"]
+        ax.scatter(own, [row] * len(own), color=DARK, s=10, zorder=3, linewidth=0)
+    ax.set_yticks(range(len(means)), [f"{_plain(name)}: {value:.1f}" for name, value in means.items()])
+    ax.invert_yaxis()
+    ax.margins(x=0.15)
+    ax.grid(False, axis="y")
+    ax.set(xlabel="CPU seconds to score all edges, as multiples of EAP's")
+    return figure

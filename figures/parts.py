@@ -1,0 +1,89 @@
+"""What the figures are made of: one csv per measured part, kept so that a run that was cut off goes on."""
+
+import hashlib
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from pathlib import Path
+
+import pandas
+import torch
+
+import gimkit
+from gimkit.errors import GimkitError
+from gimkit.files import kept
+from gimkit.tasks import Task
+
+FOLDER = Path("figures")
+TASKS = {name: getattr(gimkit.tasks, name) for name in
+         ("ioi", "greater_than", "agreement", "pronoun", "capital", "hypernymy", "ioi_twice", "odd_one_out")}
+TASKS["induction"] = partial(gimkit.tasks.induction, times=3)
+SIX = ("ioi", "ioi_twice", "agreement", "pronoun", "capital", "hypernymy")  # one right answer, a logit far above 0
+
+
+@dataclass(frozen=True)
+class Request:
+    """Which model, prompts and tasks the figures are asked for.
+
+    >>> Request("mini-llama", n=4).task("ioi").clean.shape[0]
+    4
+
+    name: whatever `gimkit.load` takes; loaded when first used. n, seed: of each task's prompts. tasks: names; empty
+    for each figure's own choice. folder: where measured parts are kept.
+    """
+
+    name: str
+    n: int = 12
+    seed: int = 0
+    tasks: tuple[str, ...] = ()
+    folder: Path = Path("runs/figures")
+    made: dict = field(default_factory=dict, repr=False, compare=False)
+
+    @cached_property
+    def model(self):
+        """The nnsight model."""
+        return gimkit.load(self.name)
+
+    @property
+    def label(self) -> str:
+        """The model's name in file names."""
+        return Path(self.name).name
+
+    @cached_property
+    def weights(self) -> str:
+        """A fingerprint of the weights, from each one's first and last 64 numbers."""
+        digest = hashlib.sha256()
+        for name, weight in self.model._module.state_dict().items():
+            ends = torch.cat([weight.flatten()[:64], weight.flatten()[-64:]])
+            digest.update(name.encode() + ends.double().cpu().numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+    def chosen(self, default: tuple[str, ...] = SIX) -> tuple[str, ...]:
+        """The tasks asked for, or a figure's own."""
+        return self.tasks or default
+
+    def task(self, name: str) -> Task:
+        """A task's prompts, drawn once."""
+        if name not in TASKS:
+            raise GimkitError(f"unknown task {name!r}; use {', '.join(TASKS)}")
+        if name not in self.made:
+            self.made[name] = TASKS[name](self.model, n=self.n, seed=self.seed)
+        return self.made[name]
+
+    def part(self, kind: str, prompts: Task, method: str, measure: Callable[[], pandas.DataFrame]) -> pandas.DataFrame:
+        """What measure() returns, read from runs/figures/MODEL/KIND/TASK-METHOD.csv where that holds the same already.
+
+        >>> request = Request("mini-llama", n=4)
+        >>> request.part("demo", request.task("ioi"), "none", lambda: pandas.DataFrame({"x": [1.5]})).loc[0, "x"].item()
+        1.5
+
+        The file's first line holds the settings: model and weights, prompts, seed, version of the kit; when they
+        differ, or the file is not whole (`gimkit.files.kept`), the part is measured anew.
+        """
+        digest = hashlib.sha256(prompts.clean.numpy().tobytes() + repr((prompts.good, prompts.bad)).encode())
+        about = {"model": self.name, "weights": self.weights, "seed": self.seed, "n": len(prompts),
+                 "prompts": digest.hexdigest()[:16], "gimkit": gimkit.__version__}
+        stem = re.sub(r"[^\w=+.-]", "_", f"{prompts.name}-{method}")
+        path = self.folder / self.label / kind / f"{stem}.csv"
+        return kept(path, about, measure)

@@ -1,0 +1,215 @@
+"""How well scores, and the circuits cut from them, agree with the truth."""
+
+from dataclasses import dataclass
+
+import numpy
+import pandas
+import torch
+from scipy import stats
+
+from gimkit.circuits.circuit import Circuit
+from gimkit.circuits.edges import EdgeScores
+from gimkit.circuits.metric import DIVERGENCES, metric_of
+from gimkit.circuits.nodes import NodeScores
+from gimkit.circuits.patching import run_masks
+from gimkit.errors import GimkitError, check_flag, check_number, require_finite
+from gimkit.model.apply import check_unedited
+from gimkit.model.graph import greedy_edges, prune, top_edges
+from gimkit.model.residual_stream import check_graph, residual_stream_of
+from gimkit.results import Result
+from gimkit.statistics import Interval, bootstrap
+from gimkit.tasks.measure import warn_unsolved
+from gimkit.tasks.task import check_task
+
+SIZES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)  # MIB's shares of all edges
+
+
+def rank_correlation(scores, truth, *, level: float = 0.95, resamples: int = 999, seed: int = 0) -> Interval:
+    """Spearman's rank correlation of two methods' mean node scores, with a bootstrap interval over examples.
+
+    >>> print(gimkit.rank_correlation(nodes, gimkit.score_nodes(model, task, method="exact")))
+    0.93 [0.91, 0.95]
+
+    scores, truth: `NodeScores` with the same nodes and examples; "input" is left out, for it is no component.
+    level, resamples, seed: of the percentile bootstrap (scipy.stats.bootstrap), which draws whole examples.
+    Raises GimkitError when nodes or examples differ.
+    """
+    if scores.nodes != truth.nodes or len(scores.per_example) != len(truth.per_example):
+        raise GimkitError("the two scores are of different nodes or examples; score both on the same model and task")
+    keep = [i for i, name in enumerate(scores.nodes) if name != "input"]
+    a, b = scores.per_example[:, keep].double().numpy(), truth.per_example[:, keep].double().numpy()
+
+    def statistic(index):
+        return stats.spearmanr(a[index].mean(0), b[index].mean(0)).statistic
+
+    return bootstrap(statistic, len(a), level=level, resamples=resamples, seed=seed)
+
+
+@dataclass(frozen=True, eq=False)
+class Curve(Result):
+    """Faithfulness of circuits of growing size, cut from one set of scores.
+
+    >>> curve.shares[:3], curve.edges[:3]
+    ((0.001, 0.002, 0.005), (0, 0, 0))
+    >>> print(curve.cpr())                                       # area under faithfulness, with its interval
+    0.89 [0.86, 0.91]
+
+    shares: requested shares of all edges. edges: how many each circuit really has. faithfulness: [sizes], 0 for the
+    corrupt model and 1 for the whole one. per_example: [sizes, n] the metric of each circuit; empty, full: [n] that of
+    no and of all edges. absolute: circuits were cut by |score|. greedy: grown from the logits.
+    metric: what the circuits were evaluated by; scored_by: the metric of the scores that they were cut from.
+    fingerprint: of those scores (`EdgeScores.fingerprint`), "" where it is not known.
+    """
+
+    task: str
+    method: str
+    absolute: bool
+    greedy: bool
+    shares: tuple[float, ...]
+    edges: tuple[int, ...]
+    per_example: torch.Tensor
+    empty: torch.Tensor
+    full: torch.Tensor
+    metric: str = "logit"
+    scored_by: str = "logit"
+    fingerprint: str = ""
+
+    @property
+    def faithfulness(self) -> numpy.ndarray:
+        """(m(circuit) - m(empty)) / (m(full) - m(empty)) of the mean metrics."""
+        return self._faithfulness(slice(None))
+
+    def _faithfulness(self, index) -> numpy.ndarray:
+        circuits, empty, full = (x.double().numpy()[..., index].mean(-1) for x in
+                                 (self.per_example, self.empty, self.full))
+        return (circuits - empty) / (full - empty)
+
+    def cpr(self, log: bool = False, **options) -> Interval:
+        """Area under faithfulness over the share of edges (MIB's CPR): a perfect circuit of every size has .999.
+
+        log: over log10 of the share, divided by its span, instead of the share itself. Signed ranking is MIB's choice
+        for CPR; values above 1 mean that selection by sign overshoots the whole model: read CMD beside it.
+        options: level, resamples, seed of the bootstrap over examples. Source: MIB (Mueller et al. 2025), its trapezoid
+        from .001 to 1.
+        """
+        return bootstrap(lambda index: self._area(self._faithfulness(index), log), len(self.full), **options)
+
+    def cmd(self, log: bool = False, **options) -> Interval:
+        """Area under |1 - faithfulness| over the share of edges (MIB's CMD): 0 is best, MIB ranks by |score| for it."""
+        return bootstrap(lambda index: self._area(abs(1 - self._faithfulness(index)), log), len(self.full), **options)
+
+    def _area(self, values, log: bool) -> float:
+        x = numpy.array(self.shares)
+        if check_flag("log", log):
+            x = numpy.log10(x)
+            x = (x - x[0]) / (x[-1] - x[0])
+        return float(numpy.trapezoid(values, x))
+
+    @property
+    def label(self) -> str:
+        """The method, how circuits were cut, and the metric (or both metrics), for every figure and table."""
+        metric = self.metric
+        if self.scored_by != self.metric:
+            metric = f"scored by {self.scored_by or 'an unknown metric'}, evaluated by {self.metric}"
+        return f"{self.method}, {self._ranking}, {metric}"
+
+    @property
+    def _ranking(self) -> str:
+        return f"{'absolute' if self.absolute else 'signed'}{', greedy' if self.greedy else ''}"
+
+    def frame(self) -> pandas.DataFrame:
+        """Tidy table with columns task, method, ranking, metric, scored_by, share, edges, faithfulness."""
+        return pandas.DataFrame({"task": self.task, "method": self.method, "ranking": self._ranking,
+                                 "metric": self.metric, "scored_by": self.scored_by, "share": self.shares,
+                                 "edges": self.edges, "faithfulness": self.faithfulness})
+
+
+def faithfulness(model, task, edges: EdgeScores, *, absolute: bool, metric: str = "logit", sizes=SIZES,
+                 greedy: bool = False, remote: bool | str = False) -> Curve:
+    """Cut circuits of growing size from scores, run them, and say how much of the model's behaviour they keep.
+
+    >>> curve = gimkit.faithfulness(model, task[:16], edges, absolute=False)
+    >>> curve.faithfulness.shape, curve.label                    # MIB's ten sizes
+    ((10,), 'gim, signed, logit')
+
+    edges: `EdgeScores` of this model. absolute: rank by |score| (MIB's CMD) or by score (MIB's CPR); say which.
+    metric: evaluates the circuits, as in `score_nodes`; the curve also names the metric of the scores. For "kl" the
+    whole model has 0 and the corrupt one -KL.
+    sizes: increasing shares of all edges, int(share * edges) are asked for. greedy: grow circuits from the logits
+    instead of taking the top edges. remote: as in `gimkit.attribute`.
+    Warns when the model gets less than 75% of the clean prompts right.
+    Raises GimkitError when the clean prompts do not beat the corrupt ones, for faithfulness divides by the difference.
+    Source: MIB's evaluation; as there, the x axis is the requested share, and dead ends are pruned before running.
+    """
+    check_task(model, task)
+    metric = metric_of(task, metric)
+    absolute, greedy = check_flag("absolute", absolute), check_flag("greedy", greedy)
+    w = residual_stream_of(model)
+    graph, cut = edges.graph, greedy_edges if greedy else top_edges
+    check_graph(graph, w)
+    check_unedited(model)
+    sizes = tuple(check_number("a size", share) for share in sizes)
+    if not sizes or any(not 0 <= share <= 1 for share in sizes) or list(sizes) != sorted(set(sizes)):
+        raise GimkitError("sizes are increasing shares of all edges between 0 and 1")
+    masks = [prune(cut(edges.scores, graph, int(share * graph.n_edges), absolute), graph) for share in sizes]
+    keep = torch.stack([torch.zeros_like(graph.real), graph.real, *masks])
+    values = run_masks(model, w, task, keep, metric, remote)
+    empty, full = values[0], values[1]
+    if float(full.mean() - empty.mean()) <= 0:
+        raise GimkitError(f"on {task.name} the clean prompts' {metric} ({full.mean():.3g}) does not beat the corrupt "
+                          f"ones' ({empty.mean():.3g}), so faithfulness is undefined; choose a task the model solves")
+    if metric not in DIVERGENCES:
+        warn_unsolved(task.name, full)
+    return Curve(edges.task, edges.method, absolute, greedy, sizes, tuple(int(mask.sum()) for mask in masks),
+                 values[2:], empty, full, metric, edges.metric, edges.fingerprint)
+
+
+def auroc(scores: EdgeScores | NodeScores, known: Circuit, *, absolute: bool = True) -> float:
+    """Area under the ROC curve of edge scores against a known circuit: 1 ranks its edges first, 0.5 is chance.
+
+    >>> known = gimkit.circuits.Circuit.of(edges.graph, ["input->a2.h3<v>", "a2.h3->logits"])
+    >>> round(gimkit.circuits.auroc(edges, known), 2)
+    0.88
+
+    Every real edge counts once, ties share their rank. Of node scores every head counts once, and it is known when an
+    edge of the circuit leaves it; embedding and MLPs are left out, for manual circuits seldom lack one of them.
+    MIB's InterpBench score instead joins ten greedy circuits by straight lines, without the point (0, 0).
+    Raises GimkitError when the circuit is of another model, empty or complete, and for NaN scores.
+    """
+    hit, value = _both(scores, known, absolute)
+    if hit.all() or not hit.any():
+        raise GimkitError("a known circuit with some but not all edges (of node scores: heads) is needed")
+    ranks = stats.rankdata(value)
+    positives = hit.sum()
+    return float((ranks[hit].sum() - positives * (positives + 1) / 2) / (positives * (len(hit) - positives)))
+
+
+def precision_recall(scores: EdgeScores | NodeScores, known: Circuit, *, absolute: bool = True) -> pandas.DataFrame:
+    """Precision and recall against a known circuit as edges are taken in order of score, columns n, precision, recall.
+
+    >>> known = gimkit.circuits.Circuit.of(edges.graph, ["input->a2.h3<v>", "a2.h3->logits"])
+    >>> gimkit.circuits.precision_recall(edges, known).tail(1)["recall"].item()   # all edges hold them
+    1.0
+
+    precision: share of the n best edges that are in the known circuit. recall: share of its edges among them. Edges are
+    taken without pruning. Of node scores the same with heads, as in `auroc`.
+    """
+    hit, value = _both(scores, known, absolute)
+    found = hit[numpy.argsort(-value, kind="stable")].cumsum()
+    n = numpy.arange(1, len(hit) + 1)
+    return pandas.DataFrame({"n": n, "precision": found / n, "recall": found / max(1, hit.sum())})
+
+
+def _both(scores: EdgeScores | NodeScores, known: Circuit, absolute: bool):
+    """(is it in the known circuit, its score) of every edge, or of every head."""
+    if scores.graph != known.graph:
+        raise GimkitError(f"the known circuit is of a model of {known.graph}, the scores of one of "
+                          f"{scores.graph or 'a shape unknown'}")
+    require_finite(scores.scores)
+    if isinstance(scores, NodeScores):
+        counted = torch.tensor([name.startswith("a") for name in scores.nodes])
+        hit = torch.tensor([name in known.nodes for name in scores.nodes])
+    else:
+        counted, hit = known.graph.real, known.keep
+    value = scores.scores[counted].double().numpy()
+    return hit[counted].numpy(), abs(value) if check_flag("absolute", absolute) else value

@@ -1,0 +1,122 @@
+"""What each head does on a task, measured; and names for the roles that are known from the literature."""
+
+import pandas
+import torch
+from tqdm.auto import tqdm
+
+from gimkit.circuits.circuit import Circuit
+from gimkit.circuits.nodes import score_nodes
+from gimkit.circuits.patching import run
+from gimkit.errors import check_whole, require_finite
+from gimkit.interventions.head_roles import head_numbers
+from gimkit.model.apply import check_unedited
+from gimkit.model.architecture import architecture_of
+from gimkit.model.residual_stream import graph_of, residual_stream_of
+from gimkit.remote import in_trace
+from gimkit.tasks.task import answers_of, check_one_token, check_task
+
+ATTENDS = 0.5  # mean attention from which a head "attends" to something
+WRITES = 0.1  # direct effect, as a share of the mean clean metric, from which it "writes"
+STEERS = 0.05  # effect through later queries, as a share of clean minus corrupt metric, from which it "steers"
+LOOKS = ("right", "wrong", "previous", "duplicate", "induction")
+
+
+def head_roles(model, task, *, batch_size: int = 32, remote: bool | str = False) -> pandas.DataFrame:
+    """Measure what each head attends to, writes and changes on a task, and name its role where a known one fits.
+
+    >>> roles = gimkit.circuits.head_roles(model, task[:16]).set_index("node")
+    >>> roles.loc["a4.h2", "role"]
+    'previous-token-like'
+
+    A row per head, on clean prompts. Mean attention, NaN where no prompt offers the occasion:
+    right, wrong: from the answer's position to the tokens of the right and of the wrong answer in the prompt.
+    previous: from each token to the one before. duplicate: from a token that came before to its earlier places.
+    induction: from a token that came before to what followed it there.
+    In logits, means over prompts:
+    writes_right, writes_wrong: what the head's output at the answer's position adds to these answers' logits, straight
+        through the final norm with its denominator held fixed, over what it adds to the mean logit.
+    direct: writes_right - writes_wrong, the direct logit attribution.
+    effect: what the metric loses when the head's output is the corrupt run's (exact patching, `score_nodes`).
+    queries, keys, values: what it loses when only the queries (keys, values) of all later heads read that output.
+
+    role: every name that fits, "" for none. With "attends" from .5 on, "writes" from a tenth of the mean clean metric
+    on, and "steers queries" when `queries` is a twentieth of the clean minus corrupt metric or more:
+    "name mover-like" attends right and writes for the answer, raising its logit; "negative name mover-like" attends
+    right and writes against the answer; "suppressor-like" attends wrong and writes for the answer, lowering the wrong
+    one's logit; "S-inhibition-like" attends wrong and steers queries; "previous-token-like", "duplicate-token-like",
+    "induction-like" attend so. A name says that the numbers fit, not that the head works as its namesake does.
+
+    model: an unedited nnsight model whose edges are covered (`score_edges`). remote: as in `gimkit.attribute`.
+    Source: the roles of arXiv 2211.00593 (IOI) and 2310.04625 (copy suppression), the pattern scores of induction heads
+    (Olsson et al. 2022) on the task's own prompts instead of random tokens.
+    """
+    check_task(model, task)
+    check_one_token(task, "head_roles")
+    batch_size = check_whole("batch_size", batch_size)
+    w = residual_stream_of(model)
+    check_unedited(model)
+    attentions = [block.attention for block in architecture_of(model).blocks]
+    looked, count, written = 0, 0, []
+    for start in tqdm(range(0, len(task), batch_size), desc=f"{task.name} heads", delay=2, leave=False):
+        batch = task[start:start + batch_size]
+        looks, answers = occasions(batch), answers_of(batch)
+        found = in_trace(model, batch.clean, head_numbers, w, attentions, looks, *answers, remote=remote)
+        looked, count = looked + found[0], count + looks.any(-1).sum((0, 2))
+        written.append(found[1])
+    writes = torch.cat(written).mean(0)
+    require_finite(writes, "the heads' writes")
+    through, clean, gap = _through_heads(model, graph_of(w), task, remote)
+    exact = score_nodes(model, task, "exact", batch_size=batch_size, remote=remote).frame().query("kind == 'head'")
+    attention = (looked / count).flatten(0, 1).tolist()
+    table = exact[["node", "layer", "head"]].reset_index(drop=True)
+    table[list(LOOKS)] = attention
+    table["writes_right"], table["writes_wrong"] = writes.flatten(0, 1).T.tolist()
+    table["direct"] = table["writes_right"] - table["writes_wrong"]
+    table["effect"] = exact["score"].tolist()
+    table[["queries", "keys", "values"]] = through
+    table["role"] = _named(table, clean, gap)
+    return table
+
+
+def occasions(task) -> torch.Tensor:
+    """Which attention counts for what, [n, 5, seq, seq] of queries and positions, the kinds in the order of LOOKS."""
+    n, length = task.clean.shape
+    place = torch.arange(length)
+    holds = [torch.stack([torch.isin(row, torch.tensor(ids)) for row, ids in zip(task.clean, answers)]) & task.mask
+             for answers in (task.good, task.bad)]
+    asks = place == task.last[:, None]
+    real = task.mask[:, :, None] & task.mask[:, None, :] & (place[:, None] > place)
+    same = task.clean[:, :, None] == task.clean[:, None, :]
+    followed = torch.nn.functional.pad(same, (1, 0))[..., :-1]
+    return torch.stack([*(asks[:, :, None] & held[:, None, :] for held in holds),
+                        real & (place[:, None] == place + 1), real & same, real & followed], 1)
+
+
+def _through_heads(model, graph, task, remote: bool):
+    """Per head what is lost through later queries, keys, values; the mean clean metric; clean minus corrupt."""
+    heads = [i for i, source in enumerate(graph.sources) if source[0] == "a"]
+    cut = graph.real.repeat(len(heads), 3, 1, 1)
+    for kind, which in enumerate("qkv"):
+        reads = torch.tensor([f"<{which}>" in target for target in graph.targets])
+        for keep, row in zip(cut[:, kind], heads):
+            keep[row, reads] = False
+    circuits = [Circuit(graph, keep) for keep in (graph.real, torch.zeros_like(graph.real), *cut.flatten(0, 1))]
+    values = run(model, task, circuits, remote=remote).mean(1)
+    clean, corrupt = float(values[0]), float(values[1])
+    return (clean - values[2:]).unflatten(0, (-1, 3)).tolist(), clean, clean - corrupt
+
+
+def _named(table: pandas.DataFrame, clean: float, gap: float) -> list[str]:
+    """Every role whose numbers a head has, joined by commas."""
+    attends = {kind: table[kind] >= ATTENDS for kind in LOOKS}
+    fits = {
+        "name mover-like":
+            attends["right"] & (table["direct"] >= WRITES * clean) & (table["writes_right"] > 0),
+        "negative name mover-like": attends["right"] & (table["direct"] <= -WRITES * clean),
+        "suppressor-like":
+            attends["wrong"] & (table["direct"] >= WRITES * clean) & (table["writes_wrong"] < 0),
+        "S-inhibition-like": attends["wrong"] & (table["queries"] >= STEERS * gap),
+        **{f"{kind}-like": attends[kind.partition("-")[0]]
+           for kind in ("previous-token", "duplicate-token", "induction")},
+    }
+    return [", ".join(role for role, holds in fits.items() if holds[i]) for i in table.index]

@@ -1,0 +1,59 @@
+"""The bodies of circuit traces: they read activations and leave only scores. Shipped to servers by value."""
+
+import torch
+
+from gimkit.interventions.metric import metric_values
+from gimkit.interventions.residual_stream import by_row, tensor_of
+
+
+def exact_node_scores(model, embedding: str, blocks: list, n_heads: int, nodes: list, metric: str, last, good,
+                      bad) -> torch.Tensor:
+    """Effects [b, nodes] of replacing each node's output, at all positions, by its corrupt value.
+
+    The rows are b clean prompts, b corrupt ones, and for each node b clean ones again, which it is patched in.
+    nodes: (kind, layer, head) of each patched node.
+    """
+    b = len(last)
+    rows = {tuple(node): slice((2 + i) * b, (3 + i) * b) for i, node in enumerate(nodes)}
+    if ("input", 0, 0) in rows:
+        x = model.get(embedding).output.clone()
+        x[rows["input", 0, 0]] = x[b:2 * b]
+        model.get(embedding).output = x
+    for layer, (output, mlp) in enumerate(blocks):
+        heads = [head for head in range(n_heads) if ("head", layer, head) in rows]
+        if heads:
+            z = model.get(output).input.clone()
+            by_head = z.unflatten(-1, (n_heads, -1))
+            for head in heads:
+                by_head[rows["head", layer, head], :, head] = by_head[b:2 * b, :, head]
+            model.get(output).input = z
+        if ("mlp", layer, 0) in rows:
+            value = model.get(mlp).output
+            m = tensor_of(value).clone()
+            rowwise = by_row(m, (2 + len(nodes)) * b)
+            rowwise[rows["mlp", layer, 0]] = rowwise[b:2 * b]
+            model.get(mlp).output = (m, *value[1:]) if isinstance(value, tuple) else m
+    logits = model.output.logits
+    values = metric_values(metric, logits, last, good, bad, logits[:b])
+    return (values[0] - values[2:]).T
+
+
+def coalition_values(model, blocks: list, n_heads: int, present: torch.Tensor, last, good, bad) -> torch.Tensor:
+    """The logit metric [1 + sets, b] of the corrupt run, and of clean ones in which absent nodes stay corrupt.
+
+    The rows are b corrupt prompts, then b clean ones for each set. present: [sets, b, nodes], nodes in order of layers,
+    each layer's heads before its MLP.
+    """
+    sets, b, _ = present.shape
+    present = present.reshape(sets * b, len(blocks), n_heads + 1)
+    for layer, (output, mlp) in enumerate(blocks):
+        z = model.get(output).input
+        present = present.to(z.device)
+        heads = present[:, layer, :n_heads].repeat_interleave(z.shape[-1] // n_heads, -1)[:, None]
+        model.get(output).input = torch.cat([z[:b], torch.where(heads, z[b:], z[:b].repeat(sets, 1, 1))])
+        value = model.get(mlp).output
+        m = by_row(tensor_of(value), (1 + sets) * b)
+        kept = torch.where(present[:, layer, n_heads, None, None], m[b:], m[:b].repeat(sets, 1, 1))
+        kept = torch.cat([m[:b], kept]).view(tensor_of(value).shape)
+        model.get(mlp).output = (kept, *value[1:]) if isinstance(value, tuple) else kept
+    return metric_values("logit", model.output.logits, last, good, bad)

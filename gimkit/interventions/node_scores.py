@@ -1,0 +1,91 @@
+"""Scores of nodes and neurons from gradients.
+
+Rows of a batch are b clean prompts, then their b corrupt ones, then further points.
+"""
+
+import torch
+
+from gimkit.interventions.attention import swapped_heads
+from gimkit.interventions.interpolation import plus_points, put_between, put_output
+from gimkit.interventions.metric import metric_values
+from gimkit.interventions.residual_stream import (
+    by_row,
+    heads_written,
+    read_after,
+    read_norm,
+    scaled_gap,
+    tensor_of,
+    written,
+)
+from gimkit.interventions.weights import leaf_of, matrix_of
+
+
+def node_scores(model, embedding: str, blocks: list, n_heads: int, b: int, metric: str, last, good, bad,
+                gradient_rows: list, shares: list, between: dict) -> torch.Tensor:
+    """Scores [b, nodes] of one batch: <clean - corrupt output, mean gradient of the metric>, summed over positions.
+
+    blocks: (output projection path, MLP path, norm after attention, norm after MLP, attention path) of each layer,
+    norms or None; with the attention's path its heads come after their queries, keys and values.
+    gradient_rows, shares, between: as in `edge_scores`.
+    Where a norm follows, the output is what leaves it, with its denominator a constant of each run.
+    """
+    leaf = plus_points(model, embedding, b, shares, None)
+    rows = len(leaf)
+    parts, differences, by_head = [leaf], [(leaf[:b] - leaf[b:2 * b]).detach()[None]], [False]
+    for layer, (output, mlp, after_attention, after_mlp, attention) in enumerate(blocks):
+        if attention:
+            heads, changes = swapped_heads(model.get(attention), b)
+            parts.append(heads)
+            differences.append(changes)
+            by_head.append(True)
+        projection, shares_here = model.get(output), between.get((layer, "attention"), {})
+        z = projection.input
+        if after_attention is None:
+            differences.append((z[:b] - z[b:2 * b]).detach().unflatten(-1, (n_heads, -1))[None])
+            part = put_between(z, shares_here, b, rows)
+            if shares_here:
+                projection.input = part
+        else:
+            attention_output = projection.output
+            weight = matrix_of(projection, output, z, attention_output)[0]
+            reading = read_after(model, after_attention, attention_output)
+            differences.append(heads_written(weight, scaled_gap(z, reading, b), reading, n_heads))
+            part = put_output(model.get(after_attention.path), shares_here, b, rows)
+        parts.append(part)
+        by_head.append(after_attention is None)
+        m, reading = tensor_of(model.get(mlp).output), read_norm(model, after_mlp)
+        differences.append(written(by_row(m, rows), reading, b)[None])
+        writer = mlp if after_mlp is None else after_mlp.path
+        parts.append(put_output(model.get(writer), between.get((layer, "mlp"), {}), b, rows))
+        by_head.append(False)
+    logits = model.output.logits
+    value = sum(metric_values(metric, logits[start:start + b], last, good, bad, logits[:b]).sum()
+                for start in gradient_rows)
+    columns = []
+    for difference, apart, gradient in zip(differences, by_head, torch.autograd.grad(value, parts)):
+        g = gradient if apart else by_row(gradient, rows)
+        g = sum(g[start:start + b] for start in gradient_rows) / len(gradient_rows)
+        precise = torch.promote_types(g.dtype, torch.float32)
+        difference, g = difference.to(precise), g.to(precise)
+        if apart:  # heads side by side: [nodes of a head, b, seq, heads, head_dim]
+            columns.append(torch.einsum("nbshd,bshd->bnh", difference, g.reshape(difference.shape[1:])).flatten(1))
+        else:  # [nodes, b, seq, width]
+            columns.append(torch.einsum("nbsw,bsw->bn", difference, g))
+    return torch.cat(columns, 1)
+
+
+def neuron_scores(model, embedding: str, projections: list, metric: str, last, good, bad) -> torch.Tensor:
+    """Scores [layers, width] of the neurons that each MLP's output projection reads, summed over examples.
+
+    Rules that split a gated product act before what is read here, so that a neuron's gradient is whole.
+    """
+    b = len(last)
+    model.get(embedding).output = leaf_of(model, model.get(embedding).output)
+    neurons = [model.get(path).input for path in projections]
+    value = metric_values(metric, model.output.logits[:b], last, good, bad).sum()
+    found = []
+    for x, gradient in zip(neurons, torch.autograd.grad(value, neurons)):
+        x, g = by_row(x.detach(), 2 * b), by_row(gradient, 2 * b)[:b]
+        precise = torch.promote_types(g.dtype, torch.float32)
+        found.append(torch.einsum("bsn,bsn->n", (x[:b] - x[b:]).to(precise), g.to(precise)))
+    return torch.stack(found)

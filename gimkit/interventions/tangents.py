@@ -1,0 +1,133 @@
+"""Linearised operations: what a small change of an input does to an output. Shipped to servers by value.
+
+Rows of a batch: g clean prompts, one zero row, perhaps g corrupt prompts, then the tangents from row `first` on, those
+of the first prompt first. A linear module acts on tangents as it is, and the zero row holds what its bias adds.
+"""
+
+import math
+
+import torch
+
+from gimkit.errors import GimkitError
+from gimkit.interventions.gradients import centre, inverse_scale
+from gimkit.interventions.recomputed import tolerance_of
+
+
+def clean_of(x: torch.Tensor, g: int) -> torch.Tensor:
+    """The clean rows as [g, 1, ...], at least float32."""
+    return x[:g, None].to(torch.promote_types(x.dtype, torch.float32))
+
+
+def tangents_of(x: torch.Tensor, g: int, first: int) -> torch.Tensor:
+    """The tangents as [g, n, ...] without biases, at least float32.
+
+    >>> tangents_of(torch.tensor([[5.0], [1.0], [3.0], [4.0]]), g=1, first=2).flatten()
+    tensor([2., 3.])
+    """
+    x = x.to(torch.promote_types(x.dtype, torch.float32))
+    return (x[first:] - x[g]).unflatten(0, (g, -1))
+
+
+def put(x: torch.Tensor, tangents: torch.Tensor, g: int, first: int) -> None:
+    """Write tangents [g, n, ...] into their rows, and zeros into the zero row, in place."""
+    x[g] = 0
+    x[first:] = tangents.flatten(0, 1).to(x.dtype)
+
+
+def share_off(mine: torch.Tensor, own: torch.Tensor) -> tuple[float, bool]:
+    """The largest difference from the model's own value as a share of its size; and is that more than rounding?"""
+    tolerance = tolerance_of(own.dtype)
+    own = own.to(mine.dtype).reshape(mine.shape)
+    share = float((mine - own).abs().max() / own.abs().max().clamp(min=1e-30))
+    return share, not share <= tolerance
+
+
+def check_same(mine: torch.Tensor, own: torch.Tensor, what: str) -> None:
+    """Refuse when the model's own value on the clean prompts is not what forward mode recomputed.
+
+    >>> check_same(torch.tensor([1.0]), torch.tensor([1.1]), "a0")
+    Traceback (most recent call last):
+    gimkit.errors.GimkitError: a0: forward mode recomputes this from its inputs and is off by 0.091 of its size, ...
+    """
+    share, wrong = share_off(mine, own)
+    if wrong:
+        raise GimkitError(f"{what}: forward mode recomputes this from its inputs and is off by {share:.2g} of its "
+                          "size, so the model does something here that it does not know; use backend='reverse' where "
+                          "gradients are allowed, or occlusion and exact patching, which need none")
+
+
+def norm_tangent(x, t, gain, eps: float, centred: bool, frozen: bool):
+    """Tangent of a norm's output. frozen: its denominator is a constant."""
+    top = centre(x, centred)
+    inverse, t = inverse_scale(top, eps), centre(t, centred)
+    if not frozen:
+        unit = top * inverse
+        t = t - unit * (unit * t).mean(-1, keepdim=True)
+    return t * inverse * gain
+
+
+def attention_tangent(q, k, v, dq, dk, dv, scaling: float, softcap, window, rules: dict):
+    """Heads' outputs [g, 1, heads, seq, width] at the clean prompts, and their tangents [g, n, heads, seq, width].
+
+    q: [g, 1, heads, seq, width]. k, v: [g, 1, key heads, seq, width]. dq, dk, dv: their tangents [g, n, ...].
+    """
+    group = q.shape[2] // k.shape[2]
+    q, dq = (x.unflatten(2, (-1, group)) for x in (q, dq))
+    k, v, dk, dv = (x.unsqueeze(3) for x in (k, v, dk, dv))
+    place = torch.arange(q.shape[-2], device=q.device)
+    back = place[:, None] - place
+    seen = back >= 0 if window is None else (back >= 0) & (back < window)
+    scores = q @ k.mT * scaling
+    slope = scaling
+    if softcap is not None:
+        bent = torch.tanh(scores / softcap)
+        scores, slope = softcap * bent, scaling * (1 - bent * bent)
+    scores = scores.masked_fill(~seen, -torch.inf)
+    pattern = torch.softmax(scores, -1)
+    t = rules["v"] * (pattern @ dv)
+    if not rules["detach_attention"]:
+        soft = pattern if rules["temperature"] == 1 else torch.softmax(scores / rules["temperature"], -1)
+        change = (rules["q"] * (dq @ k.mT) + rules["k"] * (q @ dk.mT)) * slope
+        t = t + (soft * (change - (soft * change).sum(-1, keepdim=True))) @ v
+    return (pattern @ v).flatten(2, 3), t.flatten(2, 3)
+
+
+def activation_and_slope(name: str, x, identity: bool):
+    """An activation's value, and its derivative; or value / x, when its nonlinearity counts as a constant factor.
+
+    >>> activation_and_slope("ReLU", torch.tensor([-1.0, 2.0]), False)
+    (tensor([0., 2.]), tensor([0., 1.]))
+    """
+    if name in ("NewGELUActivation", "GELUTanh"):
+        c = math.sqrt(2 / math.pi)
+        bent = torch.tanh(c * (x + 0.044715 * x**3))
+        value = 0.5 * x * (1 + bent)
+        slope = 0.5 * (1 + bent) + 0.5 * x * (1 - bent * bent) * c * (1 + 0.134145 * x * x)
+    elif name in ("GELUActivation", "GELU"):
+        share = 0.5 * (1 + torch.erf(x / math.sqrt(2)))
+        value, slope = x * share, share + x * torch.exp(-0.5 * x * x) / math.sqrt(2 * math.pi)
+    elif name in ("SiLUActivation", "SiLU"):
+        share = torch.sigmoid(x)
+        value, slope = x * share, share * (1 + x * (1 - share))
+    else:
+        value, slope = torch.relu(x), (x > 0).to(x.dtype)
+    if identity:
+        slope = torch.where(x == 0, torch.zeros_like(x), value / x)
+    return value, slope
+
+
+def metric_slope(metric: str, logits: torch.Tensor, good: torch.Tensor, bad: torch.Tensor) -> torch.Tensor:
+    """The derivative [g, vocab] of `gimkit.interventions.node_patching.metric_values` at the logits [g, vocab].
+
+    good, bad: [g, most] token ids, padded with -1.
+    """
+    whole = torch.softmax(logits, -1)
+    slope = torch.zeros_like(logits)
+    for sign, ids in ((1, good.to(logits.device)), (-1, bad.to(logits.device))):
+        member = torch.zeros_like(logits).scatter_add(1, ids.clamp(min=0), (ids >= 0).to(logits.dtype)) > 0
+        if metric == "probability":
+            share = whole * member
+            slope = slope + sign * (share - whole * share.sum(-1, keepdim=True))
+        else:
+            slope = slope + sign * torch.softmax(logits.masked_fill(~member, -torch.inf), -1)
+    return slope

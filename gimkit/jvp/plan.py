@@ -1,0 +1,82 @@
+"""What forward mode needs to know of a model, in plain names and numbers; read on the client, from config and names."""
+
+import inspect
+
+from gimkit.errors import GimkitError
+from gimkit.model.apply import check_unedited
+from gimkit.model.apply import plan as placed
+from gimkit.model.architecture import Architecture, architecture_of
+from gimkit.model.residual_stream import residual_stream_of
+from gimkit.rules import Rules
+
+ACTIVATIONS = ("NewGELUActivation", "GELUTanh", "GELUActivation", "GELU", "SiLUActivation", "SiLU", "ReLU")
+REVERSE = "use backend='reverse' where gradients are allowed"
+
+
+def plan_of(model, rules: Rules) -> dict:
+    """Every place that forward mode reads or writes, in the order of the forward pass.
+
+    >>> plan_of(gimkit.load("mini-llama"), gimkit.GIM)["blocks"][0]["rotary"]
+    'apply_rotary_pos_emb_0'
+
+    Raises GimkitError for an edited model, and for an architecture whose parts it could not linearise.
+    """
+    parts = architecture_of(model)
+    check_unedited(model)
+    placed(parts, rules)  # refuses rules that could not act
+    try:
+        w = residual_stream_of(model, parts)
+    except GimkitError as error:
+        raise GimkitError(f"forward mode does not know how these blocks are wired ({error}); {REVERSE}") from error
+    root, config = model._module, model._module.config.get_text_config()
+
+    def norm(found):
+        return found and tuple(found)
+
+    blocks = []
+    for layer, (block, wired) in enumerate(zip(parts.blocks, w.layers)):
+        attention = root.get_submodule(block.attention)
+        inner = [found for found in parts.norms if found.path.startswith(block.attention + ".")]
+        blocks.append({
+            "before_attention": norm(wired.norm_before_attention), "after_attention": norm(wired.norm_after_attention),
+            "before_mlp": norm(wired.norm_before_mlp), "after_mlp": norm(wired.norm_after_mlp),
+            "attention": block.attention, "projections": tuple(wired.projections), "layout": wired.layout,
+            "head_norms": [norm(found) for found in inner], "output": block.output, "mlp": block.mlp,
+            "heads": w.heads, "key_heads": w.key_heads, "head_dim": w.head_dim,
+            **_kernel(attention, config, layer), **_mlp(root, block, parts),
+        })
+    return {"embedding": w.embedding, "blocks": blocks, "norms": [norm(found) for found in parts.norms],
+            "final_norm": norm(w.final_norm), "unembedding": w.unembedding,
+            "softcap": getattr(config, "final_logit_softcapping", None), "width": w.width,
+            "vocabulary": root.get_output_embeddings().weight.shape[0]}
+
+
+def _kernel(attention, config, layer: int) -> dict:
+    """What the attention kernel is told beside q, k and v. A mistake here is refused when outputs are recomputed."""
+    kinds = getattr(config, "layer_types", None)
+    local = kinds is None or "sliding" in kinds[layer]
+    source = inspect.getsource(inspect.unwrap(type(attention).forward))
+    places = [source.find(f"self.{name}(") for name in ("v_proj", "k_norm")]
+    return {
+        "scaling": float(getattr(attention, "scaling", None) or attention.head_dim ** -0.5),
+        "softcap": getattr(attention, "attn_logit_softcapping", None),
+        "window": getattr(config, "sliding_window", None) if local else None,
+        "rotary": "apply_rotary_pos_emb_0" if "apply_rotary_pos_emb(" in source else None,
+        "values_first": places[0] < places[1],
+    }
+
+
+def _mlp(root, block, parts: Architecture) -> dict:
+    """Where the MLP's activation, or the two branches of its product, are read, and where their result goes."""
+    if parts.experts or block.activation is None:
+        raise GimkitError(f"{parts.name}: {block.mlp} has experts, or no activation module of its own, so "
+                          f"forward mode cannot linearise it; {REVERSE}")
+    function = type(root.get_submodule(block.activation)).__name__
+    if function not in ACTIVATIONS:
+        raise GimkitError(f"{parts.name}: forward mode does not know the derivative of {function}; {REVERSE}")
+    gate = up = down = None
+    if block.products:
+        (product,) = block.products
+        down = product.path
+        gate, up = product.branches or (product.path.rpartition(".")[0] + ".gate_up_proj", None)
+    return {"activation": block.activation, "function": function, "gate": gate, "up": up, "down": down}

@@ -1,0 +1,300 @@
+"""What a model is made of: where its norms, attention, gated products and embeddings are.
+
+Read on the client from config, module names and source code, so it also works on a model without weights.
+"""
+
+import ast
+import inspect
+import re
+import textwrap
+from typing import NamedTuple
+
+import torch
+from transformers.pytorch_utils import Conv1D
+
+from gimkit.errors import GimkitError
+
+LINEAR = (torch.nn.Linear, Conv1D)
+OUTPUT_PROJECTIONS = ("o_proj", "c_proj", "out_proj", "dense", "wo")
+NOT_COVERED = (
+    "use a decoder-only model whose attention runs through transformers' attention_interface: "
+    "GPT-2, Llama, Mistral, Qwen, Gemma, GPT-NeoX (Pythia), Phi, OLMo, Mixtral, gpt-oss or their kin"
+)
+
+
+class Norm(NamedTuple):
+    """A LayerNorm or RMSNorm: what recomputing it needs."""
+
+    path: str
+    eps: float
+    centred: bool
+
+
+class Product(NamedTuple):
+    """A gated product act(gate) * up; `kind` says where its gradient can be scaled.
+
+    kind: "down" (input of the module at `path`, a down projection), or "experts" (first input of fused experts).
+    branches: paths of the gate and up projections, when they are separate modules.
+    """
+
+    path: str
+    kind: str
+    branches: tuple[str, ...]
+
+
+class Block(NamedTuple):
+    """One transformer block, as paths below the model.
+
+    attention: the module that calls attention_interface. output: its output projection, whose input holds the
+    heads side by side. mlp: the module whose output is the MLP's contribution before any post-norm.
+    """
+
+    path: str
+    attention: str
+    output: str
+    mlp: str
+    products: tuple[Product, ...]
+    activation: str | None
+
+
+class Architecture(NamedTuple):
+    """Where everything is, in plain names and numbers."""
+
+    name: str
+    embedding: str
+    blocks: tuple[Block, ...]
+    norms: tuple[Norm, ...]
+    n_heads: int
+    head_dim: int
+    experts: bool
+
+
+def architecture_of(model) -> Architecture:
+    """Find the parts of an nnsight model that gimkit's rules and scores act on.
+
+    >>> parts = architecture_of(gimkit.load("mini-gpt2"))
+    >>> parts.blocks[0].output, parts.n_heads
+    ('transformer.h.0.attn.c_proj', 4)
+
+    model: an nnsight model (TransformersModel, or NNsight around a transformers model), with or without weights.
+    Raises GimkitError, naming the module, for whatever the rules could not act on exactly.
+    """
+    root = _root(model)
+    name, config = type(root).__name__, root.config
+    if getattr(getattr(root, "active_peft_config", None), "is_prompt_learning", False):
+        raise GimkitError(f"{name} puts virtual tokens before the prompt, so positions are not the prompt's; use the "
+                          "model without this adapter, or a LoRA")
+    if getattr(config, "is_encoder_decoder", False):
+        raise GimkitError(f"{name} is an encoder-decoder model; {NOT_COVERED}")
+    config = config.get_text_config()
+    stack, layers = _layers(root, name)
+    norms = _norms(root, stack.rpartition(".")[0], name)
+    blocks = tuple(_block(f"{stack}.{i}", layer, name) for i, layer in enumerate(layers))
+    _check_norms_everywhere(norms, blocks, name)
+    _check_called_once(root, norms, blocks, name)
+    embedding = root.get_input_embeddings()
+    heads = next(getattr(config, key) for key in ("num_attention_heads", "n_head", "n_heads") if hasattr(config, key))
+    return Architecture(
+        name=name,
+        embedding=next(path for path, module in root.named_modules() if module is embedding),
+        blocks=blocks,
+        norms=norms,
+        n_heads=heads,
+        head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
+        experts=any(p.kind == "experts" for block in blocks for p in block.products),
+    )
+
+
+def limits(model) -> tuple[int, int | None]:
+    """How many token ids a model knows, and how many tokens its context holds (None: no limit).
+
+    >>> limits(model)
+    (590, 128)
+    """
+    root = _root(model)
+    context = getattr(root.config.get_text_config(), "max_position_embeddings", None)
+    return root.get_input_embeddings().weight.shape[0], context
+
+
+def _root(model):
+    root = getattr(model, "_module", None)
+    if getattr(root, "config", None) is None or not hasattr(model, "trace"):
+        raise GimkitError(
+            f"{type(model).__name__} is not an nnsight model around a transformers model; "
+            "use gimkit.load(...) or nnsight.NNsight(hf_model)"
+        )
+    return root
+
+
+def _source(module: torch.nn.Module) -> str:
+    try:
+        return textwrap.dedent(inspect.getsource(inspect.unwrap(type(module).forward)))
+    except (OSError, TypeError):
+        return ""
+
+
+def _attention_calls(module: torch.nn.Module) -> int:
+    """How often a module's forward calls attention_interface."""
+    return _source(module).count("attention_interface(")
+
+
+def _layers(root, name: str):
+    """The stack of blocks: the longest ModuleList outside vision and audio towers."""
+    towers = ("vision", "visual", "audio")
+    lists = [
+        (path, module)
+        for path, module in root.named_modules()
+        if isinstance(module, torch.nn.ModuleList) and not any(word in path for word in towers)
+        and any("attn" in key.lower() or "attention" in key.lower() or "mixer" in key.lower()
+                for block in module for key, _ in block.named_modules())
+    ]
+    if not lists:
+        raise GimkitError(f"{name} has no stack of attention blocks; {NOT_COVERED}")
+    path, layers = max(lists, key=lambda item: len(item[1]))
+    if not path.rpartition(".")[0]:
+        raise GimkitError(f"{name} keeps its blocks at the top level; wrap the causal language model, not its trunk")
+    return path, layers
+
+
+def _block(path: str, layer, name: str) -> Block:
+    attentions = [key for key, module in layer.named_modules() for _ in range(_attention_calls(module))]
+    if len(attentions) != 1:
+        other = next((k for k, m in layer.named_modules()
+                      if type(m).__name__.endswith(("Attention", "Mixer"))), None)
+        where = f"{path}.{other} ({type(layer.get_submodule(other)).__name__})" if other else path
+        problem = "does not call attention_interface" if not attentions else "calls attention_interface more than once"
+        raise GimkitError(f"{name}: {where} {problem}, so the attention rules cannot act there; {NOT_COVERED}")
+    attention = layer.get_submodule(attentions[0])
+    if re.search(r"attention_interface\([^()]*attention_mask=", _source(attention)):
+        raise GimkitError(f"{name}: {path}.{attentions[0]} gives attention_interface its mask by name, so the "
+                          f"attention rules cannot act there; {NOT_COVERED}")
+    if getattr(attention, "reorder_and_upcast_attn", False):
+        raise GimkitError(f"{name}: {path}.{attentions[0]} has reorder_and_upcast_attn, which bypasses "
+                          "attention_interface; load the model with reorder_and_upcast_attn=False")
+    output = next((key for key in OUTPUT_PROJECTIONS if is_projection(getattr(attention, key, None))), None)
+    if output is None:
+        raise GimkitError(f"{name}: {path}.{attentions[0]} has no output projection that gimkit knows "
+                          f"({', '.join(OUTPUT_PROJECTIONS)})")
+    mlp, module = _mlp(layer, attentions[0], path, name)
+    products, activation = _gating(f"{path}.{mlp}", module, layer, path, name)
+    return Block(path, f"{path}.{attentions[0]}", f"{path}.{attentions[0]}.{output}", f"{path}.{mlp}",
+                 products, activation)
+
+
+def _mlp(layer, attention: str, path: str, name: str):
+    """The child of a block that holds its MLP; OPT-like blocks hold two bare projections, the second is it."""
+    others = [(key, child) for key, child in layer.named_children()
+              if key != attention.split(".")[0] and not _is_norm(child)
+              and (any(True for _ in child.parameters()) or projections(child, key))]
+    if len(others) == 1 and not is_projection(others[0][1]):
+        return others[0]
+    if len(others) == 2 and all(is_projection(child) for _, child in others):
+        return others[1]
+    found = ", ".join(f"{key} ({type(child).__name__})" for key, child in others) or "nothing"
+    raise GimkitError(f"{name}: {path} should hold one MLP beside its attention and norms, but holds {found}")
+
+
+def _gating(path: str, mlp, layer, block: str, name: str):
+    """The gated products of an MLP and its activation module; an ungated MLP has two projections and no product."""
+    products, experts = [], False
+    for key, module in mlp.named_modules(prefix=path):
+        children, parameters = module._modules, module._parameters
+        if isinstance(module, torch.nn.ModuleList):
+            raise GimkitError(f"{name}: {key} keeps its experts as separate modules, which run only when routed to; "
+                              "use a transformers version or model with fused experts")
+        if {"gate_up_proj", "down_proj"} <= parameters.keys():
+            products.append(Product(key, "experts", ()))
+            experts = True
+        elif "down_proj" in children and children.keys() & {"gate_proj", "gate_up_proj"}:
+            branches = (f"{key}.gate_proj", f"{key}.up_proj") if "gate_proj" in children else ()
+            products.append(Product(f"{key}.down_proj", "down", branches))
+    if not products and len(projections(mlp, path)) != (1 if is_projection(mlp) else 2):
+        raise GimkitError(f"{name}: {path} ({type(mlp).__name__}) is neither a two-layer MLP nor a gated one with "
+                          "gate_proj or gate_up_proj and down_proj, so the product rule cannot be placed")
+    holder, prefix = (layer, block) if is_projection(mlp) else (mlp, path)
+    activation = next((f"{prefix}.{key}" for key, child in holder.named_children() if _is_activation(child)), None)
+    return tuple(products), None if experts else activation
+
+
+def is_projection(module) -> bool:
+    """A Linear or Conv1D, or what stands for one: an adapter around it, quantised weights."""
+    sizes = (getattr(module, "in_features", None), getattr(module, "out_features", None))
+    return isinstance(module, LINEAR) or all(isinstance(size, int) for size in sizes)
+
+
+def projections(module, path: str) -> list[str]:
+    """The paths of the projections in a module at a path, in order."""
+    return [key for key, child in _outside_projections(module, path) if is_projection(child)]
+
+
+def _outside_projections(module, path: str):
+    """(path, module) of a module and of those in it, but none of what an adapter or a quantised projection is made of.
+    """
+    yield path, module
+    if not is_projection(module):
+        for key, child in module.named_children():
+            yield from _outside_projections(child, f"{path}.{key}" if path else key)
+
+
+def _is_activation(module) -> bool:
+    return type(module).__module__ in ("torch.nn.modules.activation", "transformers.activations")
+
+
+def _is_norm(module) -> bool:
+    return type(module).__name__.rstrip("1P").endswith("Norm") and not module._modules
+
+
+def _norm(path: str, module, name: str) -> Norm:
+    unknown = [key for key, _ in module.named_parameters() if key not in ("weight", "bias")]
+    if unknown:
+        raise GimkitError(f"{name}: {path} ({type(module).__name__}) has the parameters {', '.join(unknown)}, "
+                          "which no LayerNorm or RMSNorm has, so it could not be frozen")
+    # A norm that keeps its eps to itself gets torch's default; recomputing its output checks the guess.
+    eps = next((getattr(module, key) for key in ("variance_epsilon", "eps", "epsilon", "norm_eps")
+                if getattr(module, key, None) is not None), 1e-5)
+    return Norm(path, float(eps), "LayerNorm" in type(module).__name__)
+
+
+def _norms(root, body: str, name: str) -> tuple[Norm, ...]:
+    """Every norm below the trunk; another leaf that scales each feature is refused, it could be a norm in disguise."""
+    norms = []
+    for path, module in _outside_projections(root.get_submodule(body), body):
+        weight = module._parameters.get("weight")
+        if any(_is_norm(child) for key, child in module.named_children() if key in ("original_module", "base_layer")):
+            raise GimkitError(f"{name}: {path} ({type(module).__name__}) is an adapter's own copy of a norm, which "
+                              "gimkit does not look into; merge the adapter: model.merge_and_unload()")
+        if _is_norm(module):
+            norms.append(_norm(path, module, name))
+        elif weight is not None and weight.dim() == 1 and not module._modules:
+            raise GimkitError(f"{name}: {path} ({type(module).__name__}) scales each feature but is no norm that "
+                              "gimkit knows (its class name does not end in Norm), so it could not be frozen")
+    return tuple(norms)
+
+
+def _check_norms_everywhere(norms: tuple[Norm, ...], blocks: tuple[Block, ...], name: str) -> None:
+    """Freezing norms must not be partial: each block has one, and there is one after the last block."""
+    paths = [norm.path for norm in norms]
+    for block in blocks:
+        if not any(path.startswith(block.path + ".") for path in paths):
+            raise GimkitError(f"{name}: {block.path} has no norm that gimkit knows, so not all norms could be frozen")
+    if all(path.startswith(blocks[0].path.rpartition(".")[0] + ".") for path in paths):
+        raise GimkitError(f"{name} has no norm that gimkit knows after its last block, so not all could be frozen")
+
+
+def _check_called_once(root, norms: tuple[Norm, ...], blocks: tuple[Block, ...], name: str) -> None:
+    """An edit acts on a module's first call only, so a module that a forward pass surely calls twice is refused."""
+    paths = [norm.path for norm in norms] + [block.attention for block in blocks]
+    for path in paths + [product.path for block in blocks for product in block.products]:
+        parent, _, child = path.rpartition(".")
+        source = _source(root.get_submodule(parent))
+        if source.count(f"self.{child}(") > 1 and _sure_calls(ast.parse(source), child) > 1:
+            raise GimkitError(f"{name}: {path} is called more than once in a forward pass, and a rule acts on the "
+                              f"first call only; {NOT_COVERED}")
+
+
+def _sure_calls(tree: ast.AST, child: str) -> int:
+    """Calls of self.<child> outside of any branch."""
+    if isinstance(tree, ast.If | ast.IfExp):
+        return 0
+    here = isinstance(tree, ast.Call) and ast.unparse(tree.func) == f"self.{child}"
+    return here + sum(_sure_calls(node, child) for node in ast.iter_child_nodes(tree))

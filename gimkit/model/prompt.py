@@ -1,0 +1,162 @@
+"""What token attribution is asked: a prompt, the answer to explain, and the token that stands for nothing."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+
+from gimkit.errors import GimkitError, check_answers, check_ids, check_length, check_whole
+from gimkit.model.architecture import limits
+from gimkit.model.tokenizer import answer_ids, encode, is_text, neutral_token, one_token
+
+
+class Question(NamedTuple):
+    """ids: [seq] token ids of the prompt. neutral: the neutral token's id. answers: nothing (the top prediction); one
+    id, or right and wrong; one or two lists of ids, answers of several tokens; or a function of the logits. free:
+    [seq], True where a token may become neutral.
+    """
+
+    ids: torch.Tensor
+    neutral: int
+    answers: list
+    free: torch.Tensor
+
+    @property
+    def metric(self) -> str:
+        """What is explained: "logit" (of a token, or a difference of two), "log-probability" or "function"."""
+        if not self.answers or isinstance(self.answers[0], int):
+            return "logit"
+        return "log-probability" if isinstance(self.answers[0], list) else "function"
+
+    @property
+    def forced(self) -> torch.Tensor:
+        """The tokens of an answer of several that the model reads behind the prompt: all but the last."""
+        several = len(self.answers) == 1 and self.metric == "log-probability"
+        return torch.tensor(self.answers[0][:-1] if several else [], dtype=torch.long)
+
+    def rows(self, ids: torch.Tensor) -> torch.Tensor:
+        """Variants of the prompt [rows, seq] with the forced tokens behind them."""
+        return torch.cat([ids, self.forced.expand(len(ids), -1)], 1)
+
+
+def ask(model, prompt, target=None, baseline=None, free=None, glue: str | None = None) -> Question:
+    """Check and encode what `gimkit.attribute` and its kin are given.
+
+    >>> ask(model, "Mary drove to the farm with John. John lent a map to", ("Mary", "John")).answers
+    [195, 178]
+    >>> ask(model, "Mary drove to the farm with John. John lent a map to", "Mary and John").metric
+    'log-probability'
+
+    free: positions that may become neutral; None: all. target, glue: as in `gimkit.attribute`.
+    Raises GimkitError for an empty prompt, one longer than the model's context, a target that is no answer, no pair
+    and no function, positions that the prompt lacks, ids that the model does not know.
+    """
+    tokenizer, (vocabulary, context) = getattr(model, "tokenizer", None), limits(model)
+    ids = prompt_ids(model, prompt)
+    neutral = neutral_token(tokenizer) if baseline is None else one_token(tokenizer, baseline)
+    check_ids(neutral, vocabulary, "the baseline")
+    if callable(target):
+        answers = [checked_function(target, vocabulary)]
+    else:
+        words = target if isinstance(target, tuple | list) else [] if target is None else [target]
+        if len(words) > 2:
+            raise GimkitError(f"target is one answer, or a pair (right, wrong), not {len(words)} answers")
+        answers = [check_ids(_answer(tokenizer, prompt if is_text(prompt) else ids, word, glue),
+                             vocabulary, "the target").tolist() for word in words]
+        if len(answers) == 2:
+            check_answers(*([answer[0] if len(answer) == 1 else tuple(answer)] for answer in answers), "the target")
+        longest = max(map(len, answers), default=1)
+        check_length(len(ids) + longest - 1, context, "the prompt with the answer")
+        answers = [answer for answer, in answers] if longest == 1 else answers
+    return Question(ids, neutral, answers, free_mask(len(ids), range(len(ids)) if free is None else free))
+
+
+def prompt_ids(model, prompt, what: str = "the prompt") -> torch.Tensor:
+    """Token ids [seq] of a prompt, as `gimkit.model.tokenizer.encode`, that the model knows and its context holds.
+
+    >>> prompt_ids(model, "Mary went home").shape
+    torch.Size([4])
+    """
+    vocabulary, context = limits(model)
+    ids = check_ids(encode(getattr(model, "tokenizer", None), prompt), vocabulary, what)
+    check_length(len(ids), context, what)
+    return ids
+
+
+def _answer(tokenizer, prompt, word, glue: str | None) -> list[int]:
+    """The ids of an answer: of a text behind the prompt, of one id, of several as a list, array or tensor."""
+    if isinstance(word, str):
+        if tokenizer is None:
+            raise GimkitError("the model has no tokenizer, so give token ids instead of texts")
+        return answer_ids(tokenizer, prompt, word, glue)
+    if hasattr(word, "__len__") and getattr(word, "ndim", 1) == 1:
+        ids = check_ids(word, what="the target").tolist()
+        if not ids:
+            raise GimkitError("an answer is empty; give at least one token")
+        return ids
+    return [check_whole("an answer is a text, an id, or a list of ids, which", word, 0)]
+
+
+def checked_function(target: Callable, vocabulary: int) -> Callable:
+    """A function target, tried on logits of zeros [vocabulary].
+
+    Raises GimkitError when it fails, or does not return a scalar tensor that depends on the logits.
+    """
+    logits = torch.zeros(vocabulary, requires_grad=True)
+    try:
+        with torch.enable_grad():
+            value = target(logits)
+    except Exception as error:
+        raise GimkitError(f"target(logits) fails on logits of shape [{vocabulary}]: {error}") from error
+    if not isinstance(value, torch.Tensor) or value.dim() or not value.requires_grad:
+        found = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, torch.Tensor) else repr(value)
+        raise GimkitError("target(logits) must return a tensor without dimensions that has a gradient to the logits "
+                          f"[{vocabulary}], not {found}")
+    return target
+
+
+def check_explained(asked: Question, what: str, *metrics: str) -> None:
+    """Refuse a target that a function does not explain; metrics: those of `Question.metric` that it does."""
+    if asked.metric not in metrics:
+        kind = {"function": "a function of the logits", "log-probability": "an answer of several tokens"}[asked.metric]
+        raise GimkitError(f"{what} does not explain {kind}; give a single token, or use gimkit.attribute")
+
+
+def each_answer(asked: Question, score: Callable):
+    """score(question), a tensor and the answers' ids; of a pair with an answer of several tokens right minus wrong,
+    for each stands behind the prompt in a row of its own.
+    """
+    if asked.metric != "log-probability" or len(asked.answers) == 1:
+        return score(asked)
+    right, wrong = (score(asked._replace(answers=[answer]))[0] for answer in asked.answers)
+    return right - wrong, asked.answers
+
+
+def free_mask(length: int, positions) -> torch.Tensor:
+    """Positions as [length] booleans.
+
+    >>> free_mask(4, [1, 2])
+    tensor([False,  True,  True, False])
+
+    Raises GimkitError for no positions, or ones outside the prompt.
+    """
+    positions = [check_whole("a position in free", position, 0, length - 1) for position in positions]
+    if not positions:
+        raise GimkitError(f"free is empty; give positions from 0 to {length - 1} of this prompt")
+    mask = torch.zeros(length, dtype=torch.bool)
+    mask[positions] = True
+    return mask
+
+
+def inner_positions(length: int) -> range:
+    """All positions but the first and the last, which stay in GIM's evaluation (the start token, and where it answers).
+
+    >>> inner_positions(5)
+    range(1, 4)
+
+    Raises GimkitError for a prompt of one or two tokens.
+    """
+    if length < 3:
+        raise GimkitError(f"this prompt has {length} token{'s' * (length > 1)}: the first and the last always stay, so "
+                          "none is left to replace; use a prompt of at least 3 tokens")
+    return range(1, length - 1)

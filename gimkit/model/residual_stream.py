@@ -1,0 +1,147 @@
+"""How a model's blocks read from and write to the residual stream: what edges need beyond the architecture."""
+
+from typing import NamedTuple
+
+from gimkit.errors import GimkitError
+from gimkit.model.architecture import Architecture, Norm, architecture_of
+from gimkit.model.graph import Graph
+
+# Which norms stand before and after attention and MLP, by the names that a block's own norms have.
+ARRANGEMENTS = {
+    ("ln_1", "ln_2"): ("ln_1", None, "ln_2", None),
+    ("input_layernorm", "post_attention_layernorm"): ("input_layernorm", None, "post_attention_layernorm", None),
+    ("input_layernorm", "post_attention_layernorm", "post_feedforward_layernorm", "pre_feedforward_layernorm"): (
+        "input_layernorm", "post_attention_layernorm", "pre_feedforward_layernorm", "post_feedforward_layernorm"),
+    ("post_attention_layernorm", "post_feedforward_layernorm"): (
+        None, "post_attention_layernorm", None, "post_feedforward_layernorm"),
+}
+SEPARATE = ("q_proj", "k_proj", "v_proj")
+FUSED = {"c_attn": "blocks", "qkv_proj": "blocks", "query_key_value": "interleaved"}
+
+
+class Layer(NamedTuple):
+    """Paths of one block's parts; a norm that is not there is None.
+
+    projections: where q, k and v come out: one path for each. layout: "separate"; "blocks" (all q, all k, all v side
+    by side in one projection) or "interleaved" (q, k, v head by head).
+    """
+
+    block: str
+    norm_before_attention: Norm | None
+    projections: tuple[str, str, str]
+    layout: str
+    output: str
+    norm_after_attention: Norm | None
+    norm_before_mlp: Norm | None
+    mlp: str
+    norm_after_mlp: Norm | None
+
+
+class ResidualStream(NamedTuple):
+    """A model as sources and targets on a residual stream, in plain names and numbers.
+
+    parallel: attention and MLP read the same residual stream (GPT-NeoX); else the MLP reads the attention's output too.
+    all_positions: edits or hooks of the user's could count positions, so the unembedding must run at all of them.
+    """
+
+    name: str
+    embedding: str
+    layers: tuple[Layer, ...]
+    final_norm: Norm
+    heads: int
+    key_heads: int
+    head_dim: int
+    width: int
+    parallel: bool
+    unembedding: str
+    all_positions: bool
+
+
+def residual_stream_of(model, architecture: Architecture | None = None) -> ResidualStream:
+    """Find how a model's blocks are wired, or say that edges of this architecture are not covered.
+
+    >>> w = residual_stream_of(gimkit.load("mini-llama"))
+    >>> w.heads, w.key_heads, w.layers[0].projections[0]
+    (4, 2, 'model.layers.0.self_attn.q_proj')
+
+    Raises GimkitError for blocks arranged otherwise than GPT-2's, Llama's, GPT-NeoX's, Gemma-2's or OLMo-2's.
+    """
+    architecture = architecture or architecture_of(model)
+    config = model._module.config.get_text_config()
+    name = architecture.name
+    norms = {norm.path: norm for norm in architecture.norms}
+    if getattr(config, "residual_multiplier", 1) != 1:
+        raise GimkitError(f"{name} scales what its blocks write (residual_multiplier), so its edges are not covered; "
+                          "score nodes instead")
+    layers = tuple(_layer(model._module, block, norms, name) for block in architecture.blocks)
+    trunk = architecture.blocks[0].path.rpartition(".")[0]
+    final = [norm for norm in architecture.norms if not norm.path.startswith(trunk + ".")]
+    if len(final) != 1:
+        raise GimkitError(f"{name} has {len(final)} norms outside its blocks, not one final norm, so its edges are not "
+                          "covered; score nodes instead")
+    heads = architecture.n_heads
+    shared = layers[0].layout != "interleaved" and getattr(config, "num_key_value_heads", None)
+    hooked = any(module._forward_hooks or module._forward_pre_hooks
+                 for module in (model._module, model._module.get_output_embeddings()))
+    return ResidualStream(
+        name, architecture.embedding, layers, final[0], heads, shared or heads, architecture.head_dim,
+        width=model._module.get_input_embeddings().weight.shape[1],
+        parallel=bool(getattr(config, "use_parallel_residual", False)), unembedding=_unembedding(model._module),
+        all_positions=bool(model._edits or hooked))
+
+
+def graph_of(w: ResidualStream) -> Graph:
+    """The names and edges of a model."""
+    return Graph(len(w.layers), w.heads, w.parallel, w.width)
+
+
+def graph_if_covered(model, architecture: Architecture) -> Graph | None:
+    """The names and edges of a model, None where its edges are not covered."""
+    try:
+        return graph_of(residual_stream_of(model, architecture))
+    except GimkitError:
+        return None
+
+
+def check_graph(graph: Graph, w: ResidualStream, what: str = "the circuit or scores are") -> None:
+    """Refuse scores or a circuit of another model."""
+    if graph != graph_of(w):
+        raise GimkitError(f"{what} of a model of {graph}, but {w.name} here has {graph_of(w)}; "
+                          "score this model's edges")
+
+
+def norms_after(architecture: Architecture) -> list[tuple[Norm | None, Norm | None]]:
+    """The norms after attention and after the MLP of each block, None where there is none or the block is unknown."""
+    norms = {norm.path: norm for norm in architecture.norms}
+    found = []
+    for block in architecture.blocks:
+        _, attention, _, mlp = ARRANGEMENTS.get(_own_norms(block, norms), (None,) * 4)
+        found.append((attention and norms[f"{block.path}.{attention}"], mlp and norms[f"{block.path}.{mlp}"]))
+    return found
+
+
+def _unembedding(root) -> str:
+    wanted = root.get_output_embeddings()
+    return next(path for path, module in root.named_modules() if module is wanted)
+
+
+def _own_norms(block, norms: dict) -> tuple[str, ...]:
+    return tuple(sorted(path.rpartition(".")[2] for path in norms if path.rpartition(".")[0] == block.path))
+
+
+def _layer(root, block, norms: dict, name: str) -> Layer:
+    own = _own_norms(block, norms)
+    if own not in ARRANGEMENTS:
+        raise GimkitError(f"{name}: {block.path} has the norms {', '.join(own)}, an arrangement whose edges are not "
+                          "covered; score nodes instead")
+    before, after, before_mlp, after_mlp = (key and norms[f"{block.path}.{key}"] for key in ARRANGEMENTS[own])
+    attention = root.get_submodule(block.attention)
+    fused = next((key for key in FUSED if hasattr(attention, key)), None)
+    if fused:
+        projections, layout = (f"{block.attention}.{fused}",) * 3, FUSED[fused]
+    elif all(hasattr(attention, key) for key in SEPARATE):
+        projections, layout = tuple(f"{block.attention}.{key}" for key in SEPARATE), "separate"
+    else:
+        raise GimkitError(f"{name}: {block.attention} has no q, k and v projections that gimkit knows, so its edges "
+                          "are not covered; score nodes instead")
+    return Layer(block.path, before, projections, layout, block.output, after, before_mlp, block.mlp, after_mlp)

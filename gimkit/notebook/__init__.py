@@ -1,0 +1,1 @@
+"""What notebooks show and check: widgets, the circuit explorer, the exercises' checks."""

@@ -1,0 +1,122 @@
+"""A circuit to click through: a widget in a notebook, or one HTML file that needs no network."""
+
+import html
+import json
+from pathlib import Path
+
+import anywidget
+import torch
+import traitlets
+
+from gimkit.circuits import Circuit, Curve, EdgeScores
+from gimkit.errors import GimkitError, require_finite
+from gimkit.files import write_text
+from gimkit.interventions.head_roles import head_patterns
+from gimkit.model.apply import check_unedited
+from gimkit.model.architecture import architecture_of
+from gimkit.model.prompt import prompt_ids
+from gimkit.model.residual_stream import check_graph, residual_stream_of
+from gimkit.model.tokenizer import spell
+from gimkit.remote import in_trace
+
+SCRIPT, STYLE = (Path(__file__).with_name(f"explorer.{kind}").read_text(encoding="utf-8") for kind in ("js", "css"))
+PAGE = """<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width">
+<meta http-equiv="Content-Security-Policy"
+  content="default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'">
+<title>{title}</title>
+<style>
+:root {{ color-scheme: light dark; }}
+body {{ margin: 0; }}
+#explorer {{ box-sizing: border-box; min-height: 100vh; padding: 1rem; }}
+{style}</style>
+<noscript>This page draws a circuit with JavaScript, which is switched off here.</noscript>
+<main id="explorer"></main>
+<script type="application/json" id="data">{data}</script>
+<script type="module">
+{script}
+explore(document.getElementById("explorer"), JSON.parse(document.getElementById("data").textContent));
+</script>
+</html>
+"""
+
+
+class Explorer(anywidget.AnyWidget):
+    """What `explore` returns; a notebook shows it. data: what is drawn, as `explore` describes."""
+
+    _esm = SCRIPT
+    _css = STYLE
+    data = traitlets.Dict().tag(sync=True)
+
+    def save(self, path) -> Path:
+        """Write one HTML file that holds everything and loads nothing; the same data give the same bytes.
+
+        >>> gimkit.explore(model, task[0].clean, edges, curve).save("ioi.html")
+        PosixPath('ioi.html')
+
+        Raises GimkitError for another ending.
+        """
+        path = Path(path)
+        if path.suffix != ".html":
+            raise GimkitError(f"{path.name}: the explorer is an .html file")
+        data = json.dumps(self.data, ensure_ascii=False, allow_nan=False).replace("<", r"\u003c")
+        title = html.escape(self.data["title"])
+        return write_text(path, PAGE.format(title=title, style=STYLE, script=SCRIPT, data=data))
+
+
+def explore(model, prompt, edges: EdgeScores, curve: Curve, roles=None, *, remote: bool | str = False) -> Explorer:
+    """A circuit to click through, at each size of a curve, with every edge's score and each head's attention.
+
+    >>> explorer = gimkit.explore(model, task[0].clean, edges, curve)    # a widget; .save("ioi.html") for a file
+
+    A click on a node lists its incoming and outgoing edges; pointing at a head or moving to it with the arrow keys
+    shows its role and its attention. Edges are sums over positions: a node's place in its layer is its number.
+
+    model: an unedited nnsight model. prompt: as in `gimkit.attribute`, whose attention is shown, to four decimals.
+    edges: the `EdgeScores` that the curve's circuits were cut from; every score is kept as it is. curve: their `Curve`.
+    roles: mapping from a node to a text, as in `circuit_graph`. remote: as in `gimkit.attribute`.
+    `.data` holds title, tokens, sources, targets, shares, sizes (edges of each circuit), faithfulness, roles,
+    attention {head: [seq, seq]} and edges [source, target, score, first of the sizes whose circuit has it].
+    Raises GimkitError when the curve belongs to other scores or the scores to another model, and for NaN scores.
+    """
+    check_graph(edges.graph, residual_stream_of(model), "the scores are")
+    check_unedited(model)
+    require_finite(edges.scores)
+    circuits = curve_circuits(edges, curve)
+    first = torch.stack([circuit.keep for circuit in circuits]).int().cumsum(0).eq(0).sum(0)
+    tokenizer = getattr(model, "tokenizer", None)
+    ids = prompt_ids(model, prompt)
+    return Explorer(data={
+        "title": f"{curve.task}: {curve.label}",
+        "tokens": [spell(tokenizer, i) for i in ids.tolist()],
+        "sources": list(edges.sources), "targets": list(edges.targets),
+        "shares": list(curve.shares), "sizes": list(curve.edges), "faithfulness": curve.faithfulness.tolist(),
+        "roles": {name: str(role) for name, role in dict(roles if roles is not None else {}).items() if role},
+        "attention": attention_patterns(model, ids, remote),
+        "edges": [[i, j, float(edges.scores[i, j]), int(first[i, j])] for i, j in edges.graph.real.nonzero().tolist()],
+    })
+
+
+def curve_circuits(edges: EdgeScores, curve: Curve) -> list[Circuit]:
+    """The circuits that a curve's points stand for, cut again from its scores.
+
+    >>> [len(circuit) for circuit in curve_circuits(edges, curve)] == list(curve.edges)
+    True
+
+    Raises GimkitError when the curve belongs to other scores.
+    """
+    cut = edges.greedy if curve.greedy else edges.top
+    circuits = [cut(int(share * edges.graph.n_edges), curve.absolute) for share in curve.shares]
+    if curve.fingerprint not in ("", edges.fingerprint) or tuple(map(len, circuits)) != curve.edges:
+        raise GimkitError("the curve was made from other scores; give the EdgeScores that faithfulness() was given")
+    return circuits
+
+
+def attention_patterns(model, ids: torch.Tensor, remote: bool) -> dict[str, list]:
+    """Each head's attention on one prompt, {head: [queries, positions]} to four decimals. ids: [seq]."""
+    attentions = [block.attention for block in architecture_of(model).blocks]
+    found = in_trace(model, ids[None], head_patterns, attentions, remote=remote)
+    return {f"a{layer}.h{head}": [[round(x, 4) for x in row] for row in pattern.tolist()]
+            for layer, heads in enumerate(found) for head, pattern in enumerate(heads)}

@@ -1,0 +1,195 @@
+"""Results to play with in a notebook: a control is moved, a figure is redrawn from numbers that already exist."""
+
+from itertools import combinations
+
+import ipywidgets
+import pandas
+import seaborn
+import torch
+from IPython.display import display
+from matplotlib import pyplot
+
+from gimkit import plots
+from gimkit.errors import GimkitError
+from gimkit.l3d import interventions
+from gimkit.notebook.explorer import curve_circuits
+
+
+def saturation_explorer() -> ipywidgets.VBox:
+    """Sliders for two attention scores and the temperature; redraws `gimkit.plots.saturation` on the toy row.
+
+    >>> explorer = saturation_explorer()                         # scores [6, 6, 0, 0, 0], values [10, 10, 0, 0, 0]
+    """
+    def slider(value, low, high, step, name):
+        return ipywidgets.FloatSlider(value=value, min=low, max=high, step=step, description=name,
+                                      style={"description_width": "initial"}, continuous_update=False)
+
+    controls = {"first": slider(6, 0, 8, 0.5, "score 1"), "second": slider(6, 0, 8, 0.5, "score 2"),
+                "temperature": slider(2, 1, 5, 0.25, "temperature")}
+
+    def draw(first, second, temperature):
+        left, _ = plots.saturation(plots.saturation_effects((first, second, 0, 0, 0), temperature=temperature))
+        _show(left.figure)
+
+    return _explorer(controls, draw)
+
+
+def rule_explorer(changes: dict, tokens: dict) -> ipywidgets.VBox:
+    """A checkbox per rule; shows how far the chosen rules move the gradient, and what they make of the tokens.
+
+    >>> tokens = {frozenset(rules): gimkit.attribute(model, "Mary and John went home", "and", method=method)
+    ...           for rules, method in (((), "gradient"), (("norm",), "freeze"))}
+    >>> explorer = rule_explorer({frozenset(): 0.0, frozenset({"norm"}): 0.31}, tokens)
+
+    changes: relative change of the gradient by set of rule names. tokens: `TokenScores` by the same sets.
+    Both hold every subset of the rules, 16 for four.
+    Raises GimkitError when a subset is missing.
+    """
+    names = list(dict.fromkeys(name for rules in sorted(changes, key=len) for name in sorted(rules)))
+    subsets = [frozenset(chosen) for size in range(len(names) + 1) for chosen in combinations(names, size)]
+    for rules in subsets:
+        if rules not in changes or rules not in tokens:
+            raise GimkitError(f"no entry for the rules {_title(rules, names)}; "
+                              "give changes and tokens for every subset")
+    table = pandas.DataFrame({"rules": [_title(rules, names) for rules in subsets],
+                              "change": [float(changes[rules]) for rules in subsets]})
+    most = 1.1 * max(float(scores.scores.abs().max()) for scores in tokens.values())
+    controls = {name: ipywidgets.Checkbox(value=False, description=name, indent=False) for name in names}
+
+    def draw(**ticked):
+        chosen = frozenset(name for name in names if ticked[name])
+        with seaborn.axes_style("whitegrid"):
+            figure, (left, right) = pyplot.subplots(1, 2, figsize=(12, 1.2 + 0.24 * len(subsets)), layout="constrained")
+        plots.rule_changes(table, ax=left)
+        for rules, bar in zip(subsets, left.patches):
+            bar.set_alpha(1.0 if rules == chosen else 0.3)
+        plots.token_bars(tokens[chosen], ax=right)
+        right.set(ylim=(-most, most), title=f"Tokens for {tokens[chosen].target!r} under: {_title(chosen, names)}")
+        _show(figure)
+
+    return _explorer(controls, draw)
+
+
+def token_tabs(results: list) -> ipywidgets.Tab:
+    """A tab per attribution method; a token's score appears under the pointer.
+
+    >>> tabs = token_tabs([gimkit.attribute(model, "Mary and John went", method=m) for m in ("gim", "gradient")])
+
+    results: list of `TokenScores`.
+    """
+    return ipywidgets.Tab(children=[ipywidgets.HTML(scores._repr_html_()) for scores in results],
+                          titles=[scores.method for scores in results])
+
+
+def node_explorer(results: list) -> ipywidgets.VBox:
+    """A choice of method; shows its grid of heads and MLPs.
+
+    >>> explorer = node_explorer([gimkit.score_nodes(model, task, method=m) for m in ("exact", "gim", "gradient")])
+
+    results: list of `NodeScores`.
+    """
+    options = [(f"{scores.method} on {scores.task}", i) for i, scores in enumerate(results)]
+
+    def draw(which):
+        _show(plots.node_grid(results[which]).figure)
+
+    return _explorer({"which": ipywidgets.Dropdown(options=options, description="scores")}, draw)
+
+
+def circuit_size(edges, curve, roles=None) -> ipywidgets.VBox:
+    """A slider over the sizes of a curve's circuits; shows the circuit and its point on the curve.
+
+    >>> slider = circuit_size(edges, curve)
+
+    edges: the `EdgeScores` that the curve's circuits were cut from. curve: their `Curve`. roles: as in `circuit_graph`.
+    Raises GimkitError when the curve belongs to other scores.
+    """
+    circuits = curve_circuits(edges, curve)
+    options = [(f"{len(circuit)} edges", i) for i, circuit in enumerate(circuits)]
+
+    def draw(which):
+        with seaborn.axes_style("whitegrid"):
+            figure, (above, below) = pyplot.subplots(2, 1, figsize=(11, 10), height_ratios=(4, 1), layout="constrained")
+        circuits[which].plot(roles, ax=above)
+        plots.faithfulness_curves([curve], ax=below)
+        share, kept = curve.shares[which], curve.faithfulness[which]
+        below.plot(share, kept, "o", color=plots.ORANGE, markersize=12)
+        below.set_title(f"{len(circuits[which])} edges keep {kept:.2f}")
+        _show(figure)
+
+    return _explorer({"which": ipywidgets.SelectionSlider(options=options, value=len(options) // 2, description="size",
+                                                          continuous_update=False)}, draw)
+
+
+def repair_explorer(scores, heads) -> ipywidgets.VBox:
+    """A choice of layer and head; shows its attention rows among all, and who answers when the head is ablated.
+
+    >>> explorer = repair_explorer(gimkit.self_repair(model, task[:8]), gimkit.head_repair(model, task[:8]))
+
+    scores: `SelfRepair`. heads: `HeadRepair` of the same model.
+    """
+    layers, numbers = (sorted({int(part) for part in parts})
+                       for parts in zip(*(name[1:].split(".h") for name in heads.heads)))
+    controls = {"layer": ipywidgets.Dropdown(options=layers, value=layers[-1], description="layer"),
+                "head": ipywidgets.Dropdown(options=numbers, value=numbers[-1], description="head")}
+
+    def draw(layer, head):
+        with seaborn.axes_style("whitegrid"):
+            figure, (left, right) = pyplot.subplots(1, 2, figsize=(12, 4.2), layout="constrained")
+        plots.ablation_effect(scores, ax=left, head=f"a{layer}.h{head}")
+        plots.head_answers(heads, f"a{layer}.h{head}", ax=right)
+        _show(figure)
+
+    return _explorer(controls, draw)
+
+
+def subnetwork_explorer(found, module, inputs) -> ipywidgets.VBox:
+    """Sliders for a subnetwork and for how far the parameters move along it; shows which outputs and samples change.
+
+    >>> toy = gimkit.l3d.toys.train("tms", seeds=[0], epochs=1, n=100, tries=1)[0]
+    >>> found = gimkit.l3d.decompose(toy.module, toy.inputs(64), n=5, epochs=1, progress=False)
+    >>> explorer = subnetwork_explorer(found, toy.module, toy.inputs(200, seed=1))
+
+    found: `Decomposition` of the module. inputs: samples [n, features]. Left, the mean |change| of each output over
+    delta, all of them with the subnetwork's largest one in colour, and the chosen delta; right, each sample's change
+    over its value of the input that the subnetwork moves most samples by.
+    """
+    deltas = torch.linspace(-3, 3, 25)
+    swept = [interventions.sweep(module, found.subnetwork(which), deltas, inputs).numpy()
+             for which in range(len(found))]
+    controls = {"which": ipywidgets.IntSlider(value=0, min=0, max=len(found) - 1, description="subnetwork",
+                                              continuous_update=False),
+                "delta": ipywidgets.FloatSlider(value=1.0, min=-3.0, max=3.0, step=0.25, description="delta",
+                                                continuous_update=False)}
+
+    def draw(which, delta):
+        far = interventions.change(module, found.subnetwork(which), delta, inputs)
+        active = inputs != 0
+        means = [float(far[column].mean()) if bool(column.any()) else 0.0 for column in active.T]
+        read = means.index(max(means))
+        with seaborn.axes_style("whitegrid"):
+            figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 3.8), layout="constrained")
+        plots.sweep_lines(deltas.numpy(), swept[which], int(swept[which].sum(0).argmax()), ax=left)
+        left.axvline(delta, color=plots.ORANGE, linewidth=1.4)
+        left.set_title(f"subnetwork {which}, kept for {float(found.p_act[which]):.0%} of the samples")
+        plots.change_scatter(inputs[:, read].numpy(), far.numpy(), active[:, read].numpy(), right, f"input {read}")
+        right.set_title(f"delta {delta:g}")
+        _show(figure)
+
+    return _explorer(controls, draw)
+
+
+def _explorer(controls: dict, draw) -> ipywidgets.VBox:
+    """The controls in a row, over what draw(**their values) shows."""
+    return ipywidgets.VBox([ipywidgets.HBox(list(controls.values())), ipywidgets.interactive_output(draw, controls)])
+
+
+def _show(figure) -> None:
+    """Display a figure once; closed, it is neither kept nor shown again at the cell's end."""
+    pyplot.close(figure)
+    display(figure)
+
+
+def _title(rules, names: list) -> str:
+    """The names of a set of rules, in the order of the checkboxes."""
+    return " + ".join(name for name in names if name in rules) or "none (plain gradient)"

@@ -1,0 +1,109 @@
+"""Circuits as pictures: layers from bottom to top, heads side by side, a line per edge."""
+
+import textwrap
+
+import networkx
+import numpy
+from matplotlib.lines import Line2D
+from matplotlib.patches import FancyBboxPatch
+
+from gimkit.plots.style import BLUE, DARK, GREY, ORANGE, _axes
+
+BOX = (0.47, 0.66)  # width and height of a node, in columns and rows
+STAGGER = (0.0, 0.5, 0.25, 0.75)  # how far layers are moved aside, so that edges pass between the boxes above
+PORTS = {"q": -0.16, "k": 0.0, "v": 0.16, "": 0.0}  # where an edge enters its target's box
+
+
+def circuit_graph(circuit, roles=None, ax=None):
+    """The edges of a circuit, layer above layer; blue edges help the answer, orange ones hurt it.
+
+    >>> ax = circuit_graph(gimkit.score_edges(model, task).top(60, absolute=True))
+
+    A head's edges enter its box at q, k or v and leave at its top; an MLP stands half a layer above the heads that it
+    may read. The stronger an edge's |score|, the thicker and the less faint, so that a few of 200 stand out. Edges are
+    sums over token positions: a node's place in its layer is its number, nothing else. With at most 12 layers and
+    heads a node has the same place in every circuit; else layers and heads that the circuit leaves out take no room.
+
+    circuit: `Circuit`; without scores all edges look alike. roles: mapping from a node to a text for its box, such as
+    `head_roles(model, task).set_index("node")["role"]`. ax: matplotlib axes, made when None. Returns the axes.
+    """
+    graph, roles = circuit.graph, {} if roles is None else dict(roles)
+    edges = _edges(circuit)
+    used = {name for source, target, _ in edges for name in (source, target.partition("<")[0])} - {"input", "logits"}
+    places, columns, rows = _places(graph, used)
+    ax = _axes(ax, min(20.0, 0.6 + 1.6 * columns), min(20.0, 1.0 + 0.66 * rows))
+    net, points = networkx.DiGraph(), {}
+    for source, target, score in edges:
+        start, end = (source, target, "out"), (source, target, "in")
+        points[start], points[end] = _ends(source, target, places, rows)
+        net.add_edge(start, end, score=score)
+    most = max((abs(score) for *_, score in edges), default=1) or 1
+    for bend in (-1, 0, 1):  # straight to input and logits, else upwards, over the boxes beside
+        drawn = [(start, end, score) for start, end, score in net.edges.data("score")
+                 if bend == numpy.sign(points[start][0] - points[end][0])]
+        shares = [abs(score) / most for *_, score in drawn]
+        networkx.draw_networkx_edges(
+            net, points, [(start, end) for start, end, _ in drawn], ax=ax, arrows=True, arrowstyle="-", node_size=0,
+            min_source_margin=0, min_target_margin=0, connectionstyle=f"arc3,rad={0.06 * bend}",
+            edge_color=[BLUE if score > 0 else ORANGE for *_, score in drawn],
+            width=[0.5 + 3.5 * share**0.7 for share in shares], alpha=[0.15 + 0.85 * share**0.5 for share in shares])
+    for name in sorted(used):
+        _box(ax, name, *places[name], roles.get(name) or "")
+    for name, y in (("input", 0), ("logits", rows)):
+        ax.add_patch(FancyBboxPatch((-0.5, y - 0.2), columns, 0.4, boxstyle="round,pad=0,rounding_size=0.05",
+                                    facecolor="#eeeeee", edgecolor=DARK, zorder=3))
+        ax.text(columns / 2 - 0.5, y, name, ha="center", va="center", fontsize=9, zorder=4)
+    if circuit.scores is not None and edges:
+        ax.legend([Line2D([], [], color=colour, linewidth=3) for colour in (BLUE, ORANGE)],
+                  ["for the answer", "against it"], loc="upper center", bbox_to_anchor=(0.5, 0), ncols=2, frameon=False,
+                  title=f"thickest: |score| {most:.2g}", fontsize=8, title_fontsize=8)
+    ax.set(xlim=(-0.6, columns - 0.4), ylim=(-0.3, rows + 0.3), title=str(circuit))
+    ax.axis("off")
+    return ax
+
+
+def _edges(circuit) -> list[tuple[str, str, float]]:
+    """Source, target and score, the strongest last, so that they are drawn on top."""
+    sources, targets = circuit.graph.sources, circuit.graph.targets
+    found = [(sources[i], targets[j], 1.0 if circuit.scores is None else float(circuit.scores[i, j]))
+             for i, j in circuit.keep.nonzero().tolist()]
+    return sorted(found, key=lambda edge: abs(edge[2]))
+
+
+def _places(graph, used) -> tuple[dict, float, int]:
+    """The middle of each node's box in columns and rows, and how many of both there are."""
+    small = max(graph.layers, graph.heads) <= 12
+    at = {name: (int(name[1:].partition(".")[0]), int(name.partition(".h")[2] or graph.heads)) for name in used}
+    layers = range(graph.layers) if small else sorted({layer for layer, _ in at.values()})
+    places, most = {}, graph.heads if small else 0
+    for row, layer in enumerate(layers):
+        heads = sorted(head for where, head in at.values() if where == layer and head < graph.heads)
+        column = {head: head if small else i for i, head in enumerate(heads)}
+        most = max([most, *(i + 1 for i in column.values())])
+        places |= {f"a{layer}.h{head}": (i + STAGGER[row % 4], 1 + 2 * row) for head, i in column.items()}
+    places |= {name: (most + STAGGER[row % 4], 2 + 2 * row) for row, layer in enumerate(layers)
+               if (name := f"m{layer}") in used}
+    return places, most + 1.75, 1 + 2 * len(layers) + 0.2
+
+
+def _ends(source: str, target: str, places: dict, rows: float):
+    """Where an edge's line starts and ends: at the input and the logits straight below or above its other end."""
+    owner, _, which = target.partition("<")
+    start = places.get(source, (None, 0.2 - BOX[1] / 2))
+    end = places.get(owner, (None, rows - 0.2 + BOX[1] / 2))
+    right = -0.4 if start[0] is None else start[0]
+    left = right if end[0] is None else end[0] + PORTS[which[:1]]
+    return (left if start[0] is None else right, start[1] + BOX[1] / 2), (left, end[1] - BOX[1] / 2)
+
+
+def _box(ax, name: str, x: float, y: float, role: str) -> None:
+    """A node's box: its name, its role, and where q, k and v enter."""
+    ax.add_patch(FancyBboxPatch((x - BOX[0] / 2, y - BOX[1] / 2), *BOX, boxstyle="round,pad=0,rounding_size=0.05",
+                                facecolor="white", edgecolor=DARK, linewidth=1.8 if role else 0.8, zorder=3))
+    head = name[0] == "a"
+    lines = [line for part in role.split(", ") for line in textwrap.wrap(part, 16)]
+    ax.text(x, y + (0.2 if lines else 0.05 * head), name, ha="center", va="center", fontsize=8, zorder=4)
+    ax.text(x, y - 0.03, "\n".join(lines).replace("$", r"\$"), ha="center", va="center", linespacing=0.9, zorder=4,
+            fontsize=6 if len(lines) < 3 else 5)
+    for which in "qkv" if head else "":
+        ax.text(x + PORTS[which], y - 0.27, which, ha="center", va="center", fontsize=5, color=GREY, zorder=4)

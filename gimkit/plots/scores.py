@@ -1,0 +1,84 @@
+"""Scores of heads and MLPs, and faithfulness of circuits, as figures."""
+
+import seaborn
+
+from gimkit.circuits.faithfulness import rank_correlation
+from gimkit.circuits.metric import UNITS
+from gimkit.plots.style import BLUE, DARK, DIVERGING, ORANGE, _axes, _name_points, _plain
+
+
+def node_grid(scores, ax=None):
+    """Heads and MLPs as a grid, a row per layer, the MLP in the last column; blue helps the answer, orange hurts.
+
+    >>> ax = node_grid(gimkit.score_nodes(model, task, method="gim"))
+
+    scores: `NodeScores`; the cells are means over examples, with numbers when the grid is at most 12 x 12.
+    The embedding ("input") has no layer and is left out, as are queries, keys and values. ax: matplotlib axes, made
+    when None. Returns the axes.
+    """
+    table = scores.frame().query("kind in ('head', 'mlp')").copy()
+    heads = int(table["head"].max()) + 1
+    table["column"] = table["head"].where(table["kind"] == "head", heads)
+    grid = table.pivot(index="layer", columns="column", values="score")
+    grid.columns = [*range(heads), "MLP"]
+    small = max(grid.shape) <= 12
+    ax = _axes(ax, 2.2 + (0.6 if small else 0.3) * grid.shape[1], 1.2 + (0.45 if small else 0.25) * len(grid))
+    most = max(float(grid.abs().to_numpy().max()), 1e-12)
+    seaborn.heatmap(grid, ax=ax, cmap=DIVERGING, vmin=-most, vmax=most, annot=small, fmt=".2f", linewidths=0.5,
+                    annot_kws={"size": 8}, cbar_kws={"label": f"score ({UNITS[scores.metric]})"})
+    ax.axvline(heads, color="white", linewidth=5)
+    ax.invert_yaxis()  # the network is drawn from the bottom up
+    ax.tick_params(axis="both", length=0)
+    ax.tick_params(axis="y", labelrotation=0)
+    ax.set(xlabel="head", ylabel="layer", title=_plain(f"{scores.method}: heads and MLPs on {scores.task}"))
+    return ax
+
+
+def method_scatter(scores, exact, ax=None):
+    """A method's node scores against exact patching; on the dashed diagonal both agree.
+
+    >>> ax = method_scatter(nodes, gimkit.score_nodes(model, task, method="exact"))
+
+    scores, exact: `NodeScores` of the same nodes and examples. The nodes that exact patching finds most important are
+    named, as far as names find room. The title holds Spearman's rank correlation with its bootstrap interval
+    (`gimkit.rank_correlation`).
+    ax: matplotlib axes, made when None. Returns the axes.
+    Raises GimkitError when nodes or examples differ.
+    """
+    rho = rank_correlation(scores, exact)
+    table = exact.frame().assign(method_score=scores.scores.tolist()).query("kind in ('head', 'mlp')")
+    ax = _axes(ax, 5.0, 4.4)
+    for kind, name, colour, marker in (("head", "head", BLUE, "o"), ("mlp", "MLP", ORANGE, "s")):
+        part = table[table["kind"] == kind]
+        ax.scatter(part["score"], part["method_score"], color=colour, marker=marker, s=32, label=name,
+                   edgecolor="white", linewidth=0.6, zorder=3)
+    ax.margins(0.12)
+    ax.axline((0, 0), slope=1, color=DARK, linestyle="--", linewidth=0.9)
+    ax.set(xlabel=f"exact patching ({UNITS[exact.metric]})",
+           ylabel=_plain(f"{scores.method} ({UNITS[scores.metric]})"),
+           title=f"{_plain(f'{scores.method} against exact patching on {exact.task}')}\nSpearman's ρ = {rho}")
+    ax.legend(frameon=True, loc="lower right")
+    order = table["score"].abs().sort_values(ascending=False).index
+    _name_points(ax, table.loc[order[:8], ["score", "method_score", "node"]].to_numpy().tolist(),
+                 table[["score", "method_score"]].to_numpy())
+    return ax
+
+
+def faithfulness_curves(curves, ax=None):
+    """How much of the model's behaviour circuits of growing size keep, a line per curve; 1 is the whole model.
+
+    >>> ax = faithfulness_curves([curve, gimkit.faithfulness(model, task[:16], edges, absolute=False)])
+
+    curves: list of `Curve`; dashed where circuits were cut by |score|, a colour per method. The x axis is the requested
+    share of all edges. ax: matplotlib axes, made when None. Returns the axes.
+    """
+    ax = _axes(ax, 6.5, 4.0)
+    colours = dict(zip(dict.fromkeys(curve.method for curve in curves), seaborn.color_palette("colorblind", 10)))
+    for curve in curves:
+        ax.plot(curve.shares, curve.faithfulness, "o--" if curve.absolute else "o-", color=colours[curve.method],
+                markersize=4, label=_plain(curve.label))
+    for level in (0, 1):
+        ax.axhline(level, color=DARK, linewidth=0.8, linestyle=":")
+    ax.set(xscale="log", xlabel="share of all edges", ylabel="faithfulness", title="What the circuits keep")
+    ax.legend(frameon=True, fontsize=8)
+    return ax

@@ -1,0 +1,105 @@
+"""The one style of all figures: colours, axes, texts, and figures as files."""
+
+from itertools import product
+from pathlib import Path
+
+import matplotlib
+import numpy
+import seaborn
+from matplotlib import pyplot
+from matplotlib.figure import Figure
+from matplotlib.transforms import Bbox
+
+from gimkit.files import whole, write_table, write_text
+
+BLUE, ORANGE, GREEN, PINK, GREY = (seaborn.color_palette("colorblind")[i] for i in (0, 1, 2, 4, 7))
+DIVERGING = seaborn.blend_palette([ORANGE, "#f7f7f7", BLUE], as_cmap=True)  # orange against, blue for
+DARK = "#333333"
+MARKERS = "osD^vP*Xhp"
+
+
+def panels(n: int, width: float, height: float, **options):
+    """A figure with n axes side by side, in the kit's style.
+
+    >>> figure, (left, right) = panels(2, 10, 4)
+    """
+    figure = Figure(figsize=(width, height), layout="constrained")
+    with seaborn.axes_style("whitegrid"):
+        return figure, figure.subplots(1, n, squeeze=False, **options)[0]
+
+
+def _axes(ax, width: float, height: float):
+    """The axes given, or new ones in the house style."""
+    if ax is not None:
+        return ax
+    with seaborn.axes_style("whitegrid"):
+        return pyplot.subplots(figsize=(width, height), layout="constrained")[1]
+
+
+def _plain(text) -> str:
+    """A text that matplotlib draws as it is: no mathematics between dollar signs, blanks and line ends visible."""
+    text = str(text).replace("$", r"\$")
+    return text.replace("\n", "⏎") if text.strip(" ") else "␣" * max(1, len(text))
+
+
+def _name_points(ax, named, points) -> None:
+    """Write names beside points, the first ones first, where no name, point or piece of the diagonal is in the way."""
+    ax.figure.draw_without_rendering()  # fixes the limits, so that distances in pixels are known
+    diagonal = numpy.linspace(*ax.get_xlim(), 200)[:, None].repeat(2, 1)
+    taken = [Bbox.from_extents(x - size, y - size, x + size, y + size) for places, size in ((points, 5), (diagonal, 1))
+             for x, y in ax.transData.transform(places)] + [ax.get_legend().get_window_extent()]
+    for x, y, name in named:
+        for dx, dy in (*product((7, -7), (0, -7, 7)), (0, 12), (0, -12), *product((7, -7), (-14, 14))):
+            text = ax.annotate(name, (x, y), (dx, dy), textcoords="offset points", fontsize=8, color=DARK,
+                               ha={7: "left", 0: "center", -7: "right"}[dx], va="center")
+            box = text.get_window_extent()
+            inside = ax.bbox.x0 < box.x0 and box.x1 < ax.bbox.x1
+            if inside and not any(box.overlaps(other) for other in taken):
+                taken.append(box)
+                break
+            text.remove()
+
+
+CAPTIONS = """# Captions
+
+One section for each figure: what it shows, for readers who cannot see it too. Each figure is a png and an svg; the
+plotted numbers are in data/.
+"""
+
+
+def save(fig, path, frame, alt: str, **about: str) -> Path:
+    """Write a figure as png and svg, its numbers to data/ as csv, its caption to CAPTIONS.md; reruns give equal bytes.
+
+    >>> save(gimkit.plots.node_grid(nodes).figure, "figures/ioi-nodes", nodes.frame(), "Grid: a4.h2 matters most.")
+    PosixPath('figures/ioi-nodes.png')
+
+    Args:
+        fig: matplotlib figure.
+        path: of the files, without ending; folders are made.
+        frame: the plotted numbers, a pandas table.
+        alt: what a reader who cannot see the figure should know.
+        about: further lines of the caption, such as Differs="..."; an underscore in a name becomes a space.
+
+    Returns:
+        The png's path.
+    """
+    path = Path(path)
+    with matplotlib.rc_context({"svg.hashsalt": "gimkit"}):
+        for ending, nameless in (("png", {"Software": None}), ("svg", {"Date": None})):
+            with whole(f"{path}.{ending}") as new:
+                fig.savefig(new, dpi=150, bbox_inches="tight", facecolor="white", metadata=nameless)
+    write_table(path.parent / "data" / f"{path.name}.csv", frame)
+    _write_caption(path, {"Shows": alt.strip()} | {name.replace("_", " "): text for name, text in about.items()})
+    return Path(f"{path}.png")
+
+
+def _write_caption(path: Path, lines: dict[str, str]) -> None:
+    """Put one figure's section into CAPTIONS.md, in alphabetical order; the other sections stay."""
+    file, sections = path.parent / "CAPTIONS.md", {}
+    if file.is_file():
+        for section in file.read_text(encoding="utf-8").split("\n## ")[1:]:
+            sections[section.partition("\n")[0]] = section.strip()
+    said = "\n".join(f"- **{name}:** {text}" for name, text in lines.items())
+    sections[path.name] = f"{path.name}\n\n![{path.name}]({path.name}.png)\n\n{said}"
+    text = CAPTIONS + "".join(f"\n## {sections[name]}\n" for name in sorted(sections))
+    write_text(file, text)

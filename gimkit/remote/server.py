@@ -1,0 +1,161 @@
+"""nnsight's remote backend with results that cannot run code, time limits, and plain errors."""
+
+import ast
+import base64
+import sys
+import time
+from importlib.metadata import version
+from urllib.parse import quote, unquote, urlsplit
+
+import httpx
+import nnsight
+from nnsight.intervention.backends.remote import RemoteBackend
+from nnsight.schema.response import ResponseModel, Status
+from tqdm.auto import tqdm
+
+from gimkit.errors import GimkitError
+from gimkit.remote import transport
+from gimkit.remote.messages import explained, lost_result, printable
+
+
+class Server(RemoteBackend):
+    """A trace or session that runs on a server and comes back.
+
+    Everything that reads from the network is done anew here: nnsight loads results by plain pickle, waits without an
+    end, and follows a redirection with the key.
+    """
+
+    job = None  # the job that this request belongs to: it sends it and comes back later
+
+    def __call__(self, tracer=None):
+        try:
+            return self.run(tracer)
+        except GimkitError as error:
+            raise GimkitError(str(error)) from None
+        except Exception as error:  # never chained: what a server answers would be printed with the traceback
+            raise GimkitError(explained(error, self.host, self.model_key)) from None
+
+    def run(self, tracer):
+        """Send the trace and wait for what it saves."""
+        if self.job is None:
+            return super().__call__(tracer)
+        result = self.job.fetch(self, tracer)
+        self._push(result, tracer)
+        return result
+
+    @property
+    def key(self) -> dict[str, str]:
+        """The header with the key, where there is one."""
+        return {"ndif-api-key": self.api_key} if self.api_key else {}
+
+    def request(self, request, tracer):
+        blob = self._serialize(tracer)
+        subscription, request.session_id = transport.subscribe(f"{self.ws_host}/subscribe", self.key | self._password())
+        try:
+            self.send(request, blob)
+            for message in transport.messages(subscription, self.display.refresh):
+                response = self.parse(message)
+                result = self.handle(response)
+                if response.status == Status.COMPLETED:
+                    return result
+        finally:
+            subscription.hang_up()
+
+    def _password(self) -> dict[str, str]:
+        """The header for an address with a user in it, which a websocket does not make by itself."""
+        url = urlsplit(self.host)
+        if url.username is None:
+            return {}
+        user = f"{unquote(url.username)}:{unquote(url.password or '')}"
+        return {"Authorization": "Basic " + base64.b64encode(user.encode()).decode()}
+
+    def _post(self, request, blob: bytes) -> ResponseModel:
+        headers = {"ndif-timestamp": repr(time.time()), "nnsight-version": version("nnsight"),
+                   "python-version": sys.version} | self.key
+        return self.parse(transport.exchange(
+            "POST", f"{self.host}/request", sent=len(blob), headers=headers, data={"data": request.metadata()},
+            files={"blob": ("request", blob, "application/octet-stream")}).decode(errors="replace"))
+
+    def poll(self, tracer=None):
+        try:
+            answer = transport.exchange("GET", f"{self.host}/response/{quote(self.job_id, safe='')}", headers=self.key)
+        except httpx.HTTPStatusError as error:
+            if error.response.status_code == 404:  # nothing is known of the job yet
+                return None
+            raise
+        response = self.parse(answer.decode(errors="replace"))
+        self.status = response.status
+        return self.handle(response)
+
+    @staticmethod
+    def parse(message: str | bytes) -> ResponseModel:
+        """A status message, from JSON or from the binary frame that carries a result."""
+        fields = transport.unpack_frame(message) if isinstance(message, bytes) else None
+        try:
+            response = ResponseModel.model_validate_json(message) if fields is None else ResponseModel(**fields)
+        except (TypeError, ValueError):
+            raise GimkitError(transport.NONSENSE) from None
+        response.id, response.description = printable(response.id), printable(response.description)
+        return response
+
+    def download_result(self, data):
+        """The result that a finished job points to, or brings along."""
+        if isinstance(data, bytes):
+            return self.finalize(data)
+        if not isinstance(data, str) or not data.startswith(("http://", "https://")):
+            raise GimkitError(transport.NONSENSE)
+        with tqdm(desc="result", unit="B", unit_scale=True, disable=not self.display.enabled) as bar:
+            try:
+                content = transport.exchange("GET", data, largest=transport.LARGEST,
+                                             progress=lambda done: bar.update(done - bar.n))
+            except httpx.HTTPStatusError as error:
+                raise GimkitError(lost_result(f"status {error.response.status_code}")) from None
+            except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
+                raise GimkitError(lost_result(type(error).__name__)) from None
+        return self.finalize(content)
+
+    def finalize(self, content: bytes) -> dict:
+        return transport.unpack_result(content, self.compress)
+
+    def _push(self, result: dict, tracer) -> None:
+        """Put the saved values into the caller's frame, and nothing that the block does not name."""
+        named = {part.id for part in ast.walk(tracer.node) if isinstance(part, ast.Name)}
+        if not result.keys() <= named:
+            raise GimkitError(transport.NONSENSE)
+        super()._push(result, tracer)
+
+
+def server_of(model, remote: bool | str) -> Server:
+    """The server for a model: the configured one (True), or the one at an address.
+
+    Raises GimkitError for a model that no server can know, where the hub cannot be asked for its name, and for what is
+    no address.
+    """
+    if not hasattr(model, "to_model_key"):
+        raise GimkitError(f"{type(model).__name__} has no name that a server could know it by; load the model with "
+                          "gimkit.load(name, remote=True)")
+    host = address_of(remote if isinstance(remote, str) else nnsight.CONFIG.API.HOST)
+    name = getattr(model, "repo_id", None)
+    try:
+        key = model.to_model_key()
+    except Exception:
+        raise GimkitError(f"the hub has no answer for {name!r}: servers host models by their hub id, so bundled models "
+                          "and folders run there only by remote='local'; else check the name and the network"
+                          ) from None
+    return Server(key, host=host, env=model._remoteable_get_env())
+
+
+def address_of(host: str) -> str:
+    """A server's address, checked.
+
+    >>> address_of("http://localhost:8001/")
+    'http://localhost:8001'
+    """
+    try:
+        fine = httpx.URL(host).host and urlsplit(host).scheme in ("http", "https") and urlsplit(host).port != 0
+    except (httpx.InvalidURL, ValueError):
+        fine = False
+    if not fine:
+        raise GimkitError(f"{transport.shown(host)!r} is no server's address, which looks like "
+                          "http://localhost:8001; check NDIF_HOST or remote=...")
+    return host.rstrip("/")

@@ -1,0 +1,205 @@
+"""The one place that runs a model: here, or on a server that has no gimkit."""
+
+import inspect
+import pkgutil
+import threading
+from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
+from types import SimpleNamespace
+
+import nnsight
+import torch
+
+from gimkit import interventions
+from gimkit.errors import GimkitError
+from gimkit.interventions.token_scores import on_cpu
+from gimkit.remote.server import server_of
+from gimkit.remote.transport import NONSENSE
+
+JOB = ContextVar("job", default=None)  # the job whose thread this is
+LOCK = threading.RLock()  # nnsight keeps one state for each process
+
+# An installed package does not ship itself; these modules' functions run inside traces.
+SHIPPED = ("gimkit.errors", *(f"{interventions.__name__}.{found.name}" for found in
+                              pkgutil.iter_modules(interventions.__path__)))
+
+
+def register() -> None:
+    """Tell nnsight to send gimkit's traced functions by value, so that a server needs no gimkit."""
+    for name in SHIPPED:
+        nnsight.register(name)
+
+
+def in_trace(model, ids: torch.Tensor, body, *arguments, remote=False, gradients=True, **options):
+    """What body(model, *arguments) returns inside a trace of token ids [rows, seq]; its tensors come back to the CPU.
+
+    >>> from gimkit.interventions.token_scores import last_values
+    >>> values, answers = in_trace(model, task.clean[:2], last_values, [7])
+    >>> values.shape
+    torch.Size([2, 2])
+
+    body: a function of a module in SHIPPED. arguments: names, numbers, tensors, and tuples, lists and dicts of them.
+    Only they, the ids and the functions go up, and only what body returns comes down. remote: see `where`.
+    gradients: whether body takes any. options: further inputs of the model's forward pass.
+    Raises GimkitError as `steady`.
+    """
+    with _around(model, remote, gradients):
+        ids, arguments, found = plain(ids), plain(arguments), None
+        with model.trace(input_ids=ids, use_cache=False, **options, **where(model, remote)):
+            found = on_cpu(body(model, *arguments)).save()
+    return arrived(found)
+
+
+def in_session(model, body, *arguments, remote=False, gradients=True):
+    """What body(model, *arguments) returns, which opens traces of its own: together they are one request."""
+    with _around(model, remote, gradients):
+        arguments, found = plain(arguments), None
+        with model.session(**where(model, remote)):
+            found = on_cpu(body(model, *arguments)).save()
+    return arrived(found)
+
+
+def arrived(found):
+    """A trace's result. Raises GimkitError where a server left it out."""
+    if found is None:
+        raise GimkitError(NONSENSE)
+    return found
+
+
+def _around(model, remote, gradients: bool):
+    """What holds while a trace runs: on a server nothing of this process matters but how tensors are made."""
+    if remote and remote != "local":
+        return torch.inference_mode(False)
+    if getattr(model, "dispatched", True) is False:  # nnsight has not loaded the weights yet
+        model.dispatch()
+    return steady(model._module, gradients)
+
+
+@contextmanager
+def steady(module: torch.nn.Module, gradients: bool = True):
+    """Forward passes of a model in this process whose values depend on nothing but the model and its inputs.
+
+    >>> with steady(model._module, gradients=False):
+    ...     model._module(task.clean[:2]).logits.shape
+    torch.Size([2, 24, 561])
+
+    One thread runs at a time, and autocast is off: the model computes in its own dtype.
+
+    Args:
+        module: a model on any devices.
+        gradients: on or off, whatever is set around the call (`torch.no_grad`, `torch.inference_mode`).
+
+    Raises:
+        GimkitError: as `check_state`; or the forward pass drew random numbers (active dropout, or any other noise).
+    """
+    with LOCK, torch.inference_mode(False), torch.set_grad_enabled(gradients):
+        check_state(module)
+        devices = {parameter.device for parameter in module.parameters()}
+        problem, before = None, random_states(devices)
+        with ExitStack() as settings:
+            for kind in {device.type for device in devices}:
+                settings.enter_context(torch.autocast(kind, enabled=False))
+            try:
+                yield
+            except Exception as error:  # noise may be its cause
+                problem = error
+        if random_states(devices) != before:
+            raise GimkitError(f"{type(module).__name__} drew random numbers in its forward pass (dropout in training "
+                              "mode?), so no two runs are alike; call model.eval() first") from problem
+        if problem is not None:
+            raise problem
+
+
+@contextmanager
+def seeded(seed: int):
+    """Random numbers of torch's own generator from a seed, in one thread at a time; afterwards it is as before.
+
+    >>> with seeded(0):
+    ...     torch.rand(1)
+    tensor([0.4963])
+    """
+    with LOCK, torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
+
+
+def random_states(devices) -> list[bytes]:
+    """The state of torch's generators that a model on these devices may draw from."""
+    states = [torch.get_rng_state()]
+    for device in devices:
+        if device.type != "cpu":
+            state_of = torch.get_device_module(device).get_rng_state
+            states.append(state_of() if device.type == "mps" else state_of(device))  # there is one mps
+    return [state.numpy().tobytes() for state in states]
+
+
+def check_state(module: torch.nn.Module) -> None:
+    """Refuse a model in a state in which traces fail or, worse, give other numbers.
+
+    >>> check_state(model._module)
+
+    Raises:
+        GimkitError: weights that are not in memory or were made in inference mode, checkpointed blocks, tuples.
+    """
+    name = type(module).__name__
+    for path, parameter in module.named_parameters():
+        if parameter.is_meta:
+            raise GimkitError(f"{name}: the weights of {path} are not in memory (offloaded to CPU or disk, or never "
+                              "loaded); load the whole model, for example with dtype=torch.bfloat16, or run it on a "
+                              "server with remote=True")
+        if parameter.is_inference():
+            raise GimkitError(f"{name}: {path} was made in torch.inference_mode(), so no gradient can pass it; load "
+                              "the model outside of it")
+    if any(part.training and getattr(part, "gradient_checkpointing", False) for part in module.modules()):
+        raise GimkitError(f"{name} checkpoints its blocks, so they would run again in the backward pass, without what "
+                          "a trace changes; call model.eval() or model.gradient_checkpointing_disable() first")
+    if getattr(getattr(module, "config", None), "return_dict", True) is False:
+        raise GimkitError(f"{name} returns tuples, which have no names to read; set model.config.return_dict = True")
+
+
+def plain(value):
+    """A value as a server can read it: named tuples become namespaces with the same names, views of tensors copies.
+
+    >>> from gimkit.model.architecture import Norm
+    >>> plain(Norm("model.norm", 1e-6, False)).path
+    'model.norm'
+
+    A server does not know gimkit's classes, and a view would take along all of the tensor that it is a part of.
+    Tensors made in `torch.inference_mode` become ordinary ones, which a backward pass may keep.
+    """
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return SimpleNamespace(**{name: plain(part) for name, part in value._asdict().items()})
+    if isinstance(value, tuple | list):
+        return type(value)(plain(part) for part in value)
+    if isinstance(value, dict):
+        return {key: plain(part) for key, part in value.items()}
+    if isinstance(value, torch.Tensor) and (value.is_inference() or value.untyped_storage().nbytes() > value.nbytes):
+        return value.clone(memory_format=torch.contiguous_format)
+    return value
+
+
+def where(model, remote) -> dict:
+    """The keywords of a trace or a session that send it where `remote` says; none for a run in this process.
+
+    >>> where(model, False)
+    {}
+
+    remote: False; True for the configured server (NDIF, or NDIF_HOST); a server's address, "http://..."; or "local",
+    which packs and unpacks the trace as for a server and runs it here.
+    """
+    if not remote:
+        return {}
+    if remote == "local":
+        return {"remote": "local"}
+    server = server_of(model, remote)
+    server.job = JOB.get()
+    return {"backend": server}
+
+
+def last_logits_only(model, last: int = 1) -> dict:
+    """The model's option to compute logits at the last positions only, where it has one.
+
+    >>> last_logits_only(model)
+    {'logits_to_keep': 1}
+    """
+    return {"logits_to_keep": last} if "logits_to_keep" in inspect.signature(model._module.forward).parameters else {}
