@@ -348,7 +348,7 @@ def changed(path, change):
     ("pt", lambda data: data["cfg"].update(n_layers=10**12), "do not fit"),
     ("pt", lambda data: data.update(labels=[1]), "cannot be read"),
     ("json", lambda data: data["cfg"].update(n_layers=10**12), "do not fit"),
-    ("json", lambda data: data["cfg"].update(n_heads=-3), "cannot be read"),
+    ("json", lambda data: data["cfg"].update(n_heads=-3), "n_heads must be a whole number"),
     ("json", lambda data: data.update(labels=7), "cannot be read"),
     ("json", lambda data: data["edges"]["input->m0"].update(score=10**400), "cannot be read"),
     ("json", lambda data: data["cfg"].update(n_layers=1), "is missing or unknown"),

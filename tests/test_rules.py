@@ -6,9 +6,10 @@ import pytest
 import torch
 from nnsight import NNsight
 from oracle import FP64_REAL, OracleRules, oracle_gradient
-from tiny import GIM_NAMES, REFUSED_NAMES, TRIED_NAMES, VOCAB, build, implementations, token_ids
+from tiny import GIM_NAMES, LAYERS, REFUSED_NAMES, TRIED_NAMES, VOCAB, build, implementations, token_ids
 
 import gimkit
+from gimkit.interventions import backward_rules
 from gimkit.model.architecture import architecture_of
 
 torch.set_num_threads(1)
@@ -59,17 +60,43 @@ def check(name, rules, dtype=torch.float32, attn=None, tolerance=1e-5):
     _, plain_logits = gradient(model, ids)
     assert torch.equal(logits, plain_logits)
     assert relative(got, want) < tolerance
-    return want
+    return got
+
+
+def by_a_second_run(monkeypatch):
+    """From here on no kernel is known, so that each runs twice."""
+    monkeypatch.setattr(backward_rules, "blocked_attention", lambda *arguments: None)
+
+
+@pytest.fixture(params=["blocks", "second run"])
+def either_way(request, monkeypatch):
+    if request.param == "second run":
+        by_a_second_run(monkeypatch)
+
+
+def check_both_ways(name, dtype, attn, to_oracle, to_each_other, monkeypatch):
+    """GIM by blocks, which every kernel here must be taken for, and by a second run of the kernel."""
+    blocked_attention, by_blocks = backward_rules.blocked_attention, []
+
+    def watched(*arguments):
+        by_blocks.append(blocked_attention(*arguments))
+        return by_blocks[-1]
+
+    monkeypatch.setattr(backward_rules, "blocked_attention", watched)
+    got = check(name, gimkit.GIM, dtype, attn, to_oracle)
+    assert len(by_blocks) == LAYERS and all(output is not None for output in by_blocks)
+    by_a_second_run(monkeypatch)
+    assert relative(got, check(name, gimkit.GIM, dtype, attn, to_oracle)) < to_each_other
 
 
 @pytest.mark.parametrize(("name", "attn"), EVERY)
-def test_gim_on_every_architecture(name, attn):
-    check(name, gimkit.GIM, attn=attn)
+def test_gim_on_every_architecture(name, attn, monkeypatch):
+    check_both_ways(name, torch.float32, attn, 1e-5, 1e-6, monkeypatch)
 
 
 @pytest.mark.parametrize(("name", "attn"), [(name, attn) for name in FP64_REAL for attn in FP64_REAL[name]])
-def test_gim_in_float64(name, attn):
-    check(name, gimkit.GIM, torch.float64, attn, 1e-10)
+def test_gim_in_float64(name, attn, monkeypatch):
+    check_both_ways(name, torch.float64, attn, 1e-10, 1e-12, monkeypatch)
 
 
 @pytest.mark.parametrize("subset", SUBSETS, ids="+".join)
@@ -107,7 +134,7 @@ def test_no_rule_is_a_no_op(name):
 
 @pytest.mark.parametrize("name", ["gpt2", "llama", "gemma2", "mistral", "gpt_neox", "gpt_oss"])
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_padding_changes_nothing(name, side):
+def test_padding_changes_nothing(name, side, either_way):
     model = gimkit.apply(NNsight(build(name)))
     prompts = [token_ids(1, length, seed=length)[0] for length in (5, 8, 10)]
     longest = max(map(len, prompts))
@@ -131,7 +158,7 @@ def test_padding_changes_nothing(name, side):
 @pytest.mark.parametrize("temperature", [0.5, 0.01, 1e-8])
 @pytest.mark.parametrize(("name", "attn"), [("gpt2", "eager"), ("llama", "eager"), ("llama", "sdpa"),
                                             ("gemma2", "eager"), ("gpt_oss", "eager")])
-def test_low_temperatures_with_left_padding(name, attn, temperature):
+def test_low_temperatures_with_left_padding(name, attn, temperature, either_way):
     """A float mask divided by a temperature below 1 leaves float32's range, and a padded row holds nothing else."""
     hf, ids, rules = build(name, attn=attn), token_ids(2, 8), gimkit.GIM._replace(temperature=temperature)
     mask = torch.ones_like(ids)
@@ -143,7 +170,10 @@ def test_low_temperatures_with_left_padding(name, attn, temperature):
     assert relative(got, want) < 1e-5
 
 
-def test_a_temperature_whose_scores_leave_the_range_is_refused():
+def test_a_temperature_whose_scores_leave_the_range_is_refused_by_a_second_run(monkeypatch):
+    """Blocks take the largest score off first."""
+    check("gpt2", gimkit.Rules(temperature=1e-38), attn="eager")
+    by_a_second_run(monkeypatch)
     model = gimkit.apply(NNsight(build("gpt2", attn="eager")), gimkit.Rules(temperature=1e-38))
     with pytest.raises(gimkit.GimkitError, match="temperature 1e-38 leave the range of torch.float32"):
         gradient(model, token_ids())

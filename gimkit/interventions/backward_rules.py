@@ -4,6 +4,7 @@ import torch
 
 from gimkit.errors import GimkitError
 from gimkit.interventions.attention import attention_call
+from gimkit.interventions.blocked_attention import blocked_attention
 from gimkit.interventions.gradients import centre, inverse_scale, scale_grad, with_grad_of
 from gimkit.interventions.recomputed import spread, tolerance_of
 from gimkit.interventions.weights import scale_of
@@ -57,8 +58,8 @@ def soften_attention(attention, path: str, temperature: float, q_scale: float, k
                      constant: bool):
     """Scale the gradients of q, k and v, and give the softmax its gradient at another temperature.
 
-    At temperature T the model's own kernel runs twice: once as it is, for the value and the gradient to v; once
-    with scores / T and v fixed, for the gradient to q and k. The factor T undoes the chain rule's 1/T.
+    The model's own kernel gives the value. Where it is known how it makes its pattern, the gradient is recomputed in
+    blocks in the backward pass; elsewhere the kernel runs a second time.
     """
     kernel, call = attention_call(attention)
     (module, q, k, v, mask, *rest), options = call.inputs
@@ -71,8 +72,25 @@ def soften_attention(attention, path: str, temperature: float, q_scale: float, k
         return
     if options.get("dropout"):
         raise GimkitError(f"{path}: attention dropout is on, so a second softmax would differ; call model.eval() first")
+    if not any(x.requires_grad for x in (q, k, v)):
+        return
+    inputs, scales = call.inputs, (q_scale, k_scale, v_scale)
     call.inputs = ((module, q.detach(), k.detach(), v, mask, *rest), options)
     output, weights = call.output
+    softened = None if rest else blocked_attention(output, module, q, k, v, mask, options, temperature, scales)
+    if softened is None:
+        softened = second_run(kernel, inputs, output, path, temperature, scales)
+    call.output = (softened, weights)
+
+
+def second_run(kernel, inputs: tuple, output, path: str, temperature: float, scales: tuple):
+    """A kernel's output with the tempered gradient, from the kernel itself.
+
+    Its first run, with q and k fixed, has the value and the gradient to v; a second one, with scores / T and v fixed,
+    has the gradient to q and k. The factor T undoes the chain rule's 1/T.
+    """
+    (module, q, k, v, mask, *rest), options = inputs
+    q_scale, k_scale, v_scale = scales
     soft = dict(options)
     soft["scaling"] = (q.shape[-1] ** -0.5 if options.get("scaling") is None else options["scaling"]) / temperature
     for name in ("softcap", "s_aux", "position_bias"):
@@ -93,7 +111,7 @@ def soften_attention(attention, path: str, temperature: float, q_scale: float, k
         raise GimkitError(f"{path}: attention scores divided by the temperature {temperature:g} leave the range of "
                           f"{again.dtype}; use a higher temperature, or a wider dtype")
     direct = torch.add(value, output - value, alpha=v_scale)
-    call.output = (torch.add(direct, again - again.detach(), alpha=temperature * share), weights)
+    return torch.add(direct, again - again.detach(), alpha=temperature * share)
 
 
 def split_input(module, factor: float):

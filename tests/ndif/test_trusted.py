@@ -8,6 +8,7 @@ from cloudpickle import cloudpickle
 from nnsight.intervention.backends.remote import RemoteError
 
 import gimkit
+from gimkit.remote import where
 from gimkit.tokens.layers import layer_faithfulness, layer_scores
 
 pytestmark = pytest.mark.xdist_group("ndif")  # one worker, so one server
@@ -90,7 +91,17 @@ def test_tasks_are_made_without_weights(llama):
     assert torch.equal(gimkit.tasks.ioi(llama.there, n=4).clean, gimkit.tasks.ioi(llama.here, n=4).clean)
 
 
-@pytest.mark.parametrize("forgotten", ["gimkit.interventions.backward_rules", "gimkit.interventions.token_scores"])
+def test_the_blocked_gradient_of_attention_runs_there(server, llama):
+    edited = gimkit.apply(llama.there)
+    embedding, path = "model.embed_tokens", "model.layers.1.self_attn"
+    with edited.trace(input_ids=torch.tensor([[1, 5, 9]]), use_cache=False, **where(llama.there, server)):
+        edited.get(embedding).output = edited.get(embedding).output.detach().requires_grad_(True)
+        name = type(edited.get(path).source.attention_interface_1.output[0].grad_fn).__name__.save()
+    assert name == "BlockedBackward"
+
+
+@pytest.mark.parametrize("forgotten", ["gimkit.interventions.backward_rules", "gimkit.interventions.token_scores",
+                                       "gimkit.interventions.blocked_attention"])
 def test_a_module_that_is_not_registered_is_missed(server, llama, monkeypatch, forgotten):
     monkeypatch.setattr(cloudpickle, "_PICKLE_BY_VALUE_MODULES", set(gimkit.remote.SHIPPED) - {forgotten})
     with pytest.raises((RemoteError, gimkit.GimkitError), match="No module named 'gimkit'"):
