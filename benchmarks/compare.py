@@ -13,10 +13,9 @@ from gimkit.circuits.edges import METHODS
 from gimkit.cli import run_command
 from gimkit.errors import GimkitError, check_whole
 from gimkit.files import write_table
-from gimkit.rules import LADDER
 
 TASKS = ("ioi", "greater_than", "agreement", "pronoun", "capital", "hypernymy", "odd_one_out", "induction", "ioi_twice")
-COMPARED = tuple(method for method in METHODS if method not in LADDER or method in ("gradient", "freeze", "gim"))
+COMPARED = tuple(method for method in METHODS if method != "temperature")
 AREAS = tuple(f"{area}{end}" for area in ("cpr", "cmd") for end in ("", "_low", "_high"))
 
 

@@ -24,13 +24,13 @@ def cases():
         task = gimkit.tasks.ioi(model, n=8, seed=0)
         prompt, nodes = task[0], len(gimkit.score_nodes(model, task, "random").nodes)
         ids = model.tokenizer(prompt.clean).input_ids
-        edges = len(gimkit.circuits.score_edges_among(model, task[:1], CHOSEN).edges)
+        edges = len(gimkit.score_edges(model, task[:1], nodes=CHOSEN).edges)
         yield name, f"{len(ids)} tokens", len(ids) + 2, lambda backend, model=model, prompt=prompt: gimkit.attribute(
             model, prompt.clean, prompt.answer, backend=backend).scores
         yield name, f"{nodes} nodes, 8 pairs", 8 * (nodes + 2) + 1, lambda backend, model=model, task=task: (
             gimkit.score_nodes(model, task, backend=backend).per_example)
         yield name, f"{edges} chosen edges, 8 pairs", None, lambda backend, model=model, task=task: (
-            gimkit.circuits.score_edges_among(model, task, CHOSEN, backend=backend).scores)
+            gimkit.score_edges(model, task, nodes=CHOSEN, backend=backend).scores)
     _, model = build(12)
     task = random_task(1, 16)
     yield "GPT-2 small's size", "16 tokens", 18, lambda backend: gimkit.attribute(

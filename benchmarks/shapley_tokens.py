@@ -12,6 +12,7 @@ from scipy import stats
 from tqdm.auto import tqdm
 
 import gimkit
+from benchmarks.ladder import LADDER
 from benchmarks.tables import show
 from gimkit import tasks
 from gimkit.cli import run_command
@@ -22,8 +23,9 @@ from gimkit.statistics import bootstrap
 from gimkit.tasks.encode import words_for
 from gimkit.tokens.shapley import MOST
 
-COMPARED = {rules: dict(method=rules) for rules in RULES} | {
-    "deeplift": dict(method="deeplift"), "atp*": dict(method="atp*"), "ig-5": dict(method="ig", steps=5),
+COMPARED = {name: dict(method=rules) for name, rules in (LADDER | RULES).items()} | {
+    "deeplift": dict(method="deeplift"), "pattern-difference": dict(method="pattern-difference"),
+    "ig-5": dict(method="ig", steps=5),
     "ig-20": dict(method="ig", steps=20),
     "leave-one-out": dict(method="occlusion"), "lime": dict(method="lime"), "kernelshap": dict(method="kernelshap"),
     "random": dict(method="random")}
@@ -105,7 +107,7 @@ def measure(name: str, sets=tuple(SETS), methods=tuple(COMPARED), n: int = 12, s
     work = [(kind, seed, number, flagged, *prompt) for kind, seed, found in drawn
             for (number, prompt), flagged in zip(enumerate(found), repaired_positions(model, found))]
     for kind, seed, number, flagged, text, target, free in tqdm(work, desc="prompts", delay=2, leave=False):
-        truth = gimkit.shapley(model, text, target, free=free).scores[free]
+        truth = gimkit.tokens.shapley(model, text, target, free=free).scores[free]
         singles = gimkit.attribute(model, text, target, method="occlusion", free=free).scores[free]
         about = {"model": name, "set": kind, "seed": seed, "prompt": number, "position": free,
                  "flagged": [position in flagged for position in free], "truth": truth, "single": singles}

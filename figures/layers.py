@@ -8,7 +8,7 @@ from figures.parts import Request
 from figures.tokens import MEASURES, POOLED, intervals, prompts_of
 from gimkit.tokens.layers import layer_faithfulness, layer_scores
 
-METHODS = {"gim": "GIM", "atp*": "AtP*", "gradient": "gradient", "ig": "IG, 20 steps"}
+METHODS = {"gim": "GIM", "pattern-difference": "AtP*", "gradient": "gradient", "ig": "IG, 20 steps"}
 
 
 def measure(model, task, method: str) -> pandas.DataFrame:

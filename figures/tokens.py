@@ -7,16 +7,17 @@ import torch
 from tqdm.auto import tqdm
 
 import gimkit
+from benchmarks.ladder import LADDER
 from figures import papers
 from figures.parts import Request
-from gimkit.rules import GIM, LADDER
+from gimkit.rules import GIM
 from gimkit.statistics import bootstrap
 from gimkit.tokens import TokenScores
 
 TEMPERATURES = (1.0, 1.5, 2.0, 2.5, 3.0, 5.0, 10.0, 100.0)
 MEASURES = ("comprehensiveness", "sufficiency")
-TABLE = ("gradient", "ig-20", "deeplift", "transformer-lrp", "attnlrp", "atp*", "relp", "gim", "occlusion", "lime",
-         "kernelshap", "random", "gim, shuffled")
+TABLE = ("gradient", "ig-20", "deeplift", "transformer-lrp", "attnlrp", "pattern-difference", "relp", "gim",
+         "occlusion", "lime", "kernelshap", "random", "gim, shuffled")
 POOLED = "all tasks"
 
 
@@ -29,7 +30,7 @@ def options_of(method: str) -> dict:
     if method.startswith("T="):
         return {"method": GIM._replace(temperature=float(method[2:]))}
     name, _, steps = method.partition("ig-")
-    return {"method": "ig", "steps": int(steps)} if steps else {"method": method}
+    return {"method": "ig", "steps": int(steps)} if steps else {"method": LADDER.get(method, method)}
 
 
 def at_temperature(temperature: float) -> str:
@@ -61,7 +62,7 @@ def measure(model, task, method: str, seed: int = 0) -> pandas.DataFrame:
               for own, *question in zip(seeds, prompts, targets)]
     if shuffled:
         scores = [dealt(one, own) for one, own in zip(scores, seeds)]
-    return gimkit.token_faithfulness(model, prompts, scores, targets).frame().assign(method=method)
+    return gimkit.tokens.token_faithfulness(model, prompts, scores, targets).frame().assign(method=method)
 
 
 def dealt(scores: TokenScores, seed: int) -> TokenScores:

@@ -248,10 +248,10 @@ checks.direct_effect(direct_effect, llama)
 
 # %% [markdown]
 # ## Direct against total
-# `gimkit.head_repair` does it for every head. **Predict:** where lies a head whose loss others make up for? And one that works *through* later parts?
+# `gimkit.selfrepair.head_repair` does it for every head. **Predict:** where lies a head whose loss others make up for? And one that works *through* later parts?
 
 # %%
-cases = {kind: gimkit.head_repair(llama, getattr(gimkit.tasks, kind)(llama, n=16, seed=0, names="held-out"), remote=REMOTE)
+cases = {kind: gimkit.selfrepair.head_repair(llama, getattr(gimkit.tasks, kind)(llama, n=16, seed=0, names="held-out"), remote=REMOTE)
          for kind in ("ioi", "ioi_twice")}
 figure, axes = pyplot.subplots(1, 2, figsize=(12, 4.8), layout="constrained")
 for heads, ax in zip(cases.values(), axes):
@@ -341,10 +341,10 @@ checks.nobody_answers(nobody_answers, llama)
 
 # %%
 few = gimkit.tasks.ioi(llama, n=4, seed=0)
-nothing = gimkit.head_repair(llama, dataclasses.replace(few, corrupt=few.clean), remote=REMOTE)
+nothing = gimkit.selfrepair.head_repair(llama, dataclasses.replace(few, corrupt=few.clean), remote=REMOTE)
 assert nothing.effects.abs().max() < 1e-3 and nothing.answers.abs().max() < 1e-3
 print(f"largest effect when nothing is changed: {float(nothing.effects.abs().max()):.1e} logits")
-pair = {name: gimkit.head_repair(suspect, gimkit.tasks.induction(suspect, n=16, seed=0, times=3), remote=REMOTE)
+pair = {name: gimkit.selfrepair.head_repair(suspect, gimkit.tasks.induction(suspect, n=16, seed=0, times=3), remote=REMOTE)
         for name, suspect in (("mini-llama", llama), (MODEL, model))}
 pandas.concat({name: answered(heads, least=0.4) for name, heads in pair.items()}, names=["model"]).round(2)
 

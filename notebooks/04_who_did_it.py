@@ -378,11 +378,11 @@ def ranked(scores):
     return spearmanr(scores.scores[parts], exact.scores[parts]).statistic
 
 
-each = gimkit.rank_correlation(dealt(torch.stack([order() for _ in range(len(task))])), exact)
+each = gimkit.circuits.rank_correlation(dealt(torch.stack([order() for _ in range(len(task))])), exact)
 once = [dealt(order().expand(len(task), -1)) for _ in range(1000)]
 chance = numpy.array([ranked(scores) for scores in once])
-intervals = [gimkit.rank_correlation(scores, exact, resamples=200) for scores in once[:20]]
-print(f"GIM's scores as they are     {gimkit.rank_correlation(gim, exact)}")
+intervals = [gimkit.circuits.rank_correlation(scores, exact, resamples=200) for scores in once[:20]]
+print(f"GIM's scores as they are     {gimkit.circuits.rank_correlation(gim, exact)}")
 print(f"1. dealt in every example    {each}")
 print(f"2. dealt once, for example   {intervals[0]}; intervals without 0:",
       sum(not low < 0 < high for _, low, high in intervals), "of", len(intervals))

@@ -137,7 +137,7 @@ story = gimkit.tasks.ioi_twice(model, n=1, seed=0, names="held-out")[0]
 words = [model.tokenizer.decode([i]) for i in model.tokenizer(story.clean)["input_ids"]]
 free = [i for i, word in enumerate(words) if word.strip() in (story.answer, story.wrong)]
 free = [i for i in free if i != max(i for i in free if words[i].strip() == story.wrong)]  # its repetition stays
-scored = {"Shapley, exact": gimkit.shapley(model, story.clean, (story.answer, story.wrong), free=free, remote=REMOTE)}
+scored = {"Shapley, exact": gimkit.tokens.shapley(model, story.clean, (story.answer, story.wrong), free=free, remote=REMOTE)}
 for method in ("occlusion", "gradient", "freeze+split", "gim", "ig"):
     scored[method] = gimkit.attribute(model, story.clean, (story.answer, story.wrong), method=method, free=free,
                                       remote=REMOTE)

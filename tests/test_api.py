@@ -80,10 +80,11 @@ def test_half_precision_results_are_tables_and_pictures(recwarn):
     ids = task.clean[2]
     tokens = gimkit.attribute(model, ids, 5, baseline=3)
     results = [tokens, gimkit.attribute(model, ids, 5, baseline=3, method="ig", steps=2),
-               gimkit.score_nodes(model, task), gimkit.score_edges(model, task), gimkit.score_neurons(model, task),
-               gimkit.circuits.score_edges_among(model, task, ["input", "m1"]), gimkit.head_repair(model, task),
+               gimkit.score_nodes(model, task), gimkit.score_edges(model, task),
+               gimkit.score_edges(model, task, nodes=["input", "m1"]),
+               gimkit.circuits.score_neurons(model, task), gimkit.selfrepair.head_repair(model, task),
                gimkit.self_repair(model, task, threshold=0.01),
-               gimkit.token_faithfulness(model, [ids], [tokens], [5], baseline=3)]
+               gimkit.tokens.token_faithfulness(model, [ids], [tokens], [5], baseline=3)]
     for result in results:
         assert len(result.frame()) and result == result
         assert getattr(result, "scores", torch.zeros(1)).dtype == torch.float32

@@ -23,7 +23,7 @@ def test_demo_shows_the_numbers_of_the_library_and_draws(model, tmp_path, monkey
     loaded = gimkit.load(model)
     task = gimkit.tasks.ioi(loaded, n=64, seed=0, names="held-out")
     exact, gim = (gimkit.score_nodes(loaded, task, method=m) for m in ("exact", "gim"))
-    assert str(gimkit.rank_correlation(gim, exact)) in out
+    assert str(gimkit.circuits.rank_correlation(gim, exact)) in out
     for what in ("tokens", "nodes", "methods"):
         assert f"figures/demo-{model}-{what}.png" in out
         found = {path.suffix for path in tmp_path.glob(f"figures/demo-{model}-{what}.*")}

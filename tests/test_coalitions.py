@@ -65,7 +65,7 @@ def test_literal_permutations(name):
         for player in order:
             want[player] += (logit(kept | {player}) - logit(kept)) / len(orders)
             kept = kept | {player}
-    got = gimkit.shapley(NNsight(hf), PROMPT, (5, 9), baseline=NEUTRAL)
+    got = gimkit.tokens.shapley(NNsight(hf), PROMPT, (5, 9), baseline=NEUTRAL)
     assert relative(got.scores, want) < 1e-4 and got.target == "5 - 9" and got.method == "shapley"
     assert got.scores.sum().item() == pytest.approx(logit(frozenset(range(7))) - logit(frozenset((0, 6))), abs=1e-4)
 
@@ -74,7 +74,7 @@ def test_free_positions_and_the_top_prediction():
     hf = build("gpt2")
     with torch.no_grad():
         best = int(hf(PROMPT[None]).logits[0, -1].argmax())
-    worth = gimkit.shapley(NNsight(hf), PROMPT, baseline=NEUTRAL, free=[2])
+    worth = gimkit.tokens.shapley(NNsight(hf), PROMPT, baseline=NEUTRAL, free=[2])
     alone = gimkit.attribute(NNsight(hf), PROMPT, best, method="occlusion", baseline=NEUTRAL, free=[2])
     assert torch.allclose(worth.scores, alone.scores, atol=1e-5) and worth.target == alone.target == str(best)
 
@@ -87,4 +87,4 @@ def test_free_positions_and_the_top_prediction():
 ])
 def test_bad_input(prompt, message):
     with pytest.raises(gimkit.GimkitError, match=message):
-        gimkit.shapley(NNsight(build("gpt2")), prompt, 5, baseline=NEUTRAL)
+        gimkit.tokens.shapley(NNsight(build("gpt2")), prompt, 5, baseline=NEUTRAL)

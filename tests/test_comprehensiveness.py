@@ -52,7 +52,7 @@ def literal(hf, prompt, target, scores, zero_filled=False):
 def test_a_literal_loop(name, length):
     hf, prompt, scores = build(name), prompt_of(length), noise(length)
     target = positive(hf, prompt)
-    result = gimkit.token_faithfulness(NNsight(hf), [prompt], [scores], [target], baseline=NEUTRAL)
+    result = gimkit.tokens.token_faithfulness(NNsight(hf), [prompt], [scores], [target], baseline=NEUTRAL)
     for zero_filled in (False, True):
         want = literal(hf, prompt, target, scores, zero_filled)
         for column, scale in enumerate(("logit", "probability")):
@@ -63,10 +63,10 @@ def test_a_literal_loop(name, length):
 
 def test_more_rows_than_a_forward_takes(monkeypatch):
     hf, prompt = build("gpt2"), prompt_of(20)
-    whole = gimkit.token_faithfulness(NNsight(hf), [prompt], [noise(20)], baseline=NEUTRAL)
+    whole = gimkit.tokens.token_faithfulness(NNsight(hf), [prompt], [noise(20)], baseline=NEUTRAL)
     from gimkit.tokens import masking
     monkeypatch.setattr(masking.masked_values, "__defaults__", (False, 45))  # two rows at a time
-    parts = gimkit.token_faithfulness(NNsight(hf), [prompt], [noise(20)], baseline=NEUTRAL)
+    parts = gimkit.tokens.token_faithfulness(NNsight(hf), [prompt], [noise(20)], baseline=NEUTRAL)
     assert torch.allclose(whole.without_best, parts.without_best, atol=1e-5, equal_nan=True)
 
 
@@ -76,7 +76,7 @@ def test_the_right_order_beats_its_reverse():
     pairs = gimkit.tasks.ioi(model, n=6).pairs
     prompts, targets = [pair.clean for pair in pairs], [pair.answer for pair in pairs]
     scores = [gimkit.attribute(model, *both, method="occlusion") for both in zip(prompts, targets)]
-    right, wrong = (gimkit.token_faithfulness(model, prompts, s, targets)
+    right, wrong = (gimkit.tokens.token_faithfulness(model, prompts, s, targets)
                     for s in (scores, [-s.scores for s in scores]))
     assert right.comprehensiveness().mean() > wrong.comprehensiveness().mean()
     assert right.sufficiency().mean() < wrong.sufficiency().mean()
@@ -89,7 +89,8 @@ def test_a_logit_that_is_not_above_zero_is_counted_not_divided_by():
     with torch.no_grad():
         worst = int(hf(torch.tensor([prompt])).logits[0, -1].argmin())
     best = positive(hf, prompt)
-    result = gimkit.token_faithfulness(NNsight(hf), [prompt] * 2, [noise(8)] * 2, [best, worst], baseline=NEUTRAL)
+    result = gimkit.tokens.token_faithfulness(NNsight(hf), [prompt] * 2, [noise(8)] * 2, [best, worst],
+                                              baseline=NEUTRAL)
     assert result.full[1, 0] < 0
     for values in (result.comprehensiveness(), result.comprehensiveness(zero_filled=True), result.sufficiency()):
         assert values.isnan().tolist() == [False, True]
@@ -122,7 +123,7 @@ def test_texts():
     model = TransformersModel(build("gpt2"), task="text-generation", tokenizer=tokenizer())
     prompts = ["w7 w8 w9 w10", "w11 w12 w13"]
     scores = [gimkit.attribute(model, prompt) for prompt in prompts]
-    result = gimkit.token_faithfulness(model, prompts, scores)
+    result = gimkit.tokens.token_faithfulness(model, prompts, scores)
     assert result.method == "gim" and result.full.shape == (2, 2)
 
 
@@ -137,7 +138,7 @@ def test_texts():
 ])
 def test_bad_input(arguments, message):
     with pytest.raises(gimkit.GimkitError, match=message):
-        gimkit.token_faithfulness(NNsight(build("gpt2")), **arguments, baseline=NEUTRAL)
+        gimkit.tokens.token_faithfulness(NNsight(build("gpt2")), **arguments, baseline=NEUTRAL)
 
 
 def test_unknown_scale():

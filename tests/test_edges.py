@@ -167,7 +167,7 @@ def test_gim_out_of_the_embedding_is_the_oracles_gradient(name):
     task, want = random_task(3), 0
     for row in range(len(task)):
         clean, corrupt, metric = row_of(task, row)
-        gradient, _ = oracle_gradient(hf, clean, metric, for_oracle(gimkit.GIM))
+        gradient, _ = oracle_gradient(hf, clean, metric, for_oracle(gimkit.RULES["gim"]))
         ours, theirs = embedded(hf, clean, corrupt)
         want += ((ours - theirs) * gradient).sum().item() / len(task)
     got = gimkit.score_edges(model, task, "gim").scores[0].sum().item()
@@ -178,9 +178,9 @@ def test_a_rule_off_changes_the_scores():
     _, model = tiny("llama")
     task = random_task(3)
     gim = gimkit.score_edges(model, task, "gim")
-    assert torch.equal(gimkit.score_edges(model, task, gimkit.GIM).scores, gim.scores)
+    assert torch.equal(gimkit.score_edges(model, task, gimkit.RULES["gim"]).scores, gim.scores)
     for off in (dict(temperature=1.0), dict(freeze_norm=False), dict(q=1.0), dict(k=1.0), dict(v=1.0), dict(up=1.0)):
-        scores = gimkit.score_edges(model, task, gimkit.GIM._replace(**off)).scores
+        scores = gimkit.score_edges(model, task, gimkit.RULES["gim"]._replace(**off)).scores
         assert relative(scores, gim.scores) > 0.02, off
 
 
@@ -345,7 +345,7 @@ def test_memory_limits_change_no_run(name):
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama", "gpt_neox", "gemma2", "olmo2"])
-@pytest.mark.parametrize("rules", [gimkit.RULES["gradient"], gimkit.GIM])
+@pytest.mark.parametrize("rules", [gimkit.RULES["gradient"], gimkit.RULES["gim"]])
 def test_positions_at_a_time_change_no_score(name, rules):
     """One position at a time, three, and all at once; the gradient at the corrupt and at the clean rows."""
     _, model = tiny(name)

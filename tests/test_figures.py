@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import gimkit
+from benchmarks.ladder import LADDER
 from figures import FIGURES, draw, edges, layers, papers, parts, repair, tokens
 from figures.__main__ import main
 from figures.parts import Request
@@ -86,9 +87,9 @@ def test_the_sweep_draws_a_line_per_task_and_the_mean_with_intervals():
 
 
 def test_the_ladder_draws_a_dot_per_task_and_rule_set():
-    frame = tokens.intervals(rows(list(gimkit.LADDER)), minus="gradient").query("method != 'gradient'")
+    frame = tokens.intervals(rows(list(LADDER)), minus="gradient").query("method != 'gradient'")
     left, _ = papers.ladder(frame, tokens.POOLED).axes
-    assert [label.get_text() for label in left.get_yticklabels()] == list(gimkit.LADDER)[1:]
+    assert [label.get_text() for label in left.get_yticklabels()] == list(LADDER)[1:]
     dots = next(dots for dots in left.collections if dots.get_label() == "ioi").get_offsets()
     assert numpy.asarray(dots[:, 0]) == pytest.approx(0.25 * numpy.arange(1, 8))
 
@@ -113,11 +114,11 @@ def test_measured_with_the_library(method):
     model = gimkit.load("mini-llama")
     task = gimkit.tasks.agreement(model, n=2)
     found = tokens.measure(model, task, method, seed=3).query("scale == 'logit'")
-    options = {"ig-20": {"method": "ig"}, "T=5": {"method": gimkit.GIM._replace(temperature=5)}}.get(
+    options = {"ig-20": {"method": "ig"}, "T=5": {"method": gimkit.RULES["gim"]._replace(temperature=5)}}.get(
         method, {"method": method})
     prompts, targets = [pair.clean for pair in task.pairs], [pair.answer for pair in task.pairs]
     scores = [gimkit.attribute(model, *both, **options, seed=6 + i) for i, both in enumerate(zip(prompts, targets))]
-    want = gimkit.token_faithfulness(model, prompts, scores, targets)
+    want = gimkit.tokens.token_faithfulness(model, prompts, scores, targets)
     assert found.comprehensiveness.to_numpy() == pytest.approx(want.comprehensiveness().numpy())
     assert found.sufficiency.to_numpy() == pytest.approx(want.sufficiency().numpy())
 

@@ -76,7 +76,7 @@ def test_a_false_plan_is_refused(monkeypatch):
         gimkit.score_nodes(NNsight(build("mistral")), random_task(), backend="forward")
 
 
-@pytest.mark.parametrize("method", ["ig-inputs", "ig-activations", "atp*"])
+@pytest.mark.parametrize("method", ["nap-ig", "ig-activations", "atp*"])
 def test_other_methods_are_refused(method):
     with pytest.raises(gimkit.GimkitError, match="has no forward mode.*use any rules"):
         gimkit.score_nodes(NNsight(build("gpt2")), random_task(), method, backend="forward")
@@ -88,7 +88,7 @@ def test_forward_mode_takes_over_where_gradients_are_refused(refusing):  # noqa:
         got = gimkit.score_nodes(model, task, remote=True)
     assert torch.equal(got.per_example, gimkit.score_nodes(model, task, backend="forward").per_example)
     with pytest.warns(UserWarning, match="the server refuses gradients"):
-        got = gimkit.circuits.score_edges_among(model, task, CHOSEN, remote=True)
+        got = gimkit.score_edges(model, task, nodes=CHOSEN, remote=True)
     assert torch.equal(got.scores, edges(model, "gim", task)[0].scores)
     with pytest.raises(gimkit.GimkitError, match="refuses gradients to this key, and atp"):
         gimkit.score_nodes(model, task, "atp*", remote=True)
@@ -112,7 +112,7 @@ CHOSEN = ["input", "a0.h1", "m0", "a1.h0", "a1.h3", "m1", "a2.h2", "m2", "logits
 def edges(model, method, task=None, chosen=CHOSEN, **options):
     """The same edges' scores in forward and in reverse mode."""
     task = task or random_task()
-    return [gimkit.circuits.score_edges_among(model, task, chosen, method, backend=backend, **options)
+    return [gimkit.score_edges(model, task, method, nodes=chosen, backend=backend, **options)
             for backend in ("forward", "reverse")]
 
 
@@ -134,7 +134,7 @@ def test_edges_by_their_definition(name):
     hf, task = build(name), random_task(2)
     got, _ = edges(NNsight(hf), "gim", task)
     graph = gimkit.circuits.Graph(3, 4, False, 32)
-    want = literal_scores(hf, task, graph, rules=gimkit.GIM)
+    want = literal_scores(hf, task, graph, rules=gimkit.RULES["gim"])
     assert relative(got.scores, torch.stack([want[graph.edges[name]] for name in got.edges])) < 1e-5
 
 
@@ -153,11 +153,11 @@ def test_bad_choices():
                             (["a1.h1", "a1.h2"], "no edge joins a1.h1, a1.h2")):
         with pytest.raises(gimkit.GimkitError, match=message):
             edges(model, "gim", task, chosen)
-    with pytest.raises(gimkit.GimkitError, match="gp scores all edges at once: use gimkit.score_edges"):
+    with pytest.raises(gimkit.GimkitError, match="gp scores all edges at once: leave nodes= out"):
         edges(model, "gp", task)
 
 
 @pytest.mark.parametrize("method", ["gim", "gp", "ig-inputs"])
 def test_all_edges_have_no_forward_mode(method):
-    with pytest.raises(gimkit.GimkitError, match="a row for each of 262 edges.*score_edges_among"):
+    with pytest.raises(gimkit.GimkitError, match="a row for each of 262 edges.*nodes="):
         gimkit.score_edges(NNsight(build("gpt2")), random_task(), method, backend="forward")

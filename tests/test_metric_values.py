@@ -124,7 +124,7 @@ def test_integrated_divergence_adds_up_to_the_whole():
     whole = -value(hf(corrupt, use_cache=False).logits).item()
     got = gimkit.score_edges(model, task, "ig-inputs", steps=256, metric="kl").scores[0].sum().item()
     assert whole > 1e-3 and got == pytest.approx(whole, rel=0.03)
-    assert gimkit.score_nodes(model, task, "ig-inputs", steps=256, metric="kl").scores[0].item() == pytest.approx(
+    assert gimkit.score_nodes(model, task, "nap-ig", steps=256, metric="kl").scores[0].item() == pytest.approx(
         whole, rel=0.03)
 
 
@@ -239,7 +239,7 @@ def test_divergences_have_no_slope_at_the_clean_run():
                 assert "\n" not in str(error.value)
         with pytest.raises(gimkit.GimkitError, match="where ig-activations takes it"):
             gimkit.score_edges(model, task, "ig-activations", steps=1, metric=metric)
-        for method in ("ig-inputs", "ig-activations", "atp*"):
+        for method in ("nap-ig", "ig-activations", "atp*"):
             with pytest.raises(gimkit.GimkitError, match="zero at the clean run"):
                 gimkit.score_nodes(model, task, method, steps=1, metric=metric)
     for method in ("ig-activations", "clean-corrupted", "gp"):
@@ -383,7 +383,7 @@ def test_exact_edges_of_answers_of_several_tokens(name):
 
 SCORES = {
     "nodes gim": lambda m, t: gimkit.score_nodes(m, t, "gim", batch_size=3).per_example,
-    "nodes ig-inputs": lambda m, t: gimkit.score_nodes(m, t, "ig-inputs", steps=2).per_example,
+    "nodes nap-ig": lambda m, t: gimkit.score_nodes(m, t, "nap-ig", steps=2).per_example,
     "nodes ig-activations": lambda m, t: gimkit.score_nodes(m, t, "ig-activations", steps=2).per_example,
     "nodes atp*": lambda m, t: gimkit.score_nodes(m, t, "atp*").per_example,
     "nodes forward": lambda m, t: gimkit.score_nodes(m, t, "gim", backend="forward").per_example,
@@ -391,10 +391,10 @@ SCORES = {
     "edges gp": lambda m, t: gimkit.score_edges(m, t, "gp", steps=2).scores,
     "edges gim-ig": lambda m, t: gimkit.score_edges(m, t, "gim-ig", steps=2).scores,
     "edges exact": lambda m, t: gimkit.score_edges(m, t, "exact").scores,
-    "edges among": lambda m, t: gimkit.circuits.score_edges_among(m, t, ["input", "a1.h1", "m1", "logits"]).scores,
-    "edges among, forward": lambda m, t: gimkit.circuits.score_edges_among(
-        m, t, ["input", "a1.h1", "m1", "logits"], backend="forward").scores,
-    "neurons": lambda m, t: gimkit.score_neurons(m, t).scores,
+    "edges among": lambda m, t: gimkit.score_edges(m, t, nodes=["input", "a1.h1", "m1", "logits"]).scores,
+    "edges among, forward": lambda m, t: gimkit.score_edges(
+        m, t, nodes=["input", "a1.h1", "m1", "logits"], backend="forward").scores,
+    "neurons": lambda m, t: gimkit.circuits.score_neurons(m, t).scores,
     "shapley": lambda m, t: gimkit.circuits.shapley_nodes(m, t, orders=1).per_example,
     "run": lambda m, t: gimkit.run(m, t, gimkit.score_edges(m, t, "random").top(60)),
 }
@@ -416,7 +416,7 @@ def test_forward_mode_and_among_of_answers_of_several_tokens():
     forward, reverse = (gimkit.score_nodes(model, task, "gim", backend=backend).per_example
                         for backend in ("forward", "reverse"))
     assert relative(forward, reverse) < 1e-9
-    forward, reverse = (gimkit.circuits.score_edges_among(model, task, chosen, backend=backend).scores
+    forward, reverse = (gimkit.score_edges(model, task, nodes=chosen, backend=backend).scores
                         for backend in ("forward", "reverse"))
     assert relative(forward, reverse) < 1e-6
 
@@ -425,7 +425,7 @@ def test_what_answers_of_several_tokens_cannot_do():
     _, model = tiny("llama")
     task = several()
     edges = gimkit.score_edges(model, task, "gim")
-    for name, act in (("head_roles", gimkit.circuits.head_roles), ("head_repair", gimkit.head_repair)):
+    for name, act in (("head_roles", gimkit.circuits.head_roles), ("head_repair", gimkit.selfrepair.head_repair)):
         with pytest.raises(gimkit.GimkitError, match=f"^{name} takes answers of one token"):
             act(model, task)
     for act in (lambda: gimkit.score_nodes(model, task, "exact", metric="kl"),

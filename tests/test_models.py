@@ -12,6 +12,7 @@ from random import Random
 
 import literal_gguf
 import numpy
+import pandas
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -313,6 +314,17 @@ def test_the_card_of_smollm2():
     assert "dequantised from Q4_1" in card and "HuggingFaceTB/SmolLM2-135M-Instruct" in card
     converted = json.loads((gguf.packaged("smollm2-135m") / gguf.RECORD).read_text())
     assert converted["weights"] in card
+
+
+def test_the_card_of_smollm2_has_the_measured_numbers():
+    card = (FOLDER / "smollm2-135m" / "README.md").read_text()
+    root = Path(gimkit.__file__).parents[1]
+    for task, rows in pandas.read_csv(root / "benchmarks" / "cards-smollm2-135m.csv").groupby("task"):
+        shown = re.search(rf"^\| {task} \| (.*) \| (.*) \| (.*) of (.*) \|$", card, re.MULTILINE).groups()
+        for cell, column in zip(shown, ("accuracy", "logit_difference")):
+            assert [float(number) for number in cell.split(" / ")] == pytest.approx(rows[column].tolist(), abs=0.006)
+        left, listed = (int(number.replace(",", "")) for number in shown[2:])
+        assert rows.left.eq(left).all() and rows.listed.eq(listed).all()
 
 
 @pytest.mark.parametrize("name", BUNDLED)

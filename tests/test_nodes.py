@@ -146,7 +146,7 @@ def literal_averages(hf, task, row, steps, parts):
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama", "gpt_neox", "opt"])
-@pytest.mark.parametrize("method", ["ig-inputs", "ig-activations"])
+@pytest.mark.parametrize("method", ["nap-ig", "ig-activations"])
 def test_averaged_gradients_spelled_out(name, method):
     hf, task, steps = build(name), random_task(), 3
     got = gimkit.score_nodes(NNsight(hf), task, method, steps=steps)
@@ -167,7 +167,7 @@ def test_ig_inputs_at_the_embedding_grows_complete(name):
     hf, task = build(name), random_task(3)
     effect = torch.tensor([literal_metric(hf, task.clean, task, row) - literal_metric(hf, task.corrupt, task, row)
                            for row in range(3)])
-    few, many = ((gimkit.score_nodes(NNsight(hf), task, "ig-inputs", steps=steps).per_example[:, 0] - effect).abs()
+    few, many = ((gimkit.score_nodes(NNsight(hf), task, "nap-ig", steps=steps).per_example[:, 0] - effect).abs()
                  for steps in (8, 128))
     assert many.sum() < 0.02 * effect.abs().sum() and many.sum() < few.sum() / 8
 
@@ -181,7 +181,7 @@ def test_ig_activations_is_what_edges_out_of_a_node_sum_to(name):
 
 def test_one_step_of_ig_inputs_is_the_gradient():
     model, task = NNsight(build("llama")), random_task()
-    one, plain = (gimkit.score_nodes(model, task, method, steps=1) for method in ("ig-inputs", "gradient"))
+    one, plain = (gimkit.score_nodes(model, task, method, steps=1) for method in ("nap-ig", "gradient"))
     assert relative(one.per_example, plain.per_example) < 1e-5
 
 
@@ -202,7 +202,7 @@ def padded_further(task):
     return Task(task.name, *wider, task.good, task.bad, task.pairs)
 
 
-@pytest.mark.parametrize("method", ["gim", "gradient", "exact", "ig-inputs", "ig-activations", "atp*"])
+@pytest.mark.parametrize("method", ["gim", "gradient", "exact", "nap-ig", "ig-activations", "atp*"])
 def test_batches_and_padding_change_nothing(method):
     model, task = NNsight(build("llama")), random_task()
     whole = gimkit.score_nodes(model, task, method, steps=2)
@@ -216,7 +216,7 @@ def test_batches_and_padding_change_nothing(method):
 def test_own_rules_and_the_control():
     model, task = NNsight(build("gpt2")), random_task()
     gim = gimkit.score_nodes(model, task, "gim")
-    assert torch.equal(gimkit.score_nodes(model, task, gimkit.GIM).per_example, gim.per_example)
+    assert torch.equal(gimkit.score_nodes(model, task, gimkit.RULES["gim"]).per_example, gim.per_example)
     assert relative(gimkit.score_nodes(model, task, "gradient").per_example, gim.per_example) > 0.1
 
 
@@ -227,9 +227,9 @@ def test_frame_and_rank_correlation():
     assert list(frame.columns) == ["task", "method", "metric", "node", "kind", "layer", "head", "score"]
     assert len(frame) == len(exact.nodes) == 1 + 3 * 5 and frame.node[7] == "a1.h1"
     assert frame[frame.node == "m2"].iloc[0][["kind", "layer", "head"]].tolist() == ["mlp", 2, -1]
-    same = gimkit.rank_correlation(exact, exact)
+    same = gimkit.circuits.rank_correlation(exact, exact)
     assert same.value == pytest.approx(1) and same.low == pytest.approx(1)
-    other = gimkit.rank_correlation(gimkit.score_nodes(model, task, "gradient"), exact)
+    other = gimkit.circuits.rank_correlation(gimkit.score_nodes(model, task, "gradient"), exact)
     assert other.low <= other.value <= other.high
 
 
@@ -242,7 +242,7 @@ def test_bad_input():
         gimkit.score_nodes(model, task, "gmi")
     for steps in (0, 2.5):
         with pytest.raises(gimkit.GimkitError, match="steps must be a whole number"):
-            gimkit.score_nodes(model, task, "ig-inputs", steps=steps)
+            gimkit.score_nodes(model, task, "nap-ig", steps=steps)
     with pytest.raises(gimkit.GimkitError, match="is not a task"):
         gimkit.score_nodes(model, "ioi")
     with pytest.raises(gimkit.GimkitError, match="no prompt pairs"):
@@ -250,9 +250,9 @@ def test_bad_input():
     with pytest.raises(gimkit.GimkitError, match="already carries"):
         gimkit.score_nodes(gimkit.apply(model), task)
     with pytest.raises(gimkit.GimkitError, match="different nodes or examples"):
-        gimkit.rank_correlation(gimkit.score_nodes(model, task[:2]), gimkit.score_nodes(model, task))
+        gimkit.circuits.rank_correlation(gimkit.score_nodes(model, task[:2]), gimkit.score_nodes(model, task))
     with torch.no_grad():
         model.transformer.h[1].mlp.c_fc.weight[0] = torch.nan
-    for method in ("gim", "gradient", "exact", "ig-inputs", "ig-activations", "atp*"):
+    for method in ("gim", "gradient", "exact", "nap-ig", "ig-activations", "atp*"):
         with pytest.raises(gimkit.GimkitError, match="NaN"):
             gimkit.score_nodes(model, task, method)

@@ -77,7 +77,8 @@ def test_tokens(name):
     handle.remove()
     twin = hf.get_input_embeddings()(neutral).detach()
     want = ((seen[0].detach() - twin) * seen[0].grad).sum(-1)[0]
-    scores = gimkit.attribute(NNsight(hf), prompt[0], target=TARGET, method="atp*", baseline=NEUTRAL, free=free).scores
+    scores = gimkit.attribute(NNsight(hf), prompt[0], target=TARGET, method="pattern-difference", baseline=NEUTRAL,
+                              free=free).scores
     assert relative(scores, want) < 1e-4
     plain = gimkit.attribute(NNsight(hf), prompt[0], target=TARGET, method="gradient", baseline=NEUTRAL, free=free)
     assert relative(plain.scores, want) > 0.05
@@ -88,7 +89,7 @@ def test_tokens(name):
 def test_layers(name):
     hf, prompt = build(name), prompt_of()
     model = NNsight(hf)
-    found = layer_scores(model, prompt, TARGET, method="atp*")
+    found = layer_scores(model, prompt, TARGET, method="pattern-difference")
     for layer in range(len(blocks_of(hf))):
         literal, seen = with_literal_attention(hf), []
 

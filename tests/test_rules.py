@@ -83,10 +83,10 @@ def check_both_ways(name, dtype, attn, to_oracle, to_each_other, monkeypatch):
         return by_blocks[-1]
 
     monkeypatch.setattr(backward_rules, "blocked_attention", watched)
-    got = check(name, gimkit.GIM, dtype, attn, to_oracle)
+    got = check(name, gimkit.RULES["gim"], dtype, attn, to_oracle)
     assert len(by_blocks) == LAYERS and all(output is not None for output in by_blocks)
     by_a_second_run(monkeypatch)
-    assert relative(got, check(name, gimkit.GIM, dtype, attn, to_oracle)) < to_each_other
+    assert relative(got, check(name, gimkit.RULES["gim"], dtype, attn, to_oracle)) < to_each_other
 
 
 @pytest.mark.parametrize(("name", "attn"), EVERY)
@@ -121,10 +121,10 @@ def test_the_two_branches_of_a_product_can_differ():
 def test_no_rule_is_a_no_op(name):
     """The control: leave one rule out of GIM, and the gradient differs from the oracle's whole GIM."""
     hf, ids = build(name), token_ids()
-    whole, _ = oracle_gradient(hf, ids, target, for_oracle(gimkit.GIM))
+    whole, _ = oracle_gradient(hf, ids, target, for_oracle(gimkit.RULES["gim"]))
     gated = any(block.products for block in architecture_of(NNsight(hf)).blocks)
     for part, settings in PARTS.items():
-        off = gimkit.GIM._replace(**{key: gimkit.Rules._field_defaults[key] for key in settings})
+        off = gimkit.RULES["gim"]._replace(**{key: gimkit.Rules._field_defaults[key] for key in settings})
         got, _ = gradient(gimkit.apply(NNsight(hf), off), ids)
         if part == "product" and not gated:
             assert relative(got, whole) < 1e-5
@@ -160,7 +160,7 @@ def test_padding_changes_nothing(name, side, either_way):
                                             ("gemma2", "eager"), ("gpt_oss", "eager")])
 def test_low_temperatures_with_left_padding(name, attn, temperature, either_way):
     """A float mask divided by a temperature below 1 leaves float32's range, and a padded row holds nothing else."""
-    hf, ids, rules = build(name, attn=attn), token_ids(2, 8), gimkit.GIM._replace(temperature=temperature)
+    hf, ids, rules = build(name, attn=attn), token_ids(2, 8), gimkit.RULES["gim"]._replace(temperature=temperature)
     mask = torch.ones_like(ids)
     mask[0, :3] = 0
     inputs = dict(attention_mask=mask, position_ids=(mask.cumsum(1) - 1).clamp(min=0))
@@ -184,7 +184,7 @@ def test_position_biases_are_tempered(name):
     """Sdpa adds to its scores the position_bias that a model, or here the caller, hands down to it."""
     hf, ids = build(name, attn="sdpa"), token_ids()
     bias = 2 * torch.randn(1, 4, 10, 10, generator=torch.Generator().manual_seed(0))
-    want, _ = oracle_gradient(hf, ids, target, for_oracle(gimkit.GIM), position_bias=bias)
+    want, _ = oracle_gradient(hf, ids, target, for_oracle(gimkit.RULES["gim"]), position_bias=bias)
     got, logits = gradient(gimkit.apply(NNsight(hf)), ids, position_bias=bias)
     assert torch.equal(logits, gradient(NNsight(hf), ids, position_bias=bias)[1])
     assert relative(got, want) < 1e-5
@@ -214,7 +214,8 @@ def test_bfloat16_stays_close(name):
     The weights are gentler than elsewhere: on steep ones bfloat16 itself moves plain autograd by up to 17%.
     """
     half, ids = build(name, torch.bfloat16, gain=0.5), token_ids()
-    want, _ = oracle_gradient(build(name, gain=0.5).to(torch.bfloat16).float(), ids, target, for_oracle(gimkit.GIM))
+    rules = for_oracle(gimkit.RULES["gim"])
+    want, _ = oracle_gradient(build(name, gain=0.5).to(torch.bfloat16).float(), ids, target, rules)
     got, _ = gradient(gimkit.apply(NNsight(half)), ids)
     assert torch.isfinite(got).all()
     assert relative(got.float(), want) < 0.03

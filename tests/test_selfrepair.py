@@ -365,7 +365,7 @@ def test_heads_are_those_of_literal_patching(name):
         hf, close = build(name, torch.float64), dict(rel=1e-4, abs=1e-4)
     else:
         hf, close = build(name), dict(rel=2e-2, abs=2e-3)
-    got = gimkit.head_repair(NNsight(hf), task, batch_size=3)
+    got = gimkit.selfrepair.head_repair(NNsight(hf), task, batch_size=3)
     for row, (layer, head) in ((0, (0, 1)), (1, (1, 3)), (3, (1, 0)), (4, (2, 2))):
         effects, answers = Literal(hf, task, row).repair(layer, head)
         i = got.heads.index(f"a{layer}.h{head}")
@@ -387,7 +387,7 @@ def test_heads_are_those_of_literal_patching(name):
 @pytest.mark.parametrize("name", ["gpt2", "gemma2"])
 def test_heads_total_is_exact_patching_and_answers_add_up(name):
     model, task = NNsight(build(name)), random_task()
-    got = gimkit.head_repair(model, task)
+    got = gimkit.selfrepair.head_repair(model, task)
     exact = gimkit.score_nodes(model, task, "exact")
     columns = [exact.nodes.index(head) for head in got.heads]
     assert torch.allclose(got.effects[..., EFFECTS.index("total")], exact.per_example[:, columns], atol=1e-5)
@@ -406,7 +406,7 @@ def test_a_head_that_changes_nothing_needs_no_repair():
     """The control: with equal prompts there is nothing to ablate."""
     task = random_task()
     same = Task(task.name, task.clean, task.clean, task.mask, task.good, task.bad, task.pairs)
-    got = gimkit.head_repair(NNsight(build("llama")), same)
+    got = gimkit.selfrepair.head_repair(NNsight(build("llama")), same)
     assert got.effects.abs().max() < 1e-4 and got.answers.abs().max() < 1e-4
 
 
@@ -414,7 +414,7 @@ def test_a_head_that_changes_nothing_needs_no_repair():
 def test_bfloat16_is_near(name):
     """Both measurements run in half precision, and come out near those of the same weights in float32."""
     half, full = (NNsight(build(name, torch.bfloat16, gain=0.7).to(dtype)) for dtype in (torch.bfloat16, torch.float32))
-    effects = [gimkit.head_repair(model, random_task()).effects for model in (half, full)]
+    effects = [gimkit.selfrepair.head_repair(model, random_task()).effects for model in (half, full)]
     assert (effects[0] - effects[1]).abs().mean() < 0.15 * effects[1].abs().mean()  # logits are rounded to 3 digits
     rows = [gimkit.self_repair(model, list(token_ids(2, 9)), threshold=0.2).rows for model in (half, full)]
     assert abs(len(rows[0]) - len(rows[1])) <= 3
@@ -423,18 +423,19 @@ def test_bfloat16_is_near(name):
 
 def test_batches_and_padding_change_no_head():
     model, task = NNsight(build("llama")), random_task()
-    whole = gimkit.head_repair(model, task)
+    whole = gimkit.selfrepair.head_repair(model, task)
     for size in (1, 2):
-        assert torch.allclose(gimkit.head_repair(model, task, batch_size=size).effects, whole.effects, atol=1e-4)
+        parts = gimkit.selfrepair.head_repair(model, task, batch_size=size)
+        assert torch.allclose(parts.effects, whole.effects, atol=1e-4)
     wider = [torch.nn.functional.pad(x, (0, 3), value=value) for x, value in
              ((task.clean, 7), (task.corrupt, 9), (task.mask, False))]
     padded = Task(task.name, *wider, task.good, task.bad, task.pairs)
-    assert torch.allclose(gimkit.head_repair(model, padded).answers, whole.answers, atol=1e-4)
+    assert torch.allclose(gimkit.selfrepair.head_repair(model, padded).answers, whole.answers, atol=1e-4)
 
 
 def test_heads_of_the_bundled_model_against_the_measurements_of_its_training(llama):
     model, task = llama
-    got = gimkit.head_repair(model, task)
+    got = gimkit.selfrepair.head_repair(model, task)
     frame, answers = got.frame().set_index("ablated"), got.answer_frame().set_index(["ablated", "part"])
     for row in phenomena.compensation(model._module, task, ablation="corrupt").itertuples():
         assert frame.direct[row.ablated] == pytest.approx(row.direct, abs=1e-3)
@@ -445,17 +446,17 @@ def test_heads_of_the_bundled_model_against_the_measurements_of_its_training(lla
 def test_bad_input_for_heads(llama):
     model, task = llama
     with pytest.raises(gimkit.GimkitError, match="no prompt pairs"):
-        gimkit.head_repair(model, task[:0])
+        gimkit.selfrepair.head_repair(model, task[:0])
     with pytest.raises(gimkit.GimkitError, match="is not a task"):
-        gimkit.head_repair(model, "Mary and John")
+        gimkit.selfrepair.head_repair(model, "Mary and John")
     with pytest.raises(gimkit.GimkitError, match="already carries"):
-        gimkit.head_repair(gimkit.apply(model), task)
+        gimkit.selfrepair.head_repair(gimkit.apply(model), task)
     with pytest.raises(gimkit.GimkitError, match="residual_multiplier"):
-        gimkit.head_repair(NNsight(build("granite")), random_task())
+        gimkit.selfrepair.head_repair(NNsight(build("granite")), random_task())
     hf = build("llama")
     hf.config.final_logit_softcapping = 1.0  # which this model's code does not know
     with pytest.raises(gimkit.GimkitError, match="does not reproduce the model's logits"):
-        gimkit.head_repair(NNsight(hf), random_task())
+        gimkit.selfrepair.head_repair(NNsight(hf), random_task())
 
 
 def test_both_survive_being_sent(llama):
@@ -463,5 +464,5 @@ def test_both_survive_being_sent(llama):
     model, task = llama
     task = task[:3]
     assert gimkit.self_repair(model, task, remote="local").rows.equals(gimkit.self_repair(model, task).rows)
-    near, far = (gimkit.head_repair(model, task, remote=remote) for remote in (False, "local"))
+    near, far = (gimkit.selfrepair.head_repair(model, task, remote=remote) for remote in (False, "local"))
     assert torch.equal(near.effects, far.effects) and torch.equal(near.answers, far.answers)

@@ -88,7 +88,7 @@ def test_orders_of_other_seeds_agree_within_their_intervals():
     model = gimkit.load("mini-llama")
     task = gimkit.tasks.ioi(model, n=8, seed=3)
     one, two = (shapley_nodes(model, task, orders=3, seed=seed) for seed in (0, 1))
-    assert gimkit.rank_correlation(one, two).value > 0.8
+    assert gimkit.circuits.rank_correlation(one, two).value > 0.8
     table = node_intervals(one, resamples=200)
     assert list(table.columns) == ["node", "score", "low", "high"] and len(table) == 26
     assert ((table.low <= table.score) & (table.score <= table.high)).all()

@@ -8,6 +8,7 @@ import torch
 from made_up import random_task
 from nnsight import NNsight
 from test_edits import tokenizer
+from test_rules import gradient
 from tiny import build, token_ids
 
 import gimkit
@@ -37,12 +38,12 @@ def half_of_the_edges(model, task):
 TOKENS = {
     **{f"attribute, {method}": lambda model, task, method=method:
        gimkit.attribute(model, IDS, 5, baseline=BASELINE, method=method, steps=3).scores
-       for method in ("gim", "relp", "ig", "deeplift", "atp*", "occlusion", "lime")},
+       for method in ("gim", "relp", "ig", "deeplift", "pattern-difference", "occlusion", "lime")},
     "attribute, forward": lambda model, task:
         gimkit.attribute(model, IDS, 5, baseline=BASELINE, backend="forward").scores,
-    "shapley": lambda model, task: gimkit.shapley(model, IDS[:4], 5, baseline=BASELINE).scores,
+    "shapley": lambda model, task: gimkit.tokens.shapley(model, IDS[:4], 5, baseline=BASELINE).scores,
     "token faithfulness": lambda model, task:
-        gimkit.token_faithfulness(model, [IDS], [torch.arange(6.0)], [5], baseline=BASELINE).without_best,
+        gimkit.tokens.token_faithfulness(model, [IDS], [torch.arange(6.0)], [5], baseline=BASELINE).without_best,
     "layers, gim": lambda model, task: layer_scores(model, IDS, 5),
     "layers, ig": lambda model, task: layer_scores(model, IDS, 5, method="ig", steps=2),
     "self-repair": lambda model, task: torch.tensor(gimkit.self_repair(model, [IDS]).rows["d12"].to_numpy()),
@@ -50,15 +51,15 @@ TOKENS = {
 }
 PAIRS = {
     **{f"nodes, {method}": lambda model, task, method=method: gimkit.score_nodes(model, task, method, steps=2).scores
-       for method in ("gim", "gradient", "ig-inputs", "ig-activations", "atp*", "exact")},
+       for method in ("gim", "gradient", "nap-ig", "ig-activations", "atp*", "exact")},
     "nodes, forward": lambda model, task: gimkit.score_nodes(model, task, backend="forward").scores,
     "node Shapley values": lambda model, task: circuits.shapley_nodes(model, task, orders=1).scores,
-    "neurons": lambda model, task: gimkit.score_neurons(model, task).scores,
+    "neurons": lambda model, task: gimkit.circuits.score_neurons(model, task).scores,
     **{f"edges, {method}": lambda model, task, method=method: gimkit.score_edges(model, task, method, steps=2).scores
        for method in ("gim", "gradient", "ig-activations", "gp")},
-    "edges among, forward": lambda model, task: circuits.score_edges_among(
-        model, task, ["input", "a0.h1", "m1", "logits"], backend="forward").scores,
-    "head repair": lambda model, task: gimkit.head_repair(model, task).effects.mean(0),
+    "edges among, forward": lambda model, task: gimkit.score_edges(
+        model, task, nodes=["input", "a0.h1", "m1", "logits"], backend="forward").scores,
+    "head repair": lambda model, task: gimkit.selfrepair.head_repair(model, task).effects.mean(0),
     "run": half_of_the_edges,
     "roles": lambda model, task: torch.tensor(circuits.head_roles(model, task)["writes_right"]),
 }
@@ -230,8 +231,13 @@ def test_weights_that_nnsight_has_not_loaded_yet(tmp_path):
     tokenizer().save_pretrained(tmp_path)
     lazy = gimkit.load(str(tmp_path), remote=True)
     assert lazy.device.type == "meta"
+    early = gimkit.apply(lazy)
     found = ENTRIES["attribute, gim"](lazy, None)
     assert torch.equal(found, ENTRIES["attribute, gim"](NNsight(hf), None))
+    loaded = lazy._module  # once, and for every copy
+    assert lazy.dispatched and torch.equal(found, ENTRIES["attribute, gim"](lazy, None)) and lazy._module is loaded
+    assert torch.equal(gradient(early, token_ids())[0], gradient(gimkit.apply(NNsight(hf)), token_ids())[0])
+    assert early._module is loaded
 
 
 # --- threads ---
@@ -256,6 +262,12 @@ def test_threads_take_turns(usual):
 
 
 # --- L3D ---
+
+
+def test_l3d_takes_models_of_any_dtype():
+    hf, ids, last = build("gpt2", torch.bfloat16), token_ids(4, 5), torch.full((4,), 4)
+    module = l3d.NextToken(NNsight(hf))
+    assert torch.allclose(module(*module.inputs(ids, last)), hf(ids).logits[:, -1], rtol=0.05, atol=0.05)
 
 
 def test_l3d_takes_no_edited_model():

@@ -7,6 +7,7 @@ from dataclasses import replace
 from random import Random
 
 import numpy
+import pandas
 import pytest
 import torch
 from made_up import random_task
@@ -17,6 +18,7 @@ from tokenizers import ByteLevelBPETokenizer, Regex, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 import gimkit
+from benchmarks import cards
 from benchmarks.training import corpus
 from benchmarks.training.train import build_tokenizer
 from gimkit import tasks
@@ -373,12 +375,12 @@ def everything(model, task):
     yield from (
         lambda: gimkit.score_nodes(model, task), lambda: gimkit.score_nodes(model, task, "exact"),
         lambda: gimkit.score_nodes(model, task, backend="forward"), lambda: gimkit.score_edges(model, task),
-        lambda: gimkit.score_edges(model, task, "exact"), lambda: gimkit.score_neurons(model, task),
-        lambda: gimkit.circuits.score_edges_among(model, task, ["m0", "logits"]),
+        lambda: gimkit.score_edges(model, task, "exact"), lambda: gimkit.circuits.score_neurons(model, task),
+        lambda: gimkit.score_edges(model, task, nodes=["m0", "logits"]),
         lambda: gimkit.run(model, task, edges.top(9)),
         lambda: gimkit.faithfulness(model, task, edges, absolute=True),
         lambda: gimkit.circuits.head_roles(model, task), lambda: gimkit.circuits.shapley_nodes(model, task),
-        lambda: gimkit.head_repair(model, task), lambda: gimkit.self_repair(model, task))
+        lambda: gimkit.selfrepair.head_repair(model, task), lambda: gimkit.self_repair(model, task))
 
 
 @pytest.mark.parametrize("change, message", [
@@ -406,7 +408,7 @@ def test_every_entry_point_refuses_the_same_tasks(change, message):
 def test_switches_are_switches_and_numbers_are_numbers(tmp_path):
     model, task = NNsight(build("llama")), random_task(2)
     edges, nodes, neurons = (score(model, task) for score in (gimkit.score_edges, gimkit.score_nodes,
-                                                               gimkit.score_neurons))
+                                                               gimkit.circuits.score_neurons))
     for act in (lambda: edges.top(3, absolute="signed"), lambda: edges.greedy(3, absolute="no"),
                 lambda: nodes.top(3, absolute=1), lambda: neurons.top(3, absolute="False"),
                 lambda: gimkit.faithfulness(model, task, edges, absolute="signed"),
@@ -428,7 +430,7 @@ def test_switches_are_switches_and_numbers_are_numbers(tmp_path):
         gimkit.score_edges(model, task, batch_size=1.0)
     for level in (95, 0, "0.9", float("nan")):
         with pytest.raises(GimkitError, match="level"):
-            gimkit.rank_correlation(nodes, nodes, level=level)
+            gimkit.circuits.rank_correlation(nodes, nodes, level=level)
     path = edges.top(200).save(tmp_path / "c.json")
     for old, new, message in (('"in_graph": true', '"in_graph": "False"', "in_graph of .* must be True or False"),
                               ('"n_heads": 4', '"n_heads": "4"', "n_heads must be a whole number"),
@@ -473,6 +475,12 @@ def test_a_failed_task_warns_once_before_its_circuits_are_believed():
     with pytest.warns(UserWarning, match="gets 62% of agreement's prompts right, less than 75%") as seen:
         gimkit.faithfulness(model, turned, edges, absolute=True, sizes=(0.1, 0.2))
     assert len(seen) == 1 and seen[0].filename == __file__
+
+
+def test_the_command_prints_every_card(tmp_path, capsys):
+    assert cards.main(["mini-gpt2", "-n", "2", "--seeds", "1", "--csv", str(tmp_path / "cards.csv")]) == 0
+    assert capsys.readouterr().out.count("2 prompt pairs of ") == len(cards.TASKS)
+    assert pandas.read_csv(tmp_path / "cards.csv").task.tolist() == list(cards.TASKS)
 
 
 @pytest.mark.smollm2

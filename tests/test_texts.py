@@ -159,7 +159,7 @@ def test_attribution_and_faithfulness_take_them(yes_sayer):
     texts = load_texts("fever", yes_sayer, 1, data=FEVER)
     scores = [gimkit.attribute(yes_sayer, *both) for both in zip(texts.prompts, texts.targets)]
     assert scores[0].target == "Yes" and scores[0].scores.shape == texts.prompts[0].shape
-    result = gimkit.token_faithfulness(yes_sayer, texts.prompts, scores, texts.targets)
+    result = gimkit.tokens.token_faithfulness(yes_sayer, texts.prompts, scores, texts.targets)
     assert result.full[0, 0] > 0 and result.comprehensiveness().isfinite().all()
 
 
@@ -170,7 +170,7 @@ def test_the_table_holds_each_methods_faithfulness(yes_sayer):
     for method in ("gim", "random"):
         scores = [gimkit.attribute(yes_sayer, *both, method=method, seed=i)
                   for i, both in enumerate(zip(texts.prompts, texts.targets))]
-        result = gimkit.token_faithfulness(yes_sayer, texts.prompts, scores, texts.targets)
+        result = gimkit.tokens.token_faithfulness(yes_sayer, texts.prompts, scores, texts.targets)
         row = table[(table.method == method) & (table.scale == "logit") & (table.measure == "sufficiency")]
         assert row.value.item() == pytest.approx(result.sufficiency().mean().item())
 

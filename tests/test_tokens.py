@@ -131,7 +131,7 @@ def test_a_prompt_of_one_token(name):
         with pytest.raises(gimkit.GimkitError, match=f"{method} fits a line over several tokens"):
             score(method)
     with pytest.raises(gimkit.GimkitError, match="prompt 0: this prompt has 1 token"):
-        gimkit.token_faithfulness(NNsight(build(name)), [[7]], [score("gim")], [5], baseline=NEUTRAL)
+        gimkit.tokens.token_faithfulness(NNsight(build(name)), [[7]], [score("gim")], [5], baseline=NEUTRAL)
 
 
 def test_without_a_tokenizer():
@@ -222,7 +222,8 @@ def test_unknown_words_are_named():
     edges = gimkit.score_edges(model, gimkit.tasks.ioi(model, n=4), "gim")
     curve = gimkit.faithfulness(model, gimkit.tasks.ioi(model, n=4), edges, absolute=True)
     for act in (lambda: gimkit.attribute(model, prompt, "Mary"), lambda: gimkit.tasks.pairs(**task),
-                lambda: gimkit.shapley(model, prompt, "Mary"), lambda: gimkit.explore(model, prompt, edges, curve),
+                lambda: gimkit.tokens.shapley(model, prompt, "Mary"),
+                lambda: gimkit.explore(model, prompt, edges, curve),
                 lambda: gimkit.self_repair(model, prompt)):
         with pytest.warns(UserWarning, match="does not know 'Eiffel', 'Tower'.*reads <unk> instead"):
             act()
@@ -285,16 +286,17 @@ def test_replaced_tokens_of_an_answer_of_several_tokens():
     assert occluded.tolist() == pytest.approx([value() - value(i) for i in range(7)], abs=1e-5)
     assert gimkit.attribute(model, PROMPT, method="ig", steps=400, **given).scores.sum().item() == pytest.approx(
         value() - value(*range(7)), rel=0.02)
-    worth = gimkit.shapley(model, PROMPT, free=[1, 2, 5], **given)
+    worth = gimkit.tokens.shapley(model, PROMPT, free=[1, 2, 5], **given)
     assert worth.metric == "log-probability"
     assert worth.scores.sum().item() == pytest.approx(value() - value(1, 2, 5), abs=1e-5)
-    kept = gimkit.token_faithfulness(model, [PROMPT], [occluded], [torch.tensor(RIGHT)], baseline=NEUTRAL)
+    kept = gimkit.tokens.token_faithfulness(model, [PROMPT], [occluded], [torch.tensor(RIGHT)], baseline=NEUTRAL)
     assert kept.full[0, 0].item() == pytest.approx(log_probability(hf, embed(PROMPT)[None], RIGHT).item(), rel=1e-5)
     assert kept.full[0, 1].item() == pytest.approx(kept.full[0, 0].exp().item(), rel=1e-5)
     assert kept.comprehensiveness().isnan().all() and kept.comprehensiveness("probability").isfinite().all()
 
 
-EVERY = ("gim", "gradient", "attnlrp", "ig", "deeplift", "atp*", "occlusion", "lime", "kernelshap", "random")
+EVERY = ("gim", "gradient", "attnlrp", "ig", "deeplift", "pattern-difference", "occlusion", "lime", "kernelshap",
+         "random")
 
 
 @pytest.mark.parametrize("backend", ["reverse", "forward"])
@@ -344,13 +346,13 @@ def test_who_takes_which_target():
     several, function = torch.tensor(RIGHT), lambda logits: logits[5]
     for name, target, act in (
             ("token_faithfulness", function,
-             lambda t: gimkit.token_faithfulness(model, [PROMPT], [scores], [t], **given)),
+             lambda t: gimkit.tokens.token_faithfulness(model, [PROMPT], [scores], [t], **given)),
             ("layer_scores", several, lambda t: layer_scores(model, PROMPT, t)),
             ("layer_faithfulness", several, lambda t: layer_faithfulness(model, [PROMPT], [layers], [t])),
             ("layer_faithfulness", function, lambda t: layer_faithfulness(model, [PROMPT], [layers], [t]))):
         with pytest.raises(gimkit.GimkitError, match=f"{name} does not explain"):
             act(target)
-    for method in ("gim", "ig", "atp*"):
+    for method in ("gim", "ig", "pattern-difference"):
         assert relative(layer_scores(model, PROMPT, function, method=method, steps=2),
                         layer_scores(model, PROMPT, 5, method=method, steps=2)) < 1e-5
 
@@ -364,8 +366,9 @@ def entry_points(model):
         "attribute": lambda prompt, target=5, **more: gimkit.attribute(model, prompt, target, baseline=NEUTRAL, **more),
         "occlusion": lambda prompt, target=5, **more: gimkit.attribute(model, prompt, target, method="occlusion",
                                                                        baseline=NEUTRAL, **more),
-        "shapley": lambda prompt, target=5, **more: gimkit.shapley(model, prompt, target, baseline=NEUTRAL, **more),
-        "token_faithfulness": lambda prompt, target=5: gimkit.token_faithfulness(
+        "shapley": lambda prompt, target=5, **more: gimkit.tokens.shapley(model, prompt, target, baseline=NEUTRAL,
+                                                                          **more),
+        "token_faithfulness": lambda prompt, target=5: gimkit.tokens.token_faithfulness(
             model, [prompt], [torch.ones(7)], [target], baseline=NEUTRAL),
         "layer_scores": lambda prompt, target=5: layer_scores(model, prompt, target),
         "layer_faithfulness": lambda prompt, target=5: layer_faithfulness(model, [prompt], [torch.ones(3, 7)],
@@ -421,8 +424,9 @@ def test_rules_that_are_none_are_refused_everywhere(rules):
     for act in (lambda: gimkit.apply(model, wrong), lambda: gimkit.score_nodes(model, task, wrong),
                 lambda: gimkit.attribute(model, PROMPT, 5, method=wrong, baseline=NEUTRAL),
                 lambda: gimkit.attribute(model, PROMPT, 5, method=wrong, baseline=NEUTRAL, backend="forward"),
-                lambda: gimkit.score_edges(model, task, wrong), lambda: gimkit.score_neurons(model, task, wrong),
-                lambda: gimkit.circuits.score_edges_among(model, task, ["m0", "logits"], wrong, backend="forward")):
+                lambda: gimkit.score_edges(model, task, wrong),
+                lambda: gimkit.circuits.score_neurons(model, task, wrong),
+                lambda: gimkit.score_edges(model, task, wrong, nodes=["m0", "logits"], backend="forward")):
         with pytest.raises(gimkit.GimkitError, match=f"{next(iter(rules))}.* must be (above 0|a finite|True or)"):
             act()
 
@@ -431,8 +435,8 @@ def test_faithfulness_refuses_what_belongs_elsewhere():
     model = with_tokenizer()
     of_other = gimkit.attribute(model, "w3 w4 w5 w6", "w8")
     with pytest.raises(gimkit.GimkitError, match="prompt 0: the scores are of another prompt, 'w3 w4 w5 w6'"):
-        gimkit.token_faithfulness(model, ["w3 w4 w9 w6"], [of_other], ["w8"])
-    result = gimkit.token_faithfulness(model, ["w3 w4 w5 w6"], [of_other], ["w8"])
+        gimkit.tokens.token_faithfulness(model, ["w3 w4 w9 w6"], [of_other], ["w8"])
+    result = gimkit.tokens.token_faithfulness(model, ["w3 w4 w5 w6"], [of_other], ["w8"])
     with pytest.raises(gimkit.GimkitError, match="zero_filled must be True or False, not 'no'"):
         result.comprehensiveness(zero_filled="no")
     for level in (95, 0, 1.0, float("nan")):

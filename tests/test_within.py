@@ -141,7 +141,7 @@ def neuron_place(hf, layer, neuron):
 @pytest.mark.parametrize("name", ["gpt2", "gpt_neox", "stablelm", "opt"])
 def test_neuron_gradient_is_the_slope_of_the_metric(name):
     hf, task, step = build(name, torch.float64), random_task()[3:4], 1e-5
-    got = gimkit.score_neurons(NNsight(hf), task, "gradient").scores
+    got = gimkit.circuits.score_neurons(NNsight(hf), task, "gradient").scores
     clean, corrupt = rows(task, 0)
     for layer, neuron in ((0, 0), (1, 7), (2, got.shape[1] - 1)):
         place = neuron_place(hf, layer, neuron)
@@ -160,7 +160,7 @@ def test_neurons_add_up_to_their_mlp(name, method):
     for metric in ("logit", "probability"):
         nodes = gimkit.score_nodes(model, task, method, metric=metric)
         want = torch.stack([nodes.scores[nodes.nodes.index(f"m{layer}")] for layer in range(3)])
-        assert relative(gimkit.score_neurons(model, task, method, metric=metric).scores.sum(1), want) < 1e-5
+        assert relative(gimkit.circuits.score_neurons(model, task, method, metric=metric).scores.sum(1), want) < 1e-5
 
 
 @pytest.mark.parametrize("name", ["llama", "phi3"])
@@ -169,7 +169,7 @@ def test_gims_halves_do_not_shrink_a_neuron(name):
     hf, task, layer = build(name, torch.float64), random_task()[3:4], 2
     with torch.no_grad():
         hf.model.layers[layer].mlp.down_proj.weight *= 1e-3
-    got = gimkit.score_neurons(NNsight(hf), task, gimkit.Rules(gate=0.5, up=0.5)).scores[layer, :12]
+    got = gimkit.circuits.score_neurons(NNsight(hf), task, gimkit.Rules(gate=0.5, up=0.5)).scores[layer, :12]
     corrupt, exact = rows(task, 0)[1], []
     before = literal_metric(hf, task.clean, task, 0)
     for neuron in range(12):
@@ -185,16 +185,16 @@ def test_gims_halves_do_not_shrink_a_neuron(name):
 @pytest.mark.parametrize("method", ["gim", "gradient"])
 def test_neurons_do_not_depend_on_batches_and_padding(method):
     model, task = NNsight(build("llama")), random_task()
-    whole = gimkit.score_neurons(model, task, method).scores
+    whole = gimkit.circuits.score_neurons(model, task, method).scores
     assert whole.shape == (3, 48)
     for size in (1, 2):
-        assert relative(gimkit.score_neurons(model, task, method, batch_size=size).scores, whole) < 1e-5
-    assert relative(gimkit.score_neurons(model, padded_further(task), method).scores, whole) < 1e-5
+        assert relative(gimkit.circuits.score_neurons(model, task, method, batch_size=size).scores, whole) < 1e-5
+    assert relative(gimkit.circuits.score_neurons(model, padded_further(task), method).scores, whole) < 1e-5
 
 
 def test_neuron_tables():
     model, task = NNsight(build("llama")), random_task()
-    neurons = gimkit.score_neurons(model, task)
+    neurons = gimkit.circuits.score_neurons(model, task)
     frame = neurons.frame()
     assert list(frame.columns) == ["task", "method", "metric", "node", "layer", "neuron", "score"]
     assert len(frame) == 3 * 48
@@ -212,21 +212,21 @@ def test_neuron_tables():
 def test_neurons_refuse_bad_input():
     model, task = NNsight(build("gpt2")), random_task()
     with pytest.raises(gimkit.GimkitError, match="unknown method 'exact'; use a gimkit.Rules, or one of [^*]*relp$"):
-        gimkit.score_neurons(model, task, "exact")
+        gimkit.circuits.score_neurons(model, task, "exact")
     with pytest.raises(gimkit.GimkitError, match="unknown metric"):
-        gimkit.score_neurons(model, task, metric="KL")
+        gimkit.circuits.score_neurons(model, task, metric="KL")
     with pytest.raises(gimkit.GimkitError, match="zero at the clean run"):
-        gimkit.score_neurons(model, task, metric="kl")
+        gimkit.circuits.score_neurons(model, task, metric="kl")
     with pytest.raises(gimkit.GimkitError, match="batch_size"):
-        gimkit.score_neurons(model, task, batch_size=0)
+        gimkit.circuits.score_neurons(model, task, batch_size=0)
     with pytest.raises(gimkit.GimkitError, match="is not a task"):
-        gimkit.score_neurons(model, "ioi")
+        gimkit.circuits.score_neurons(model, "ioi")
     with pytest.raises(gimkit.GimkitError, match="already carries"):
-        gimkit.score_neurons(gimkit.apply(model), task)
+        gimkit.circuits.score_neurons(gimkit.apply(model), task)
     for name in ("mixtral", "qwen3_moe", "deepseek_v3"):
         with pytest.raises(gimkit.GimkitError, match="experts"):
-            gimkit.score_neurons(NNsight(build(name)), task)
+            gimkit.circuits.score_neurons(NNsight(build(name)), task)
     with torch.no_grad():
         model.transformer.h[1].mlp.c_fc.weight[0] = torch.nan
     with pytest.raises(gimkit.GimkitError, match="NaN"):
-        gimkit.score_neurons(model, task)
+        gimkit.circuits.score_neurons(model, task)

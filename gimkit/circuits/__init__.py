@@ -1,7 +1,7 @@
 """Which parts of a model do a task, and how to test the answer."""
 
 from gimkit.circuits import known
-from gimkit.circuits.among import ChosenEdges, score_edges_among
+from gimkit.circuits.chosen_edges import ChosenEdges
 from gimkit.circuits.circuit import Circuit
 from gimkit.circuits.edges import EdgeScores, score_edges
 from gimkit.circuits.faithfulness import Curve, auroc, faithfulness, precision_recall, rank_correlation
@@ -15,4 +15,4 @@ from gimkit.statistics import Interval
 
 __all__ = ["ChosenEdges", "Circuit", "Curve", "EdgeScores", "Graph", "Interval", "NeuronScores", "NodeScores", "auroc",
            "faithfulness", "head_roles", "known", "node_intervals", "precision_recall", "rank_correlation", "run",
-           "score_edges", "score_edges_among", "score_neurons", "score_nodes", "shapley_nodes"]
+           "score_edges", "score_neurons", "score_nodes", "shapley_nodes"]

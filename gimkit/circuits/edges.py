@@ -1,6 +1,7 @@
 """How much each edge of a model matters for a task: every scoring method."""
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import torch
 from tqdm.auto import tqdm
 
 from gimkit.circuits import mib_files
+from gimkit.circuits.chosen_edges import ChosenEdges, edges_among, forward_chosen
 from gimkit.circuits.circuit import Circuit
 from gimkit.circuits.integration_points import points
 from gimkit.circuits.metric import check_slope, metric_of
@@ -22,12 +24,12 @@ from gimkit.model.residual_stream import ResidualStream, graph_of, residual_stre
 from gimkit.remote import in_session, in_trace
 from gimkit.results import Result
 from gimkit.rules import GIM, PLAIN, RULES, Rules, rules_of
-from gimkit.tasks.task import answer_rows, answers_of, check_task
+from gimkit.tasks.task import answer_rows, answers_of, check_task, per_pair
 
 AVERAGED = {"ig-inputs": PLAIN, "gim-ig": GIM, "ig-activations": PLAIN, "clean-corrupted": PLAIN, "gp": PLAIN}
 METHODS = (*RULES, *AVERAGED, "exact", "random")
 NO_FORWARD = ("forward mode would need a row for each of {} edges; score nodes, or the edges among a few of them with "
-              "gimkit.circuits.score_edges_among, by any rules ('gim', 'gradient', 'relp', ...)")
+              "score_edges(..., nodes=[...]), by any rules ('gim', 'gradient', 'relp', ...)")
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,8 +120,8 @@ class EdgeScores(Result):
 
 
 def score_edges(model, task, method: str | Rules = "gim", *, metric: str = "logit", steps: int = 5,
-                batch_size: int | None = None, seed: int = 0, backend: str = "auto",
-                remote: bool | str = False) -> EdgeScores:
+                nodes: Sequence[str] | None = None, batch_size: int | None = None, seed: int = 0,
+                backend: str = "auto", remote: bool | str = False) -> "EdgeScores | ChosenEdges":
     """Score every edge of a model on a task, each head's queries, keys and values apart.
 
     >>> edges = gimkit.score_edges(model, gimkit.tasks.ioi(model, n=64), method="gim")
@@ -143,10 +145,14 @@ def score_edges(model, task, method: str | Rules = "gim", *, metric: str = "logi
 
     metric: "logit", "probability", "kl" or "kl-mean", as in `score_nodes`. The divergences' gradient is zero at the
     clean run, so "gradient", other rules, and "ig-activations" with one step are refused them.
+    nodes: names of nodes, "input", "a0.h1", "m2", "logits": only the edges among them are scored, by any rules, and the
+        result is a `ChosenEdges`. "reverse" takes them out of all edges' scores. "forward" needs no autograd: what each
+        source writes to the residual stream is a row, and so is each edge, whose tangent starts where its target reads;
+        a forward pass of 3 + sources + edges rows a pair, batch_size 32 pairs unless told otherwise.
     model: an unedited nnsight model. task: a `gimkit.tasks.Task`. batch_size: prompt pairs at a time (no effect on
     the result); None: as many as keep about 2^26 numbers (256 MiB in float32) for the backward pass, at most 64.
     backend: all edges need a backward pass; "forward" is refused, and so is a server that refuses gradients
-        (`score_edges_among` scores the edges among a few nodes there).
+        (give nodes= there).
     remote: as in `gimkit.attribute`.
     Memory: what the backward pass keeps, about 32 widths per layer for each token of a pair's rows (2, or as many as
     there are points and the clean and corrupt runs); sources meet targets a few positions at a time. A pair of a
@@ -171,6 +177,8 @@ def score_edges(model, task, method: str | Rules = "gim", *, metric: str = "logi
     w = residual_stream_of(model)
     check_unedited(model)
     graph = graph_of(w)
+    if nodes is not None:
+        return _among(model, graph, task, nodes, method, metric, batch_size, backend, remote)
     if method == "random":
         scores = torch.randn(graph.real.shape, generator=torch.Generator().manual_seed(seed)) * graph.real
     elif method == "exact":
@@ -183,17 +191,39 @@ def score_edges(model, task, method: str | Rules = "gim", *, metric: str = "logi
     return EdgeScores(task.name, label, graph, scores, metric)
 
 
+def _among(model, graph: Graph, task, nodes: Sequence[str], method: str | Rules, metric: str,
+           batch_size: int | None, backend: str, remote: bool | str) -> ChosenEdges:
+    """Scores of the edges among these nodes: out of all edges' scores, or in forward mode."""
+    if method in METHODS and method not in RULES:
+        raise GimkitError(f"{method} scores all edges at once: leave nodes= out, or use any rules ('gim', 'gradient', "
+                          "'relp', ...)")
+    places = edges_among(graph, nodes)
+
+    def reverse():
+        whole = score_edges(model, task, method, metric=metric, batch_size=batch_size, backend="reverse", remote=remote)
+        return torch.stack([whole.scores[place] for place in places.values()])
+
+    def forward():
+        found = forward_chosen(model, graph, answer_rows(task), rules_of(method), metric, list(places.values()),
+                               batch_size or 32, remote)
+        return per_pair(task, found).mean(0)
+
+    scores = in_either_mode(model, backend, reverse, forward, remote)
+    require_finite(scores)
+    return ChosenEdges(task.name, method if isinstance(method, str) else "own rules", tuple(places), scores, metric)
+
+
 def _gradients(model, w: ResidualStream, task, method, metric, steps: int, batch_size: int | None,
                remote: bool) -> torch.Tensor:
     rules = AVERAGED[method] if method in AVERAGED else rules_of(method)
     edited, total = apply(model, rules), 0
     label = method if isinstance(method, str) else "own rules"
-    rows = 2 + points(method, steps, 1, len(w.layers), end=1)[0]["extra"]
+    rows = 2 + points(method, steps, 1, len(w.layers))[0]["extra"]
     batch_size = batch_size or _pairs_at_once(w, task.clean.shape[1], rows)
     for start in tqdm(range(0, len(task), batch_size), desc=f"{task.name} {label}", delay=2, leave=False):
         batch = task[start:start + batch_size]
         b, answers = len(batch), (metric, *answers_of(batch))
-        for chunk in points(method, steps, b, len(w.layers), end=1):
+        for chunk in points(method, steps, b, len(w.layers)):
             ids = torch.cat([batch.clean, batch.corrupt, batch.clean.repeat(chunk["extra"], 1)])
             arguments = (w, rules.freeze_norm, b, *answers, chunk["rows"])
             if method == "gp":

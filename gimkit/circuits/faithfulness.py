@@ -27,7 +27,7 @@ SIZES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)  # MIB's sha
 def rank_correlation(scores, truth, *, level: float = 0.95, resamples: int = 999, seed: int = 0) -> Interval:
     """Spearman's rank correlation of two methods' mean node scores, with a bootstrap interval over examples.
 
-    >>> print(gimkit.rank_correlation(nodes, gimkit.score_nodes(model, task, method="exact")))
+    >>> print(gimkit.circuits.rank_correlation(nodes, gimkit.score_nodes(model, task, method="exact")))
     0.93 [0.91, 0.95]
 
     scores, truth: `NodeScores` with the same nodes and examples; "input" is left out, for it is no component.

@@ -1,13 +1,13 @@
 """Where averaged gradients are taken: rows of a batch beyond its clean and corrupt ones."""
 
 
-def points(method: str, steps: int, b: int, layers: int, end: int) -> list[dict]:
+def points(method: str, steps: int, b: int, layers: int) -> list[dict]:
     """Which groups of b rows each trace holds beyond clean and corrupt, and at which the gradient is taken.
 
-    >>> points("ig-inputs", steps=2, b=8, layers=5, end=1)
+    >>> points("ig-inputs", steps=2, b=8, layers=5)
     [{'extra': 1, 'rows': [8, 16], 'shares': [0.5], 'between': {}, 'weight': 1.0}]
 
-    end: the end of the path of "ig-inputs" that counts, beside the points inside: 0 clean, 1 corrupt.
+    "ig-inputs" counts the corrupt end of the path beside the points inside, "nap-ig" the clean one.
     extra: how many groups. rows: first rows at which the gradient is taken. shares: where between the corrupt (0) and
     the clean (1) embedding the extra rows are. between: {(layer, part): {first row: share}} likewise of a part's
     output. weight: of the trace in the mean.
@@ -15,8 +15,9 @@ def points(method: str, steps: int, b: int, layers: int, end: int) -> list[dict]
     one = {"extra": 0, "rows": [0], "shares": [], "between": {}, "weight": 1.0}
     if method == "clean-corrupted":
         return [one | {"rows": [0, b]}]
-    if method in ("ig-inputs", "gim-ig"):
-        return [one | {"extra": steps - 1, "rows": [end * b, *((1 + k) * b for k in range(1, steps))],
+    if method in ("ig-inputs", "gim-ig", "nap-ig"):
+        end = 0 if method == "nap-ig" else b  # the first clean row, or the first corrupt one
+        return [one | {"extra": steps - 1, "rows": [end, *((1 + k) * b for k in range(1, steps))],
                        "shares": [k / steps for k in range(1, steps)]}]
     if method == "gp":
         return [one | {"extra": steps, "rows": [(2 + k) * b for k in range(steps)]}]

@@ -25,4 +25,4 @@ def check_slope(metric: str, method: str) -> None:
     """Refuse a divergence to a method that takes gradients at the clean run only: it is least there."""
     if metric in DIVERGENCES:
         raise GimkitError(f"the gradient of {metric} is zero at the clean run, the only place where {method} takes it; "
-                          "use method ig-inputs or exact, or another metric")
+                          "use method ig-inputs or exact (nodes: nap-ig or exact), or another metric")

@@ -21,7 +21,7 @@ from gimkit.tasks.task import answer_rows, check_task, rows_of
 class NeuronScores(Result):
     """One score per MLP neuron; positive means that corrupting the neuron hurts.
 
-    >>> neurons = gimkit.score_neurons(model, task)
+    >>> neurons = gimkit.circuits.score_neurons(model, task)
     >>> neurons.top(2, absolute=True).columns.tolist()
     ['task', 'method', 'metric', 'node', 'layer', 'neuron', 'score']
 
@@ -57,7 +57,7 @@ def score_neurons(model, task, method: str | Rules = "gim", *, metric: str = "lo
                   batch_size: int = 32, remote: bool | str = False) -> NeuronScores:
     """Score every neuron of every MLP of a model on a task, from one forward and one backward pass.
 
-    >>> neurons = gimkit.score_neurons(model, gimkit.tasks.ioi(model, n=64), method="gim")
+    >>> neurons = gimkit.circuits.score_neurons(model, gimkit.tasks.ioi(model, n=64), method="gim")
     >>> neurons.scores.shape                                     # 5 layers of 352 neurons
     torch.Size([5, 352])
 

@@ -131,7 +131,7 @@ class NodeScores(Result):
         return node_grid(self, ax=ax)
 
 
-METHODS = (*RULES, "ig-inputs", "ig-activations", "atp*", "exact", "random")
+METHODS = (*RULES, "nap-ig", "ig-activations", "atp*", "exact", "random")
 NO_FORWARD = ("{} has no forward mode, which knows gradients at the clean run alone; use any rules ('gim', 'gradient', "
               "'relp', ...), or 'exact', which needs no gradient")
 
@@ -148,7 +148,7 @@ def score_nodes(model, task, method: str | Rules = "gim", *, metric: str = "logi
     method: "exact" replaces each node's output by its value on the corrupt prompt and reports by how much the metric
         falls. Any rules ("gim", "gradient", "relp", ..., or a `gimkit.Rules`) estimate that from one forward and one
         backward pass: <clean - corrupt output, gradient at the clean run>, summed over positions.
-        "ig-inputs" (NAP-IG): the gradient is the mean over the embeddings corrupt + k/steps (clean - corrupt),
+        "nap-ig" (NAP-IG): the gradient is the mean over the embeddings corrupt + k/steps (clean - corrupt),
         k = 1 .. steps. "ig-activations": the embedding, each attention and each MLP in turn is put at
         corrupt + k/steps (clean - corrupt); mean over all these runs, for every node.
         "atp*": "gradient" for the embedding, heads and MLPs, and three more nodes for each head, its queries, keys and
@@ -191,7 +191,8 @@ def score_nodes(model, task, method: str | Rules = "gim", *, metric: str = "logi
     check_unedited(model)
     names = nodes_of(parts)
     label = method if isinstance(method, str) else "own rules"
-    if isinstance(method, Rules) or method in (*RULES, "atp*") or (steps == 1 and str(method).startswith("ig-")):
+    at_clean = method in (*RULES, "atp*") or steps == 1 and method in ("nap-ig", "ig-activations")
+    if isinstance(method, Rules) or at_clean:
         check_slope(metric, label)
     if method == "random":
         values = torch.randn(len(names), generator=torch.Generator().manual_seed(seed)).repeat(len(task), 1)
@@ -239,13 +240,13 @@ def batches(task, metric: str, batch_size: int, label: str):
 
 
 def _gradients(model, parts, task, method, metric, steps: int, batch_size: int, remote: bool) -> torch.Tensor:
-    edited = apply(model, PLAIN if method in ("ig-inputs", "ig-activations", "atp*") else rules_of(method))
+    edited = apply(model, PLAIN if method in ("nap-ig", "ig-activations", "atp*") else rules_of(method))
     blocks = [(block.output, block.mlp, *norms, block.attention if method == "atp*" else None)
               for block, norms in zip(parts.blocks, norms_after(parts))]
     per_example = []
     for batch, answers in batches(task, metric, batch_size, method if isinstance(method, str) else "own rules"):
         total = 0
-        for chunk in points(method, steps, len(batch), len(blocks), end=0):
+        for chunk in points(method, steps, len(batch), len(blocks)):
             ids = torch.cat([rows_of(batch), batch.clean.repeat(chunk["extra"], 1)])
             found = in_trace(edited, ids, node_scores, parts.embedding, blocks, parts.n_heads, len(batch), *answers,
                              chunk["rows"], chunk["shares"], chunk["between"], remote=remote)

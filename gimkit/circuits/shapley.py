@@ -31,8 +31,8 @@ def shapley_nodes(model, task, *, orders: int = 8, seed: int = 0, batch_size: in
     positions, what the corrupt prompt makes of them; those inside answer to what they read. Each example draws `orders`
     orders of its own, and each order is walked in both directions, so that interactions of pairs are shared exactly.
     "input" is what the clean embedding does before any head or MLP turns clean, so scores sum to the clean metric
-    minus the corrupt one, in every example. Intervals over examples (`node_intervals`, `gimkit.rank_correlation`)
-    therefore hold the sampling error too.
+    minus the corrupt one, in every example. Intervals over examples (`node_intervals`, `rank_correlation`) therefore
+    hold the sampling error too.
     batch_size: prompt pairs per forward; it does not change the result. seed: of the orders.
     remote: as in `gimkit.attribute`.
     Raises GimkitError for an edited model, NaN.

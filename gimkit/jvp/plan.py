@@ -16,7 +16,7 @@ REVERSE = "use backend='reverse' where gradients are allowed"
 def plan_of(model, rules: Rules) -> dict:
     """Every place that forward mode reads or writes, in the order of the forward pass.
 
-    >>> plan_of(gimkit.load("mini-llama"), gimkit.GIM)["blocks"][0]["rotary"]
+    >>> plan_of(gimkit.load("mini-llama"), gimkit.RULES["gim"])["blocks"][0]["rotary"]
     'apply_rotary_pos_emb_0'
 
     Raises GimkitError for an edited model, and for an architecture whose parts it could not linearise.

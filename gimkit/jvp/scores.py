@@ -6,11 +6,10 @@ import torch
 
 from gimkit.interventions.jvp import task_scores_of, token_scores_of
 from gimkit.jvp.plan import plan_of
-from gimkit.model.apply import resolve
 from gimkit.model.architecture import projections
 from gimkit.model.prompt import Question
 from gimkit.remote import in_session
-from gimkit.rules import PLAIN, Rules
+from gimkit.rules import PLAIN, Rules, rules_of
 
 NUMBERS = 2**26  # that the rows of one forward may hold at once in its widest place
 LARGE = 2**29  # bytes to a server and back that are worth a word
@@ -22,7 +21,7 @@ def forward_token_scores(model, asked: Question, method: str | Rules, steps: int
     Each free token's change from the neutral embedding is pushed to the logits as a row of its own, so n tokens cost a
     forward of n + 2 rows (n + 1 for each step of "ig", and one).
     """
-    rules = PLAIN if method == "ig" else resolve(method)
+    rules = PLAIN if method == "ig" else rules_of(method)
     plan, (_, neutral, answers, free) = plan_of(model, rules), asked
     row = asked.rows(asked.ids[None])[0]
     seq, free = len(row), torch.nn.functional.pad(free, (0, len(asked.forced)))

@@ -14,7 +14,7 @@ from gimkit.interventions.backward_rules import (
 )
 from gimkit.interventions.weights import holds_weight
 from gimkit.model.architecture import Architecture, architecture_of, projections
-from gimkit.rules import RULES, Rules, checked_rules
+from gimkit.rules import RULES, Rules, rules_of
 
 
 def apply(model, rules: Rules | str = "gim"):
@@ -34,13 +34,13 @@ def apply(model, rules: Rules | str = "gim"):
     Source: arXiv 2505.17630. Unlike the authors' package, every rule acts with sdpa, eager and flash attention
     alike, RMSNorm and q/k norms included, and Gemma's softcaps keep their own derivative.
     """
-    rules, architecture = resolve(rules), architecture_of(model)
+    rules, architecture = rules_of(rules), architecture_of(model)
     check_unedited(model)
     check_differentiable(model, architecture)
     places = plan(architecture, rules)
     first = len(model._edits)
     edited = model._shallow_copy()
-    edited.__class__ = traced_only(type(model))
+    edited.__class__, edited._original = traced_only(type(model)), model
     for act, path, arguments in (place for group in places.values() for place in group):
         _place(edited, act, path, arguments)
     edited._gimkit = Record(
@@ -77,9 +77,13 @@ def traced_only(kind: type) -> type:
 
         pipe = generate
 
+        def dispatch(self):  # weights are loaded once, for the original and all its copies
+            self._original.dispatch()
+            self._module, self.dispatched = self._original._module, True
+
         def __reduce_ex__(self, protocol):  # a server knows nnsight's class only
-            make, (_, *rest), *state = super().__reduce_ex__(0)
-            return make, (kind, *rest), *state
+            make, (_, *rest), state = super().__reduce_ex__(0)
+            return make, (kind, *rest), {key: value for key, value in state.items() if key != "_original"}
 
         def _remoteable_class(self):
             plain = self._shallow_copy()
@@ -127,21 +131,6 @@ def _place(edited, act, path: str, arguments: tuple) -> None:
         act(edited.get(path), *arguments)
 
 
-def resolve(rules: Rules | str) -> Rules:
-    """Rules from their name, or given ones with every setting checked.
-
-    >>> resolve("freeze").freeze_norm
-    True
-
-    Raises GimkitError for an unknown name, listing those that exist, and as `gimkit.rules.checked_rules`.
-    """
-    if isinstance(rules, Rules):
-        return checked_rules(rules)
-    if isinstance(rules, str) and rules in RULES:
-        return RULES[rules]
-    raise GimkitError(f"unknown rules {rules!r}; use a gimkit.Rules, or one of {', '.join(RULES)}")
-
-
 def plan(architecture: Architecture, rules: Rules) -> dict[str, list[tuple]]:
     """Which function acts at which module: {rule: [(function, path, arguments), ...]}, only for rules that are on."""
     places = {}
@@ -186,7 +175,7 @@ def remove(model):
     plain = model._shallow_copy()
     plain.__class__ = type(model).__base__
     plain._edits = model._edits[:first] + model._edits[last:]
-    del plain._gimkit
+    del plain._gimkit, plain._original
     return plain
 
 

@@ -46,7 +46,7 @@ def demo(name: str, n: int = 64, seed: int = 0) -> None:
     table = pandas.DataFrame({"node": exact.nodes} | {s.method: s.scores.tolist() for s in (exact, *estimates)})
     table = table[table.node != "input"].sort_values("exact", key=abs, ascending=False)
     print(shown(table.head(10)))
-    correlations = {s.method: gimkit.rank_correlation(s, exact) for s in estimates}
+    correlations = {s.method: gimkit.circuits.rank_correlation(s, exact) for s in estimates}
     print(f"   Rank correlation with exact patching over all {len(table)} heads and MLPs (95% bootstrap interval):")
     for method, interval in correlations.items():
         print(f"     {method:<10} {interval}")

@@ -124,7 +124,7 @@ def circuit_size(edges, curve, roles=None) -> ipywidgets.VBox:
 def repair_explorer(scores, heads) -> ipywidgets.VBox:
     """A choice of layer and head; shows its attention rows among all, and who answers when the head is ablated.
 
-    >>> explorer = repair_explorer(gimkit.self_repair(model, task[:8]), gimkit.head_repair(model, task[:8]))
+    >>> explorer = repair_explorer(gimkit.self_repair(model, task[:8]), gimkit.selfrepair.head_repair(model, task[:8]))
 
     scores: `SelfRepair`. heads: `HeadRepair` of the same model.
     """

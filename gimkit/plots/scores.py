@@ -41,7 +41,7 @@ def method_scatter(scores, exact, ax=None):
 
     scores, exact: `NodeScores` of the same nodes and examples. The nodes that exact patching finds most important are
     named, as far as names find room. The title holds Spearman's rank correlation with its bootstrap interval
-    (`gimkit.rank_correlation`).
+    (`gimkit.circuits.rank_correlation`).
     ax: matplotlib axes, made when None. Returns the axes.
     Raises GimkitError when nodes or examples differ.
     """

@@ -59,7 +59,7 @@ def _two_colours(frame, x, y, repair, ax, xlabel: str, ylabel: str, head: str | 
 def direct_against_total(repair, ax=None):
     """The total against the direct effect of ablating each head, as measured and with the final norm frozen.
 
-    >>> ax = direct_against_total(gimkit.head_repair(model, task[:8]))
+    >>> ax = direct_against_total(gimkit.selfrepair.head_repair(model, task[:8]))
 
     repair: `HeadRepair`; means over examples in logits, bars are 95% bootstrap intervals over examples of
     direct - total. On the dashed diagonal nobody answers; for positive effects, below it the rest of the model makes up
@@ -90,7 +90,7 @@ def direct_against_total(repair, ax=None):
 def head_answers(repair, head: str, ax=None, most: int = 8):
     """A bar per part: by how much it makes up for one ablated head.
 
-    >>> ax = head_answers(gimkit.head_repair(model, task[:8]), "a4.h2")
+    >>> ax = head_answers(gimkit.selfrepair.head_repair(model, task[:8]), "a4.h2")
 
     repair: `HeadRepair`. head: the ablated head's name. The `most` largest answers in logits, largest first, the others
     together; all bars sum to direct - total. ax: matplotlib axes, made when None. Returns the axes.

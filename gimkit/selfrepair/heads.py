@@ -23,7 +23,7 @@ EFFECTS = ("direct", "direct_live", "total", "total_frozen")
 class HeadRepair(Result):
     """What ablating each head costs directly and in all, and which parts answer; in logits.
 
-    >>> repair = gimkit.head_repair(model, task[:8])
+    >>> repair = gimkit.selfrepair.head_repair(model, task[:8])
     >>> repair.effects.shape, repair.answers.shape               # 20 heads; those, 5 MLPs and the final norm may answer
     (torch.Size([8, 20, 4]), torch.Size([8, 20, 27]))
 
@@ -83,7 +83,7 @@ def places_of(name: str) -> tuple[int, int]:
 def head_repair(model, task, *, batch_size: int = 32, remote: bool | str = False) -> HeadRepair:
     """Ablate each head, compare its direct with its total effect, and see who answers for it.
 
-    >>> repair = gimkit.head_repair(model, gimkit.tasks.ioi(model, n=32))
+    >>> repair = gimkit.selfrepair.head_repair(model, gimkit.tasks.ioi(model, n=32))
     >>> repair.effects.shape, repair.answers.shape       # 5 layers of 4 heads; 20 heads, 5 MLPs, final norm, the rest
     (torch.Size([32, 20, 4]), torch.Size([32, 20, 27]))
 

@@ -20,7 +20,7 @@ LONGEST = 1024
 
 @dataclass(frozen=True, eq=False)
 class Texts(Result):
-    """Prompts for `gimkit.attribute` and `gimkit.token_faithfulness`.
+    """Prompts for `gimkit.attribute` and `gimkit.tokens.token_faithfulness`.
 
     >>> len(Texts("own", (task.clean[0],), (task.good[0][0],), (task[0].clean,)))
     1
@@ -49,7 +49,7 @@ def load_texts(name: str, model, n: int = 100, seed: int = 0, data=None, *, true
 
     With an instruction model, `datasets` and the network: `texts = load_texts("boolq", model, n=8)`, then
     `scores = [gimkit.attribute(model, *both) for both in zip(texts.prompts, texts.targets)]` and
-    `gimkit.token_faithfulness(model, texts.prompts, scores, texts.targets)`.
+    `gimkit.tokens.token_faithfulness(model, texts.prompts, scores, texts.targets)`.
 
     name: "boolq", "fever", "movies", "scifact", "hatexplain" or "twitter".
     model: an nnsight model with a tokenizer. With a chat template the prompt is one user message, and the answer

@@ -25,7 +25,7 @@ from gimkit.rules import RULES, Rules
 from gimkit.tokens.perturbation import METHODS as PERTURBING
 from gimkit.tokens.perturbation import perturbed
 
-METHODS = (*RULES, "ig", "deeplift", "atp*", *PERTURBING)
+METHODS = (*RULES, "ig", "deeplift", "pattern-difference", *PERTURBING)
 NO_FORWARD = ("{} has no forward mode, for it compares two runs inside the backward pass; use 'ig', any rules ('gim', "
               "'gradient', 'relp', ...), or 'occlusion', which needs no gradient")
 
@@ -112,9 +112,9 @@ def attribute(model, prompt, target=None, *, method: str | Rules = "gim", baseli
         "deeplift": DeepLIFT's rescale rule at the MLPs' activations, whose slope is the finite difference to the
             baseline prompt; norms, products and the attention softmax, for which it has no rule, keep their gradient.
             (captum's DeepLift finds no activation that it knows in GELU and SiLU models, so there it is the gradient.)
-        "atp*": the gradient to attention scores is (s - s') times the gradient to the pattern s, where s' is the
-            baseline prompt's pattern; all else keeps its gradient. (GIM's evaluation calls this AtP*; the method of
-            arXiv 2403.00745 repairs queries and keys, which are no tokens: `gimkit.score_nodes` has it.)
+        "pattern-difference": the gradient to attention scores is (s - s') times the gradient to the pattern s, where
+            s' is the baseline prompt's pattern; all else keeps its gradient. (GIM's evaluation calls this AtP*; the
+            method of arXiv 2403.00745 repairs queries and keys, which are no tokens: `gimkit.score_nodes` has it.)
         "occlusion": by how much the logit falls when this token alone becomes the baseline token, one batch.
         "lime", "kernelshap": captum's linear models of the logit on 100, and on 3 seq, random variants of the prompt.
             LIME weighs variants by the share of tokens kept (captum's own default compares token ids as numbers).
@@ -174,13 +174,13 @@ def tokens_of(model, ids: torch.Tensor) -> tuple[str, ...]:
 
 def _backward(model, asked: Question, method: str | Rules, steps: int, remote: bool):
     """Scores [seq] from one backward pass, and the answers' ids."""
-    edited = apply(model, RULES["gradient"] if method in ("ig", "deeplift", "atp*") else method)
+    edited = apply(model, RULES["gradient"] if method in ("ig", "deeplift", "pattern-difference") else method)
     parts = architecture_of(model)
     neutral, answers, free = asked.neutral, asked.answers, asked.free
     rows = asked.ids[None]
     if method == "ig":
         rows = rows.repeat(steps, 1)
-    if method in ("deeplift", "atp*"):
+    if method in ("deeplift", "pattern-difference"):
         rows = torch.stack([asked.ids, torch.where(free, neutral, asked.ids)])
     rows = asked.rows(rows)
     free = torch.nn.functional.pad(free, (0, len(asked.forced)))
@@ -194,7 +194,7 @@ def _backward(model, asked: Question, method: str | Rules, steps: int, remote: b
         body, arguments = integrated_token_scores, (neutral, answers, free)
     elif method == "deeplift":
         body, arguments = rescaled_token_scores, (activations, answers)
-    elif method == "atp*":
+    elif method == "pattern-difference":
         body, arguments = pattern_token_scores, (attentions, answers)
     else:
         body, arguments = token_scores, (neutral, answers)

@@ -94,7 +94,7 @@ def token_faithfulness(model, prompts, scores, targets=None, *, baseline=None, g
 
     >>> prompts, targets = [pair.clean for pair in task.pairs[:8]], [pair.answer for pair in task.pairs[:8]]
     >>> scores = [gimkit.attribute(model, prompt, target) for prompt, target in zip(prompts, targets)]
-    >>> result = gimkit.token_faithfulness(model, prompts, scores, targets)
+    >>> result = gimkit.tokens.token_faithfulness(model, prompts, scores, targets)
     >>> result.comprehensiveness().shape, result.sufficiency("probability").shape
     (torch.Size([8]), torch.Size([8]))
 

@@ -31,23 +31,23 @@ def layer_scores(model, prompt, target=None, *, method: str = "gim", steps: int 
     A node is the input x of a block at one position; its score is (x - mean over positions of x) . gradient of the
     target's logit, in logits. method: a preset of `gimkit.RULES` ("gim", "gradient", ...), one forward and one backward
     pass for all layers. Others take a pass per layer: "ig", gradients averaged over `steps` midpoints between the mean
-    and x at all positions; "atp*", the gradient to later attention scores is (s - s') times the gradient to the pattern
-    s, where s' is the pattern when all positions of this layer hold the mean.
+    and x at all positions; "pattern-difference", the gradient to later attention scores is (s - s') times the gradient
+    to the pattern s, where s' is the pattern when all positions of this layer hold the mean.
     model, prompt, target, glue, remote: as in `gimkit.attribute`; an answer of several tokens is refused.
     Raises GimkitError for an unknown method, an edited model, NaN.
     Source: arXiv 2505.17630, first version, the layer experiment (`evaluate_layers.py`; IG with 50 steps). Its "AtP*"
     is this replacement alone, not the method of arXiv 2403.00745; that s' comes from the run with all positions at
     their mean is our reading.
     """
-    if method not in ("ig", "atp*", *RULES):
-        raise GimkitError(f"unknown method {method!r}; use ig, atp*, or one of {', '.join(RULES)}")
+    if method not in ("ig", "pattern-difference", *RULES):
+        raise GimkitError(f"unknown method {method!r}; use ig, pattern-difference, or one of {', '.join(RULES)}")
     steps = check_whole("steps", steps)
     check_unedited(model)
     asked = ask(model, prompt, target, baseline=0, glue=glue)
     check_explained(asked, "layer_scores", "logit", "function")
     parts, answers = architecture_of(model).blocks, asked.answers
     blocks, attentions = [block.path for block in parts], [block.attention for block in parts]
-    if method in ("ig", "atp*"):
+    if method in ("ig", "pattern-difference"):
         check_differentiable(model, architecture_of(model))
         found, rows = [], asked.ids[None].repeat(steps if method == "ig" else 2, 1)
         for layer, path in enumerate(blocks):
@@ -73,7 +73,7 @@ def layer_faithfulness(model, prompts, scores, targets=None, *, glue: str | None
     >>> len(layers), layers[0].comprehensiveness().shape
     (5, torch.Size([1]))
 
-    As `gimkit.token_faithfulness`, but at each layer a position's stream is replaced by the mean over positions,
+    As `gimkit.tokens.token_faithfulness`, but at each layer a position's stream is replaced by the mean over positions,
     instead of its token. scores: n tensors [layers, seq]. prompts, targets, glue, remote: as there.
     Raises GimkitError for scores of another shape or with NaN, a target that is not one token, a prompt of fewer than 3
     tokens, NaN.

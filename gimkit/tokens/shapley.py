@@ -18,7 +18,7 @@ def shapley(model, prompt, target=None, *, baseline=None, free=None, glue: str |
             remote: bool | str = False) -> TokenScores:
     """The exact Shapley value of each free token, from the model's logits on all subsets of them.
 
-    >>> worth = gimkit.shapley(model, "Mary drove to the farm with John. John lent a map to", target=("Mary", "John"))
+    >>> worth = shapley(model, "Mary drove to the farm with John. John lent a map to", target=("Mary", "John"))
     >>> worth.scores.shape, worth.method
     (torch.Size([14]), 'shapley')
 

@@ -45,18 +45,18 @@ ENTRY_POINTS = {
     "attribute ig": lambda m, t, r: gimkit.attribute(m, *question(t), method="ig", remote=r).scores,
     "attribute deeplift": lambda m, t, r: gimkit.attribute(m, *question(t), method="deeplift", remote=r).scores,
     "attribute occlusion": lambda m, t, r: gimkit.attribute(m, *question(t), method="occlusion", remote=r).scores,
-    "shapley": lambda m, t, r: gimkit.shapley(m, *question(t), free=[2, 5, 9], remote=r).scores,
+    "shapley": lambda m, t, r: gimkit.tokens.shapley(m, *question(t), free=[2, 5, 9], remote=r).scores,
     "token_faithfulness": lambda m, t, r: token_faithfulness(m, t, r),
     "score_nodes": lambda m, t, r: gimkit.score_nodes(m, t, remote=r).per_example,
-    "score_nodes ig-inputs": lambda m, t, r: gimkit.score_nodes(m, t, "ig-inputs", steps=2, remote=r).per_example,
+    "score_nodes nap-ig": lambda m, t, r: gimkit.score_nodes(m, t, "nap-ig", steps=2, remote=r).per_example,
     "score_nodes, answers of several tokens": lambda m, t, r: gimkit.score_nodes(m, longer(t), remote=r).per_example,
     "score_edges, answers of several tokens": lambda m, t, r: gimkit.score_edges(m, longer(t), remote=r).scores,
     "score_nodes atp*": lambda m, t, r: gimkit.score_nodes(m, t, "atp*", remote=r).per_example,
     "score_nodes exact": lambda m, t, r: gimkit.score_nodes(m, t, "exact", remote=r).per_example,
-    "score_neurons": lambda m, t, r: gimkit.score_neurons(m, t, remote=r).scores,
+    "score_neurons": lambda m, t, r: gimkit.circuits.score_neurons(m, t, remote=r).scores,
     "score_edges": lambda m, t, r: gimkit.score_edges(m, t, remote=r).scores,
     "score_edges gp": lambda m, t, r: gimkit.score_edges(m, t, "gp", steps=2, remote=r).scores,
-    "score_edges_among": lambda m, t, r: gimkit.circuits.score_edges_among(m, t, CHOSEN, remote=r).scores,
+    "score_edges nodes": lambda m, t, r: gimkit.score_edges(m, t, nodes=CHOSEN, remote=r).scores,
     "score_edges exact": lambda m, t, r: gimkit.score_edges(m, t[:1], "exact", remote=r).scores,
     "run": lambda m, t, r: gimkit.run(m, t, circuits(m, t).top(200), metric="kl", remote=r),
     "faithfulness": lambda m, t, r: gimkit.faithfulness(m, t, circuits(m, t), absolute=False, sizes=(0.1, 0.5),
@@ -64,7 +64,7 @@ ENTRY_POINTS = {
     "head_roles": lambda m, t, r: table(gimkit.circuits.head_roles(m, t, remote=r).fillna(0)),
     "shapley_nodes": lambda m, t, r: gimkit.circuits.shapley_nodes(m, t[:1], orders=1, remote=r).scores,
     "self_repair": lambda m, t, r: table(gimkit.self_repair(m, t, threshold=0.1, remote=r).frame()),
-    "head_repair": lambda m, t, r: gimkit.head_repair(m, t, remote=r).effects,
+    "head_repair": lambda m, t, r: gimkit.selfrepair.head_repair(m, t, remote=r).effects,
     "layer_scores": lambda m, t, r: layer_scores(m, *question(t), remote=r),
     "layer_faithfulness": lambda m, t, r: layer_faithfulness(
         m, [t[0].clean], [layer_scores(m, t[0].clean, method="gradient", remote=r)], remote=r)[1].without_rest,
@@ -73,7 +73,7 @@ ENTRY_POINTS = {
 
 def token_faithfulness(model, task, remote):
     ids = task.clean[0]
-    return gimkit.token_faithfulness(model, [ids], [torch.arange(len(ids)) / 10], remote=remote).without_rest
+    return gimkit.tokens.token_faithfulness(model, [ids], [torch.arange(len(ids)) / 10], remote=remote).without_rest
 
 
 @pytest.mark.parametrize("name", ENTRY_POINTS)

@@ -42,7 +42,7 @@ def test_attribution_falls_back_to_forward_mode(server, llama):
 
 
 @pytest.mark.filterwarnings("ignore:the server refuses gradients")
-@pytest.mark.parametrize("name", ["score_nodes", "score_nodes, answers of several tokens", "score_edges_among",
+@pytest.mark.parametrize("name", ["score_nodes", "score_nodes, answers of several tokens", "score_edges nodes",
                                   "attribute, an answer of several tokens", "attribute, a function"])
 def test_what_forward_mode_knows(server, llama, name):
     task, score = gimkit.tasks.ioi(llama.here, n=2), ENTRY_POINTS[name]

@@ -92,7 +92,7 @@ def direct_effect(answer, model) -> None:
             f"Not the direct effect of a{layer}.h{head} (its mean is {direct.mean():.3f}, yours {result.mean():.3f}): "
             "(z clean - z corrupt) of this head at each row's task.last, through the head's columns of o_proj, over "
             "the clean stream's root mean square, times the norm's weight, times the answers' difference in lm_head.")
-    print("Correct: equal to gimkit.head_repair, which reads the same for every head at once.")
+    print("Correct: equal to gimkit.selfrepair.head_repair, which reads the same for every head at once.")
 
 
 def _pieces(model, task, right, wrong, layer: int, head: int) -> tuple:

@@ -1,0 +1,52 @@
+"""The data cards of all tasks for a model: `python -m benchmarks.cards smollm2-135m`."""
+
+import argparse
+import sys
+from pathlib import Path
+
+import pandas
+
+import gimkit
+from benchmarks.tables import show
+from gimkit import tasks
+from gimkit.cli import run_command
+from gimkit.errors import check_whole
+
+TASKS = {
+    "ioi": tasks.ioi, "both named twice": tasks.ioi_twice,
+    "odd one out of two": lambda *given: tasks.odd_one_out(*given, people=2),
+    "odd one out of three": tasks.odd_one_out, "induction": tasks.induction,
+    "induction, three times": lambda *given: tasks.induction(*given, times=3), "greater-than": tasks.greater_than,
+    "agreement": tasks.agreement, "pronoun": tasks.pronoun, "capital": tasks.capital, "hypernymy": tasks.hypernymy,
+}
+
+
+def cards(model, n: int = 64, seeds: int = 2) -> pandas.DataFrame:
+    """A row per task and draw of prompts; each card is printed as it comes."""
+    rows = []
+    for name, make in TASKS.items():
+        for seed in range(seeds):
+            card = tasks.card(model, make(model, n, seed))
+            rows.append(card.frame().assign(task=name, seed=seed))
+            print(f"{name}, seed {seed}\n  " + str(card).partition(": ")[2].replace("\n", "\n  "), flush=True)
+    return pandas.concat(rows, ignore_index=True)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Print a card per task and draw, then all as a table; bad input gives one line and exit code 2."""
+    parser = argparse.ArgumentParser("python -m benchmarks.cards", description="Does a model solve the tasks?")
+    parser.add_argument("model", metavar="NAME", help="whatever gimkit.load takes")
+    parser.add_argument("-n", type=int, default=64, help="prompt pairs of a task and draw (default: %(default)s)")
+    parser.add_argument("--seeds", type=int, default=2, help="draws of prompts (default: %(default)s)")
+    parser.add_argument("--csv", type=Path, help="write the table here")
+    return run_command(print_cards, parser.parse_args(arguments))
+
+
+def print_cards(options) -> None:
+    check_whole("seeds", options.seeds)
+    show(cards(gimkit.load(options.model), options.n, options.seeds), options.csv,
+         "Accuracy: share of clean prompts whose right answer is above the wrong one.")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
