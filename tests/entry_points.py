@@ -5,7 +5,8 @@ import dataclasses
 import torch
 
 import gimkit
-from gimkit.circuits import Circuit, head_roles, score_edges_among, shapley_nodes
+from gimkit.circuits import Circuit, head_roles, score_neurons, shapley_nodes
+from gimkit.selfrepair import head_repair
 
 CHOSEN = ["input", "a0.h1", "m1", "a2.h3", "logits"]
 
@@ -46,36 +47,36 @@ def roles(model, task):
     return torch.tensor(head_roles(model, task).select_dtypes("number").to_numpy()).nan_to_num()
 
 
-def head_repair(model, task):
-    found = gimkit.head_repair(model, task)
+def repair(model, task):
+    found = head_repair(model, task)
     return torch.cat([found.effects.flatten(), found.answers.flatten()])
 
 
 TOKENS = {
     "attribute": attribute(),
     "attribute ig": attribute("ig", steps=3),
-    "attribute atp*": attribute("atp*"),
+    "attribute pattern-difference": attribute("pattern-difference"),
     "attribute occlusion": attribute("occlusion"),
     "attribute forward": attribute(backend="forward"),
 }
 NODES = {
     **{f"nodes {method}": nodes(method, steps=2)
-       for method in ("gim", "gradient", "ig-inputs", "ig-activations", "atp*", "exact")},
+       for method in ("gim", "gradient", "nap-ig", "ig-activations", "atp*", "exact")},
     "nodes forward": nodes("gim", backend="forward"),
-    "neurons": lambda model, task: gimkit.score_neurons(model, task).scores,
+    "neurons": lambda model, task: score_neurons(model, task).scores,
     "shapley": lambda model, task: shapley_nodes(model, task, orders=2).scores,
     "self_repair": lambda model, task: torch.tensor(gimkit.self_repair(model, task).rows[["d1", "d2", "d12", "tsg"]]
                                                     .to_numpy()),
-    "among forward": lambda model, task: score_edges_among(model, task, CHOSEN, backend="forward").scores,
+    "among forward": lambda model, task: gimkit.score_edges(model, task, nodes=CHOSEN, backend="forward").scores,
 }
 EDGES = {
     **{f"edges {method}": edges(method, steps=2)
        for method in ("gim", "gradient", "gim-ig", "ig-activations", "clean-corrupted", "gp", "exact")},
-    "among": lambda model, task: score_edges_among(model, task, CHOSEN).scores,
+    "among": lambda model, task: gimkit.score_edges(model, task, nodes=CHOSEN).scores,
     "run": lambda model, task: gimkit.run(model, task, circuits(model, task)),
     "faithfulness": lambda model, task: gimkit.faithfulness(model, task, random_scores(model, task), absolute=False,
                                                             sizes=(0.5, 0.9)).per_example,
     "head_roles": roles,
-    "head_repair": head_repair,
+    "head_repair": repair,
 }
 ALL = {**TOKENS, **NODES, **EDGES}
