@@ -49,7 +49,7 @@ def roles(model, task):
 
 def repair(model, task):
     found = head_repair(model, task)
-    return torch.cat([found.effects.flatten(), found.answers.flatten()])
+    return torch.cat([found.effects.flatten(), found.compensation.flatten()])
 
 
 TOKENS = {
