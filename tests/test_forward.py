@@ -161,7 +161,7 @@ def test_a_false_plan_is_refused(name, change, place, monkeypatch):
 @pytest.mark.parametrize(("name", "method", "message"), [
     ("mixtral", "gim", "has experts"),
     ("gpt_oss", "gim", "has experts"),
-    ("opt", "gim", "does not know how these blocks are wired"),
+    ("opt", "gim", "does not cover these blocks"),
     ("apertus", "gim", "forward mode does not know"),
     ("llama", "deeplift", "deeplift has no forward mode"),
     ("llama", "atp[*]", "atp[*] has no forward mode"),

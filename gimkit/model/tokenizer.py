@@ -25,8 +25,8 @@ def is_text(prompt: object) -> bool:
 def text_of(tokenizer, prompt) -> str:
     """A prompt as text: messages through the tokenizer's chat template, token ids decoded.
 
-    >>> text_of(model.tokenizer, [30, 31])
-    'hat helmet'
+    >>> text_of(model.tokenizer, [195, 178])
+    'Mary John'
 
     Raises:
         GimkitError: messages, but the tokenizer has no chat template, or its template refuses them.
