@@ -16,8 +16,9 @@ from matplotlib import pyplot
 
 import gimkit
 from gimkit import l3d, plots
-from gimkit.l3d import attention, gradients, interventions, recovery
+from gimkit.l3d import gradients, interventions, language, recovery
 from gimkit.notebook import checks
+from gimkit.statistics import auroc
 
 torch.manual_seed(0)
 torch.set_num_threads(1)  # toys are tiny
@@ -39,7 +40,7 @@ for i, row in enumerate(toy.module.W_in):
 # Take a sample and the output of another, random one: the *reference*. Which change of the parameters would move the sample's output towards the reference? The gradient of their distance, at the trained weights. **Predict:** only input 2 is active. Which rows of W_in have a gradient? Which columns of W_out?
 
 # %%
-parameters = gradients.chosen(toy.module)
+parameters = gradients.chosen_parameters(toy.module)
 references = toy.module(x)
 one = gradients.per_sample_gradients(toy.module, parameters, (toy.only(2, 1),), references[:1])
 for name, part in zip(parameters, one):
@@ -132,13 +133,13 @@ checks.planted_direction(planted_direction)
 # </details>
 
 # %% [markdown]
-# `recovery.planted` does this for every circuit, `matched` pairs circuits with subnetworks one to one, for the largest sum of |cosine|. **The control:** five random directions of the same rank, matched as generously. **Predict** their mean cosine; 25 dimensions are not many.
+# `recovery.planted` does this for every circuit, `match_circuits` pairs circuits with subnetworks one to one, for the largest sum of |cosine|. **The control:** five random directions of the same rank, matched as generously. **Predict** their mean cosine; 25 dimensions are not many.
 
 # %%
 circuits = recovery.planted(toy)
-cosines, which = recovery.matched(found.decoder, circuits)
+cosines, which = recovery.match_circuits(found.decoder, circuits)
 print("circuit -> subnetwork, |cosine|:", {i: (j, round(float(c), 3)) for i, (j, c) in enumerate(zip(which, cosines))})
-print(f"mean {cosines.mean():.3f}; random directions {recovery.unrelated(found, circuits).mean():.3f}")
+print(f"mean {cosines.mean():.3f}; random directions {recovery.random_cosines(found, circuits).mean():.3f}")
 
 # %% [markdown]
 # ## Move along it
@@ -153,10 +154,10 @@ for ax, moved, title in ((axes[0], direction, "along the subnetwork"),
     change = interventions.change(toy.module, moved, 1.0, inputs)
     active = inputs[:, 1] != 0
     plots.change_scatter(inputs[:, 1].numpy(), change.numpy(), active.numpy(), ax, "input 1")
-    ax.set(title=f"{title}: AUROC {interventions.auroc(change, active):.2f}", ylim=(0, 3))
+    ax.set(title=f"{title}: AUROC {auroc(change, active):.2f}", ylim=(0, 3))
 swept = interventions.sweep(toy.module, direction, deltas, inputs)
 plots.sweep_lines(deltas.numpy(), swept.numpy(), 1, ax=axes[2])
-table = interventions.interventions(toy, found)
+table = interventions.intervention_table(toy, found)
 table.groupby(["direction", "delta"])[["relevant", "irrelevant", "ratio", "auroc"]].mean().round(2)
 
 # %% [markdown]
@@ -175,7 +176,7 @@ subnetwork_explorer(found, toy.module, inputs)  # two sliders; needs a running k
 
 # %%
 model = gimkit.load(MODEL)
-block, table = attention.attention_run(model, blocks=[3], prompts=16, n=16, epochs=12, every=4, rate=0.01,
+block, table = language.attention_run(model, blocks=[3], prompts=16, n=16, epochs=12, every=4, rate=0.01,
                                        progress=False)
 print(block)
 print(f"on new prompts: |g - g^| / |g| = {table.norm[0]:.2f}, its square {table.squared[0]:.2f}")
