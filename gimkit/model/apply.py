@@ -46,7 +46,7 @@ def apply(model: Envoy, rules: Rules | str = "gim") -> Envoy:
     places = placements(architecture, rules)
     first = len(model._edits)
     edited = model._shallow_copy()
-    edited.__class__, edited._original = _traced_only(type(model)), model
+    edited.__class__, edited._original = _traced_only(type(model)), model  # type: ignore[arg-type]
     for act, path, arguments in (place for group in places.values() for place in group):
         _place(edited, act, path, arguments)
     edited._gimkit = _Record(

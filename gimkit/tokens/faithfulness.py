@@ -1,9 +1,11 @@
 """Comprehensiveness and sufficiency: do token scores find the tokens that the answer depends on?"""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
+import numpy
 import pandas
 import torch
 from nnsight.intervention.envoy import Envoy
@@ -13,7 +15,7 @@ from gimkit.errors import GimkitError, check_flag, require_finite
 from gimkit.model.apply import check_unedited
 from gimkit.model.prompt import Answer, Prompt, PromptLike, check_metric, free_mask, inner_positions, read_prompt
 from gimkit.results import Result
-from gimkit.statistics import bootstrap
+from gimkit.statistics import Interval, bootstrap
 from gimkit.tokens import TokenScores
 from gimkit.tokens.attribute import tokens_of
 from gimkit.tokens.masking import masked_values
@@ -84,7 +86,7 @@ class TokenFaithfulness(Result):
             "comprehensiveness_zero_filled": self.comprehensiveness(scale, zero_filled=True),
             "sufficiency": self.sufficiency(scale)}) for column, scale in enumerate(SCALES)], ignore_index=True)
 
-    def summary(self, **options) -> pandas.DataFrame:
+    def summary(self, **options: Any) -> pandas.DataFrame:
         """Means with bootstrap intervals over examples.
 
         Columns: method, scale, measure, value, low, high, n, undefined (how many examples are left out of the mean
@@ -98,13 +100,17 @@ class TokenFaithfulness(Result):
             for measure in ("comprehensiveness", "comprehensiveness_zero_filled", "sufficiency"):
                 values = table[table.scale == scale][measure].to_numpy()
                 kept = values[~pandas.isna(values)]
-                known = bootstrap(lambda index, kept=kept: kept[index].mean(), len(kept), **options) if len(kept) else (
-                    float("nan"),) * 3
-                rows.append((self.method, scale, measure, *known, len(kept), len(values) - len(kept)))
+                interval = _mean(kept, **options) if len(kept) else (math.nan,) * 3
+                rows.append((self.method, scale, measure, *interval, len(kept), len(values) - len(kept)))
         return pandas.DataFrame(rows, columns=["method", "scale", "measure", "value", "low", "high", "n", "undefined"])
 
     def __str__(self) -> str:
         return self.summary().to_string(index=False, float_format="{:.3f}".format)
+
+
+def _mean(values: numpy.ndarray, **options: Any) -> Interval:
+    """The mean of values [n] with its interval."""
+    return bootstrap(lambda index: values[index].mean(), len(values), **options)
 
 
 def token_faithfulness(model: Envoy, prompts: Sequence[PromptLike], scores: Sequence[TokenScores | torch.Tensor],

@@ -119,8 +119,7 @@ def layer_faithfulness(model: Envoy, prompts: Sequence[PromptLike], scores: Sequ
                               f"x {length} tokens")
         keep = []
         for layer, row in enumerate(ranked.tolist()):
-            order = sorted(inner_positions(length), key=lambda position, row=row: -row[position])
-            removed = removals(order)
+            removed = removals(sorted(inner_positions(length), key=[-score for score in row].__getitem__))
             mask = torch.ones(len(removed), len(blocks), length, dtype=torch.bool)
             for variant, positions in enumerate(removed):
                 mask[variant, layer, positions] = False

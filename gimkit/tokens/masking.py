@@ -1,6 +1,7 @@
 """What a model predicts when the baseline token replaces some tokens: variants of one prompt, as rows of a batch."""
 
 import torch
+from nnsight.intervention.envoy import Envoy
 
 from gimkit.interventions.token_scores import last_values
 from gimkit.model.prompt import Prompt, right_minus_wrong
@@ -8,7 +9,7 @@ from gimkit.remote import in_trace
 from gimkit.remote.trace import last_logits_only
 
 
-def masked_values(model, prompt: Prompt, keep: torch.Tensor, remote: bool | str = False,
+def masked_values(model: Envoy, prompt: Prompt, keep: torch.Tensor, remote: bool | str = False,
                   most: int = 2**13) -> tuple[torch.Tensor, list]:
     """The explained value and the answer's probability of each variant, [rows, 2] in float64, and the answers' ids.
 

@@ -1,9 +1,10 @@
 """Token attribution by replacing tokens: occlusion, LIME, KernelSHAP; and random scores as a control."""
 
 import math
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
+from nnsight.intervention.envoy import Envoy
 
 from gimkit.errors import GimkitError
 from gimkit.model.prompt import Prompt
@@ -15,7 +16,8 @@ METHODS: tuple[Perturbation, ...] = get_args(Perturbation)
 LIME_SAMPLES, SAMPLES_PER_TOKEN = 100, 3  # of LIME, and of KernelSHAP, as in GIM's evaluation
 
 
-def perturbed(model, prompt: Prompt, method: Perturbation, seed: int, remote: bool | str) -> tuple[torch.Tensor, list]:
+def perturbed(model: Envoy, prompt: Prompt, method: Perturbation, seed: int,
+              remote: bool | str) -> tuple[torch.Tensor, list]:
     """Scores [seq] by one of METHODS, 0 where a token is not free, and the answers' ids.
 
     >>> prompt = gimkit.model.prompt.read_prompt(model, "Mary drove to the farm with John. John lent a map to", "Mary")
@@ -41,7 +43,7 @@ def perturbed(model, prompt: Prompt, method: Perturbation, seed: int, remote: bo
     return scores.float(), answers
 
 
-def _surrogate(model, prompt: Prompt, method: str, remote: bool | str) -> torch.Tensor:
+def _surrogate(model: Envoy, prompt: Prompt, method: str, remote: bool | str) -> torch.Tensor:
     """The weights [free tokens] of captum's linear model, fitted to the target's value on random variants."""
     try:
         from captum.attr import KernelShap, Lime
@@ -65,7 +67,7 @@ def _surrogate(model, prompt: Prompt, method: str, remote: bool | str) -> torch.
     return weights.flatten()
 
 
-def _closeness(_, __, kept: torch.Tensor, **___) -> float:
+def _closeness(_: Any, __: Any, kept: torch.Tensor, **___: Any) -> float:
     """The weight of a variant in LIME, from the cosine similarity of kept tokens, width 25, as LIME's text package."""
     distance = 100 * (1 - math.sqrt(float(kept.float().mean())))
     return math.sqrt(math.exp(-(distance / 25) ** 2))

@@ -4,10 +4,11 @@ import math
 from collections.abc import Iterable
 
 import torch
+from nnsight.intervention.envoy import Envoy
 
 from gimkit.errors import GimkitError, require_finite
 from gimkit.model.apply import check_unedited
-from gimkit.model.prompt import free_mask, inner_positions, read_prompt
+from gimkit.model.prompt import PromptLike, Target, free_mask, inner_positions, read_prompt
 from gimkit.tokens import TokenScores
 from gimkit.tokens.attribute import label_scores
 from gimkit.tokens.masking import masked_values
@@ -15,8 +16,8 @@ from gimkit.tokens.masking import masked_values
 MOST = 12  # free tokens: 4096 variants of the prompt
 
 
-def shapley(model, prompt, target=None, *, baseline: str | int | None = None, free: Iterable[int] | None = None,
-            glue: str | None = None, remote: bool | str = False) -> TokenScores:
+def shapley(model: Envoy, prompt: PromptLike, target: Target = None, *, baseline: str | int | None = None,
+            free: Iterable[int] | None = None, glue: str | None = None, remote: bool | str = False) -> TokenScores:
     """The exact Shapley value of each free token, from the model's logits on all subsets of them.
 
     >>> worth = shapley(model, "Mary drove to the farm with John. John lent a map to", target=("Mary", "John"))
