@@ -2,7 +2,7 @@
 
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 BUNDLED = ("mini-gpt2", "mini-llama")
 KNOWN = (*BUNDLED, *gguf.PACKAGED)
+ON_LOAD: list[Callable] = []  # functions called on every loaded model; gimkit.remote adds how its traces reach a server
 
 
 class _Unfilled(logging.Filter):
@@ -111,4 +112,6 @@ def load(name: str, *, remote: bool | str = False, **kwargs: Any) -> "Transforme
         if noisy:
             bars.enable_progress_bar()
     model._module.requires_grad_(False)  # attribution needs no gradients of weights
+    for prepare in ON_LOAD:
+        prepare(model)
     return model

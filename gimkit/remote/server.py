@@ -127,8 +127,34 @@ class Server(RemoteBackend):
         super()._push(result, tracer)
 
 
-def server_of(model, remote: bool | str) -> Server:
+class Sender:
+    """The backend of a loaded model's own `trace(remote=...)`: a `Server`, for nnsight's own would execute the result.
+
+    It is not sent to servers: they get an empty text in its place.
+    """
+
+    def __init__(self, model):
+        self.model = model
+
+    def __call__(self, remote, blocking=True, job_id=None, verbose=False):
+        if remote == "local":
+            return type(self.model)._remote_backend(self.model, remote, blocking, job_id, verbose)
+        return server_of(self.model, remote, blocking=blocking, job_id=job_id, verbose=verbose)
+
+    def __reduce__(self):
+        return str, ()
+
+
+def send_safely(model) -> None:
+    """Make the traces that a user opens on a model, or on an edited copy, run on servers through `Server`."""
+    model._remote_backend = Sender(model)
+
+
+def server_of(model, remote: bool | str, **options) -> Server:
     """The server for a model: the configured one (True), or the one at an address.
+
+    Args:
+        options: of nnsight's remote backend.
 
     Raises:
         GimkitError: a model that servers have no name for, a hub that does not answer, an invalid address.
@@ -144,7 +170,7 @@ def server_of(model, remote: bool | str) -> Server:
         raise GimkitError(f"the hub does not know {name!r}, or does not answer: servers host models by hub id, so "
                           "bundled models and folders run there only by remote='local'; else check the name and the "
                           "network") from None
-    return Server(key, host=host, env=model._remoteable_get_env())
+    return Server(key, host=host, env=model._remoteable_get_env(), **options)
 
 
 def address_of(host: str) -> str:

@@ -16,7 +16,8 @@ from nnsight.intervention.envoy import Envoy
 from gimkit import interventions
 from gimkit.errors import GimkitError
 from gimkit.interventions.token_scores import on_cpu
-from gimkit.remote.server import server_of
+from gimkit.model.load import ON_LOAD
+from gimkit.remote.server import send_safely, server_of
 from gimkit.remote.transport import MALFORMED
 
 JOB: ContextVar = ContextVar("job", default=None)  # the `Job` that runs in this thread
@@ -28,9 +29,14 @@ SHIPPED = ("gimkit.errors", *(f"{interventions.__name__}.{found.name}" for found
 
 
 def register() -> None:
-    """Tell nnsight to send gimkit's traced functions by value, so that a server needs no gimkit."""
+    """Make nnsight send gimkit's traced functions by value, so that a server needs no gimkit.
+
+    Models from `gimkit.load` then also read the results of servers without executing anything in them.
+    """
     for name in SHIPPED:
         nnsight.register(name)
+    if send_safely not in ON_LOAD:
+        ON_LOAD.append(send_safely)
 
 
 def in_trace(model: Envoy, ids: torch.Tensor, body: Callable, *arguments: Any, remote: bool | str = False,
