@@ -22,7 +22,7 @@ import gimkit
 from gimkit.model.architecture import architecture_of
 from gimkit.model.tokenizer import token_text
 from gimkit.notebook import checks
-from gimkit.plots.selfrepair import ablation_effect, direct_against_total, grad_vs_tsg, head_answers
+from gimkit.plots.selfrepair import ablation_effect, direct_against_total, grad_vs_tsg, head_compensation
 from gimkit.statistics import bootstrap
 
 torch.manual_seed(0)
@@ -266,7 +266,7 @@ for heads, ax in zip(cases.values(), axes):
 def answered(heads, least=0.5):
     """A line per head with a direct effect of at least `least` logits: what is repaired, and by whom."""
     table = heads.frame().set_index("ablated")
-    by_kind = heads.answer_frame().pivot_table(index="ablated", columns="kind", values="answer", aggfunc="sum")
+    by_kind = heads.compensation_frame().pivot_table(index="ablated", columns="kind", values="compensation", aggfunc="sum")
     table["repaired"] = [f"{row.repaired:+.2f} [{row.low:+.2f}, {row.high:+.2f}]" for row in table.itertuples()]
     by_kind = by_kind.reindex(columns=["head", "mlp", "norm"]).rename(
         columns={"head": "by later heads", "mlp": "by MLPs", "norm": "by final norm"})
@@ -281,7 +281,7 @@ from gimkit.notebook.widgets import repair_explorer
 
 figure, axes = pyplot.subplots(1, 2, figsize=(12, 3.4), layout="constrained")
 for name, ax in zip(("a2.h3", "a4.h1"), axes):
-    head_answers(cases["ioi_twice"], name, ax=ax)
+    head_compensation(cases["ioi_twice"], name, ax=ax)
 repair_explorer(repair, cases["ioi_twice"])  # choose a layer and a head; needs a running kernel
 
 # %% [markdown]
@@ -293,12 +293,12 @@ repair_explorer(repair, cases["ioi_twice"])  # choose a layer and a head; needs 
 
 
 # %%
-def nobody_answers(model, task, right, wrong, layer, head):
+def no_compensation(model, task, right, wrong, layer, head):
     """right, wrong: [n] answer ids. Return [n]: the effect, in logits, of resampling a head while all later parts are held."""
     ...  # your code
 
 
-checks.nobody_answers(nobody_answers, llama)
+checks.no_compensation(no_compensation, llama)
 
 # %% [markdown]
 # <details><summary>Hint</summary>
@@ -312,7 +312,7 @@ checks.nobody_answers(nobody_answers, llama)
 # from gimkit.model.architecture import architecture_of
 #
 #
-# def nobody_answers(model, task, right, wrong, layer, head):
+# def no_compensation(model, task, right, wrong, layer, head):
 #     n, width = len(task), architecture_of(model).head_dim
 #     rows, mine, blocks = torch.arange(n), slice(head * width, (head + 1) * width), list(enumerate(model.model.layers))
 #     with model.trace(input_ids=torch.cat([task.clean, task.corrupt, task.clean]), use_cache=False):
@@ -342,7 +342,7 @@ checks.nobody_answers(nobody_answers, llama)
 # %%
 few = gimkit.tasks.ioi(llama, n=4, seed=0)
 nothing = gimkit.selfrepair.head_repair(llama, dataclasses.replace(few, corrupt=few.clean), remote=REMOTE)
-assert nothing.effects.abs().max() < 1e-3 and nothing.answers.abs().max() < 1e-3
+assert nothing.effects.abs().max() < 1e-3 and nothing.compensation.abs().max() < 1e-3
 print(f"largest effect when nothing is changed: {float(nothing.effects.abs().max()):.1e} logits")
 pair = {name: gimkit.selfrepair.head_repair(suspect, gimkit.tasks.induction(suspect, n=16, seed=0, times=3), remote=REMOTE)
         for name, suspect in (("mini-llama", llama), (MODEL, model))}
@@ -354,7 +354,7 @@ heads = pair[MODEL]
 table = heads.frame().set_index("ablated")
 best = table["repaired"].idxmax()
 direct_against_total(heads, ax=axes[0])
-head_answers(heads, best, ax=axes[1])
+head_compensation(heads, best, ax=axes[1])
 axes[0].set_title(f"{MODEL}, ablated heads on induction")
 print(f"{MODEL} repairs {best} most: direct {table['direct'][best]:.2f}, total {table['total'][best]:.2f}, "
       f"repaired {table['repaired'][best]:.2f} [{table['low'][best]:.2f}, {table['high'][best]:.2f}]")

@@ -87,28 +87,28 @@ def direct_against_total(repair, ax=None):
     return ax
 
 
-def head_answers(repair, head: str, ax=None, most: int = 8):
+def head_compensation(repair, head: str, ax=None, most: int = 8):
     """A bar per part: by how much it makes up for one ablated head.
 
-    >>> ax = head_answers(gimkit.selfrepair.head_repair(model, task[:8]), "a4.h2")
+    >>> ax = head_compensation(gimkit.selfrepair.head_repair(model, task[:8]), "a4.h2")
 
-    repair: `HeadRepair`. head: the ablated head's name. The `most` largest answers in logits, largest first, the others
-    together; all bars sum to direct - total. ax: matplotlib axes, made when None. Returns the axes.
+    repair: `HeadRepair`. head: the ablated head's name. The `most` largest compensations in logits, largest first, the
+    others together; all bars sum to direct - total. ax: matplotlib axes, made when None. Returns the axes.
     """
-    answers = repair.answer_frame().query("ablated == @head").set_index("part")["answer"]
-    answers = answers[answers.abs().sort_values(ascending=False).index]
-    if len(answers) > most:
-        named, others = answers[:most], answers[most:]
-        answers = named.copy()
-        answers[f"{len(others)} others"] = others.sum()
-    ax = _axes(ax, 5.0, 1.0 + 0.3 * len(answers))
-    colours = [BLUE if value > 0 else ORANGE for value in answers]
-    bars = ax.barh(range(len(answers)), answers, color=colours, height=0.75)
+    values = repair.compensation_frame().query("ablated == @head").set_index("part")["compensation"]
+    values = values[values.abs().sort_values(ascending=False).index]
+    if len(values) > most:
+        named, others = values[:most], values[most:]
+        values = named.copy()
+        values[f"{len(others)} others"] = others.sum()
+    ax = _axes(ax, 5.0, 1.0 + 0.3 * len(values))
+    colours = [BLUE if value > 0 else ORANGE for value in values]
+    bars = ax.barh(range(len(values)), values, color=colours, height=0.75)
     ax.bar_label(bars, fmt="%+.2f", padding=3, fontsize=8)
-    ax.set_yticks(range(len(answers)), [_plain(part) for part in answers.index])
+    ax.set_yticks(range(len(values)), [_plain(part) for part in values.index])
     ax.invert_yaxis()
     ax.axvline(0, color=DARK, linewidth=0.8)
     ax.margins(x=0.2)
     ax.grid(False, axis="y")
-    ax.set(xlabel="answer (logits)", ylabel="", title=_plain(f"Who answers for {head} on {repair.task}"))
+    ax.set(xlabel="compensation (logits)", ylabel="", title=_plain(f"Who values for {head} on {repair.task}"))
     return ax

@@ -12,9 +12,9 @@ from gimkit.notebook.checks.remote import sandbox_calls, strengths
 from gimkit.notebook.checks.rules import frozen_norm, halved_products, split_gradients, tempered_attention
 from gimkit.notebook.checks.saturation import ablation_effects, hidden_from_the_gradient, softmax_backward
 from gimkit.notebook.checks.seat import read_a_trace
-from gimkit.notebook.checks.selfrepair import direct_effect, nobody_answers, predicted_signs
+from gimkit.notebook.checks.selfrepair import direct_effect, no_compensation, predicted_signs
 
 __all__ = ["ablation_effects", "areas", "attribution_patching", "bootstrap_interval", "cut_circuit", "dealt_scores",
-           "direct_effect", "frozen_norm", "halved_products", "hidden_from_the_gradient", "nobody_answers",
+           "direct_effect", "frozen_norm", "halved_products", "hidden_from_the_gradient", "no_compensation",
            "planted_direction", "predicted_signs", "read_a_trace", "replicated", "sandbox_calls", "softmax_backward",
            "sparse_reconstruction", "spearman", "split_gradients", "strengths", "tempered_attention"]

@@ -108,7 +108,7 @@ def _pieces(model, task, right, wrong, layer: int, head: int) -> tuple:
         unembed[right] - unembed[wrong])
 
 
-def nobody_answers(answer, model) -> None:
+def no_compensation(answer, model) -> None:
     """Exercise 03.3: `answer(model, task, right, wrong, layer, head)`: the effect, [n], while later parts are held."""
     task, right, wrong, repair = _repair(model)
     for layer, head in ((2, 3), (3, 0)):
