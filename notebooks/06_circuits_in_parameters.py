@@ -1,9 +1,9 @@
 # %% [markdown]
 # # 06 · Circuits in parameter space
 #
-# **Claim: what a training sample asks of a small network's parameters is a sum of few directions, and L3D finds them without being told what the circuits are. Whether such a direction is a circuit must be shown by moving along it, beside a random direction. In a language model's attention some directions single out a task.**
+# **Claim: what a training sample requires of a small network's parameters is a sum of few directions, and L3D finds them without being told what the circuits are. Whether such a direction is a circuit must be shown by moving along it, beside a random direction. In a language model's attention some directions single out a task.**
 #
-# You need: 00. Rung of the ladder: a toy that is trained here, then one block of the bundled model; no network. The cells take about two minutes; with the two exercises plan 45.
+# You need: 00. Runs on: a toy that is trained here, then one block of the bundled model; no network. The cells take about two minutes; with the two exercises plan 45.
 
 # %%
 MODEL = "mini-gpt2"  # bundled; or a hub id, a folder, or an NDIF model
@@ -36,7 +36,7 @@ for i, row in enumerate(toy.module.W_in):
     print(f"input {i}: norm {row.norm():.2f}, {torch.rad2deg(torch.atan2(row[1], row[0])):4.0f} degrees")
 
 # %% [markdown]
-# ## What one sample asks of the parameters
+# ## What one sample requires of the parameters
 # Take a sample and the output of another, random one: the *reference*. Which change of the parameters would move the sample's output towards the reference? The gradient of their distance, at the trained weights. **Predict:** only input 2 is active. Which rows of W_in have a gradient? Which columns of W_out?
 
 # %%
@@ -172,7 +172,7 @@ subnetwork_explorer(found, toy.module, inputs)  # two sliders; needs a running k
 # ## A real block
 # Now a model that nobody built with five circuits: the attention of block 3, on last positions of eight tasks' prompts and on other positions. A sample is one position, the divergence is KL. For each kind of sample we take the subnetwork whose mean |h|, its *impact*, tells that kind from all others best, and judge it on *new* prompts.
 #
-# Two controls. *Shuffled* labels: the same choice and judgement on labels dealt at random. *Untrained* directions: as many random ones of the same rank. The second is the harder one: if tasks differ in how large their gradients are, any direction will tell them apart. **Predict:** how well does the best of 16 random directions do? (16 subnetworks and 16 prompts a task here; the figure `l3d-attention` has 24 and 48.)
+# Two controls. *Shuffled* labels: the same choice and judgement on labels shuffled at random. *Untrained* directions: as many random ones of the same rank. The second is the harder one: if tasks differ in how large their gradients are, any direction will tell them apart. **Predict:** how well does the best of 16 random directions do? (16 subnetworks and 16 prompts a task here; the figure `l3d-attention` has 24 and 48.)
 
 # %%
 model = gimkit.load(MODEL)

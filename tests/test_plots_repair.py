@@ -95,4 +95,4 @@ def test_given_axes_are_used_and_nothing_is_printed(draw, capsys):
 def test_saved_figures_hold_the_numbers(tmp_path):
     repair = rows()
     plots.save(repair.plot()[0].figure, tmp_path / "repair", repair.frame(), "Dots above a diagonal.")
-    assert len(pandas.read_csv(tmp_path / "repair.csv")) == 40
+    assert len(pandas.read_csv(tmp_path / "data" / "repair.csv")) == 40

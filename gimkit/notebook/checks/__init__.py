@@ -5,7 +5,7 @@ A wrong answer raises AssertionError.
 """
 
 from gimkit.notebook.checks.attribution import attribution_patching, bootstrap_interval, spearman
-from gimkit.notebook.checks.circuits import areas, cut_circuit, dealt_scores
+from gimkit.notebook.checks.circuits import areas, cut_circuit, shuffled_scores
 from gimkit.notebook.checks.l3d import planted_direction, sparse_reconstruction
 from gimkit.notebook.checks.papers import replicated
 from gimkit.notebook.checks.remote import sandbox_calls, strengths
@@ -14,7 +14,7 @@ from gimkit.notebook.checks.saturation import ablation_effects, hidden_from_the_
 from gimkit.notebook.checks.seat import read_a_trace
 from gimkit.notebook.checks.selfrepair import direct_effect, no_compensation, predicted_signs
 
-__all__ = ["ablation_effects", "areas", "attribution_patching", "bootstrap_interval", "cut_circuit", "dealt_scores",
+__all__ = ["ablation_effects", "areas", "attribution_patching", "bootstrap_interval", "cut_circuit", "shuffled_scores",
            "direct_effect", "frozen_norm", "halved_products", "hidden_from_the_gradient", "no_compensation",
            "planted_direction", "predicted_signs", "read_a_trace", "replicated", "sandbox_calls", "softmax_backward",
            "sparse_reconstruction", "spearman", "split_gradients", "strengths", "tempered_attention"]

@@ -79,7 +79,7 @@ def areas(answer) -> None:
     print(f"Correct: CPR {wanted[0]:.3f} and CMD {wanted[1]:.3f} for a curve that overshoots.")
 
 
-def dealt_scores(answer) -> None:
+def shuffled_scores(answer) -> None:
     """Exercise 05.3: `answer(scores, real, generator)` deals the scores of the real edges to other real edges."""
     real = Graph(2, 2, False, 8).real
     scores = (random_numbers(*real.shape).exp() * real).float()
