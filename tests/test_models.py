@@ -324,7 +324,7 @@ def test_the_card_of_smollm2_has_the_measured_numbers():
         for cell, column in zip(shown, ("accuracy", "logit_difference")):
             assert [float(number) for number in cell.split(" / ")] == pytest.approx(rows[column].tolist(), abs=0.006)
         left, listed = (int(number.replace(",", "")) for number in shown[2:])
-        assert rows.left.eq(left).all() and rows.listed.eq(listed).all()
+        assert rows.single.eq(left).all() and rows.listed.eq(listed).all()
 
 
 @pytest.mark.parametrize("name", BUNDLED)
