@@ -1,4 +1,7 @@
-"""Results as matplotlib axes, and figures as files. Nothing here computes a score or prints."""
+"""Results as matplotlib axes, and figures as files. Nothing here computes a score or prints.
+
+Each function draws on the axes that it is given, or makes some, and returns them.
+"""
 
 from gimkit.plots.circuit import circuit_graph
 from gimkit.plots.l3d import (
