@@ -1,4 +1,4 @@
-"""The tempered gradient of attention without a second kernel run. Shipped to servers by value.
+"""The tempered gradient of attention without a second kernel run.
 
 The value is the model's own kernel's. In the backward pass the scores are computed once more, a block of queries at a
 time, each with its whole row of keys: v gets its gradient from the softmax at temperature 1, q and k from the one at T.
