@@ -49,7 +49,7 @@ def demo(name: str, n: int = 16, seed: int = 0) -> None:
     chosen = strongest(estimates)
     print(f"\n3. Which of the {len(estimates[0].nodes) - 1} heads and MLPs matter? Each method estimates it from one "
           f"forward and one backward pass.\n   Exact patching checks the {len(chosen)} strongest by either: one at a "
-          "time takes its corrupt output.", flush=True)
+          "time takes its corrupt output.\n   A part that both rate too low is not among them.", flush=True)
     exact = gimkit.score_nodes(model, task, method="exact", nodes=chosen)
     checked = [scores.among(chosen) for scores in estimates]
     table = pandas.DataFrame({"node": exact.nodes} | {s.method: s.scores.tolist() for s in (exact, *checked)})
@@ -98,7 +98,7 @@ def judged(checked: list, exact) -> list[str]:
         return f"{what}: {', '.join(f'{method} {interval}' for method, interval in found.items())}; {clear}"
 
     return [sentence("rank correlation", rank, True),
-            sentence("error (sum of |estimate - exact| over sum of |exact|)", error, False)]
+            sentence("error (sum of |estimate - exact| / sum of |exact|)", error, False)]
 
 
 def shown(table: pandas.DataFrame) -> str:
@@ -125,7 +125,7 @@ def draw(label: str, pair, tokens: list, estimates: list, checked: list, exact, 
         plots.node_grid(scores, ax=ax)
     drawn.append(plots.save(
         figure, FIGURES / f"demo-{label}-nodes", frame,
-        f"Grids of layers by heads and MLP on {exact.task}: GIM and the plain gradient, each with its own colours. "
+        f"Grids of layers by heads and MLP on {exact.task}: GIM and the plain gradient, each on its own scale. "
         f"Strongest by either: {', '.join(strongest(estimates, 3))}."))
 
     values = torch.stack([scores.scores for scores in (exact, *checked)])
