@@ -1,4 +1,4 @@
-# make demo    install into .venv, then show GIM at work on a bundled model (no network after the installation)
+# make demo    install into .venv, then show GIM at work on a real model (no network after the installation)
 # make test    install into .venv and .venv-ndif, then lint, types, tests and notebooks, offline
 #              (tests/browser: apt-get install chromium)
 # make lab     install into .venv, then JupyterLab on notebooks/

@@ -72,11 +72,7 @@ def run_command(run: Callable, options) -> int:
 
 
 def default_model() -> str:
-    """The real model where its package is installed, else a bundled one and a line that says so.
-
-    >>> default_model()
-    'smollm2-135m'
-    """
+    """The real model where its package is installed, else a bundled one and a line that says so."""
     if gguf.is_here(REAL):
         return REAL
     print(f"The real model {REAL} is not installed ({gguf.PACKAGED[REAL].command}): this runs on a small bundled one.")

@@ -31,13 +31,12 @@ def test_demo_shows_the_numbers_of_the_library_and_draws(model, tmp_path, monkey
     exact, gim, gradient = (gimkit.score_nodes(loaded, task, method=m) for m in ("exact", "gim", "gradient"))
     table = pandas.read_csv(f"figures/data/demo-{model}-methods.csv").set_index(["method", "node"]).score
     checked = table["exact"].index.tolist()
-    assert len(checked) == 12 and "input" not in checked
+    assert 12 <= len(checked) < 25 and "input" not in checked
     for scores in (exact, gim, gradient):  # every node was patched in `exact`, and only the dozen in the demo
         assert table[scores.method].tolist() == pytest.approx(scores.among(checked).scores.tolist(), abs=1e-3)
     for scores in (gim, gradient):
-        size = scores.scores[1:].abs()
-        left_out = [size[i] for i, node in enumerate(scores.nodes[1:]) if node not in checked]
-        assert (size > max(left_out)).sum() >= 6  # no node that is left out is among a method's six best
+        best = scores.scores[1:].abs().argsort(descending=True)[:12].tolist()
+        assert {scores.nodes[1 + i] for i in best} <= set(checked)
         assert str(rank_correlation(scores.among(checked), exact.among(checked))) in out
     for what in ("tokens", "nodes", "methods"):
         assert f"figures/demo-{model}-{what}.png" in out
@@ -55,7 +54,7 @@ def test_the_demo_names_the_better_method_only_where_prompts_agree():
     assert "half 0.50 [0.50, 0.50], right 0.00 [0.00, 0.00]; right is better" in errors
     assert "reverse -1.00 [-1.00, -1.00]; half is better" in judged([half, reverse], exact)[0]
     with_input = [replace(scores, nodes=("input", *scores.nodes[1:])) for scores in (right, reverse)]
-    assert strongest(with_input, 2) == ["m1", "m5"] and strongest(with_input[:1], 2) == ["m5", "m4"]
+    assert strongest(with_input, 1) == ["m1", "m5"] and strongest(with_input[:1], 2) == ["m4", "m5"]
 
 
 def test_the_demo_takes_the_real_model_where_it_can(monkeypatch, capsys):

@@ -16,11 +16,10 @@ from gimkit.tasks.measure import metric
 
 METHODS = ("gim", "gradient")
 FIGURES = Path("figures")
-DOZEN = 12
 
 
 def demo(name: str, n: int = 16, seed: int = 0) -> None:
-    """Solve IOI, attribute one prompt's tokens, rank heads and MLPs, patch the strongest dozen, draw the figures.
+    """Solve IOI, attribute one prompt's tokens, rank heads and MLPs, patch the strongest dozens, draw the figures.
 
     Args:
         name: whatever `gimkit.load` takes.
@@ -48,8 +47,8 @@ def demo(name: str, n: int = 16, seed: int = 0) -> None:
     estimates = [gimkit.score_nodes(model, task, method=m) for m in METHODS]
     chosen = strongest(estimates)
     print(f"\n3. Which of the {len(estimates[0].nodes) - 1} heads and MLPs matter? Each method estimates it from one "
-          f"forward and one backward pass.\n   Exact patching checks the {len(chosen)} strongest by either: one at a "
-          "time takes its corrupt output.\n   A part that both rate too low is not among them.", flush=True)
+          f"forward and one backward pass.\n   Exact patching checks the strongest dozen of each, {len(chosen)} in all:"
+          " one at a time takes its corrupt output.\n   A part that both rate too low is not among them.", flush=True)
     exact = gimkit.score_nodes(model, task, method="exact", nodes=chosen)
     checked = [scores.among(chosen) for scores in estimates]
     table = pandas.DataFrame({"node": exact.nodes} | {s.method: s.scores.tolist() for s in (exact, *checked)})
@@ -66,21 +65,28 @@ def demo(name: str, n: int = 16, seed: int = 0) -> None:
     print(f"\nDone in {time.monotonic() - start:.0f} s. Next: `make lab`, then notebooks/00_*.ipynb and on.")
 
 
-def strongest(estimates: list, n: int = DOZEN) -> list[str]:
-    """The n heads and MLPs that stand highest in any of the rankings by |score|, the best first.
+def strongest(estimates: list, n: int = 12) -> list[str]:
+    """The heads and MLPs that are among the n of largest |score| by any of the methods, in the model's order.
 
-    Ranks and not scores are compared, since one method's scores are larger than another's throughout.
+    >>> strongest([nodes, gimkit.score_nodes(model, task, method="gradient")], n=2)
+    ['a0.h3', 'a2.h1', 'a3.h1']
 
-    >>> strongest([gim, gradient])[:3]
-    ['m0', 'a1.h1', 'a0.h2']
+    Args:
+        estimates: `NodeScores` of the same nodes by different methods.
+        n: how many of each method.
     """
-    scores = pandas.DataFrame({s.method: s.scores.abs().tolist() for s in estimates}, index=estimates[0].nodes)
-    ranks = scores.drop(index="input").rank(ascending=False, method="first")
-    return sorted(ranks.index, key=lambda node: sorted(ranks.loc[node]))[:n]
+    chosen = set()
+    for scores in estimates:
+        parts = scores.frame().query("kind != 'input'").set_index("node")
+        chosen |= set(parts["score"].abs().nlargest(n).index)
+    return [node for node in estimates[0].nodes if node in chosen]
 
 
 def judged(checked: list, exact) -> list[str]:
-    """What exact patching says of two methods' scores of the same nodes, as sentences, with bootstrap intervals."""
+    """What exact patching says of two methods' scores of the same nodes, a sentence for each measure.
+
+    A method is called better where the difference's bootstrap interval over prompts leaves 0 out.
+    """
     truth = exact.per_example.double().numpy()
     estimated = {s.method: s.per_example.double().numpy() for s in checked}
 
@@ -126,7 +132,7 @@ def draw(label: str, pair, tokens: list, estimates: list, checked: list, exact, 
     drawn.append(plots.save(
         figure, FIGURES / f"demo-{label}-nodes", frame,
         f"Grids of layers by heads and MLP on {exact.task}: GIM and the plain gradient, each on its own scale. "
-        f"Strongest by either: {', '.join(strongest(estimates, 3))}."))
+        f"Among the three strongest by either: {', '.join(strongest(estimates, 3))}."))
 
     values = torch.stack([scores.scores for scores in (exact, *checked)])
     low, high = float(values.min()), float(values.max())
@@ -137,6 +143,7 @@ def draw(label: str, pair, tokens: list, estimates: list, checked: list, exact, 
         plots.method_scatter(scores, exact, ax=ax)
     drawn.append(plots.save(
         figure, FIGURES / f"demo-{label}-methods", pandas.concat([scores.frame() for scores in (exact, *checked)]),
-        f"Scatter of the scores of {len(exact.nodes)} heads and MLPs by GIM and by the plain gradient, each against "
-        f"exact patching, on equal axes; on the dashed line an estimate is right. {'. '.join(verdict)}."))
+        f"Scatter of the scores of {len(exact.nodes)} heads and MLPs, the strongest dozen of GIM and that of the plain "
+        "gradient, by each method against exact patching, on equal axes; on the dashed line an estimate is right. "
+        f"{'. '.join(verdict)}."))
     return drawn
