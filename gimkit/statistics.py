@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy
+from numpy.typing import ArrayLike
 from scipy import stats
 
 from gimkit.errors import GimkitError, check_number, check_whole
@@ -61,7 +62,7 @@ def bootstrap(statistic: Callable[[numpy.ndarray], float], n: int, *, level: flo
     return Interval(value, float(interval.low), float(interval.high))
 
 
-def auroc(scores, positive) -> float:
+def auroc(scores: ArrayLike, positive: ArrayLike) -> float:
     """The chance that a positive sample's score is above a negative one's; ties count one half. NaN without both kinds.
 
     >>> auroc(numpy.array([0.1, 0.4, 0.35, 0.8]), numpy.array([False, False, True, True]))

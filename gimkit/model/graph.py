@@ -171,10 +171,11 @@ def greedy_edges(scores: torch.Tensor, graph: Graph, n: int, absolute: bool) -> 
     require_finite(scores)
     value = (scores.abs() if check_flag("absolute", absolute) else scores).tolist()
     real, owner = graph.real, graph.node_of().tolist()
-    columns = {}
+    columns: dict[int, list[int]] = {}
     for column, node in enumerate(owner):
         columns.setdefault(node, []).append(column)
-    keep, reached, heap, taken = torch.zeros_like(real), {-1}, [], 0
+    keep, reached, taken = torch.zeros_like(real), {-1}, 0
+    heap: list[tuple[float, int, int]] = []
 
     def offer(node: int) -> None:
         for column in columns[node]:

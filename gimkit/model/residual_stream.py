@@ -1,11 +1,12 @@
 """How a model's blocks read from and write to the residual stream: what edges need beyond the architecture."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from nnsight.intervention.envoy import Envoy
+from torch.nn import Module
 
 from gimkit.errors import GimkitError
-from gimkit.model.architecture import Architecture, Norm, architecture_of
+from gimkit.model.architecture import Architecture, Block, Norm, architecture_of
 from gimkit.model.graph import Graph
 
 # Which norms stand before and after attention and MLP, by the names that a block's own norms have.
@@ -129,31 +130,36 @@ def norms_after(architecture: Architecture) -> list[tuple[Norm | None, Norm | No
     found = []
     for block in architecture.blocks:
         _, attention, _, mlp = ARRANGEMENTS.get(_own_norms(block, norms), (None,) * 4)
-        found.append((attention and norms[f"{block.path}.{attention}"], mlp and norms[f"{block.path}.{mlp}"]))
+        found.append((_norm_at(block, attention, norms), _norm_at(block, mlp, norms)))
     return found
 
 
-def _unembedding(root) -> str:
+def _norm_at(block: Block, key: str | None, norms: dict[str, Norm]) -> Norm | None:
+    return norms[f"{block.path}.{key}"] if key else None
+
+
+def _unembedding(root: Any) -> str:
     wanted = root.get_output_embeddings()
     return next(path for path, module in root.named_modules() if module is wanted)
 
 
-def _own_norms(block, norms: dict) -> tuple[str, ...]:
+def _own_norms(block: Block, norms: dict[str, Norm]) -> tuple[str, ...]:
     return tuple(sorted(path.rpartition(".")[2] for path in norms if path.rpartition(".")[0] == block.path))
 
 
-def _layer(root, block, norms: dict, name: str) -> Layer:
+def _layer(root: Module, block: Block, norms: dict[str, Norm], name: str) -> Layer:
     own = _own_norms(block, norms)
     if own not in ARRANGEMENTS:
         raise GimkitError(f"{name}: {block.path} has the norms {', '.join(own)}, an arrangement whose edges are not "
                           "covered; score nodes instead")
-    before, after, before_mlp, after_mlp = (key and norms[f"{block.path}.{key}"] for key in ARRANGEMENTS[own])
+    before, after, before_mlp, after_mlp = (_norm_at(block, key, norms) for key in ARRANGEMENTS[own])
     attention = root.get_submodule(block.attention)
     fused = next((key for key in FUSED if hasattr(attention, key)), None)
     if fused:
         projections, layout = (f"{block.attention}.{fused}",) * 3, FUSED[fused]
     elif all(hasattr(attention, key) for key in SEPARATE):
-        projections, layout = tuple(f"{block.attention}.{key}" for key in SEPARATE), "separate"
+        q, k, v = (f"{block.attention}.{key}" for key in SEPARATE)
+        projections, layout = (q, k, v), "separate"
     else:
         raise GimkitError(f"{name}: {block.attention} has no q, k and v projections that gimkit knows, so its edges "
                           "are not covered; score nodes instead")

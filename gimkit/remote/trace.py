@@ -182,8 +182,8 @@ def plain(value: Any) -> Any:
     A server does not know gimkit's classes, and a view would be sent with the whole tensor that it is a part of.
     Tensors made in `torch.inference_mode` become ordinary ones, which a backward pass can use.
     """
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return SimpleNamespace(**{name: plain(part) for name, part in value._asdict().items()})
+    if isinstance(value, tuple) and (names := getattr(value, "_fields", None)):
+        return SimpleNamespace(**{name: plain(part) for name, part in zip(names, value)})
     if isinstance(value, tuple | list):
         return type(value)(plain(part) for part in value)
     if isinstance(value, dict):
