@@ -3,10 +3,12 @@
 import html
 import json
 from pathlib import Path
+from typing import Any
 
 import anywidget
 import torch
 import traitlets
+from nnsight.intervention.envoy import Envoy
 
 from gimkit.circuits import Circuit, Curve, EdgeScores
 from gimkit.errors import GimkitError, require_finite
@@ -14,7 +16,7 @@ from gimkit.files import write_text
 from gimkit.interventions.head_roles import head_patterns
 from gimkit.model.apply import check_unedited
 from gimkit.model.architecture import architecture_of
-from gimkit.model.prompt import prompt_ids
+from gimkit.model.prompt import PromptLike, prompt_ids
 from gimkit.model.residual_stream import check_graph, residual_stream_of
 from gimkit.model.tokenizer import token_text
 from gimkit.remote import in_trace
@@ -50,7 +52,7 @@ class Explorer(anywidget.AnyWidget):
     _css = STYLE
     data = traitlets.Dict().tag(sync=True)
 
-    def save(self, path) -> Path:
+    def save(self, path: str | Path) -> Path:
         """Write one HTML file that holds everything and loads nothing; the same data give the same bytes.
 
         >>> gimkit.explore(model, task[0].clean, edges, curve).save("ioi.html")
@@ -66,7 +68,8 @@ class Explorer(anywidget.AnyWidget):
         return write_text(path, PAGE.format(title=title, style=STYLE, script=SCRIPT, data=data))
 
 
-def explore(model, prompt, edges: EdgeScores, curve: Curve, roles=None, *, remote: bool | str = False) -> Explorer:
+def explore(model: Envoy, prompt: PromptLike, edges: EdgeScores, curve: Curve, roles: Any = None, *,
+            remote: bool | str = False) -> Explorer:
     """A circuit to click through, at each size of a curve, with every edge's score and each head's attention.
 
     >>> explorer = gimkit.explore(model, task[0].clean, edges, curve)    # a widget; .save("ioi.html") for a file
@@ -114,7 +117,7 @@ def curve_circuits(edges: EdgeScores, curve: Curve) -> list[Circuit]:
     return circuits
 
 
-def attention_patterns(model, ids: torch.Tensor, remote: bool) -> dict[str, list]:
+def attention_patterns(model: Envoy, ids: torch.Tensor, remote: bool | str) -> dict[str, list]:
     """Each head's attention on one prompt, {head: [queries, positions]} to four decimals. ids: [seq]."""
     attentions = [block.attention for block in architecture_of(model).blocks]
     found = in_trace(model, ids[None], head_patterns, attentions, remote=remote)
