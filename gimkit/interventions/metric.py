@@ -60,14 +60,18 @@ def answer_values(model, last, good, bad) -> torch.Tensor:
     return metric_values("logit", model.output.logits, last, good, bad)[0]
 
 
-def at_answers(model, unembedding: str, last: torch.Tensor) -> torch.Tensor:
-    """The logits [groups * b, tokens, vocab] at the answers' positions, no others being computed; one token each where
-    last is [b].
+def at_answers(model, w, last: torch.Tensor) -> torch.Tensor:
+    """The logits [groups * b, tokens, vocab] at the answers' positions; one token each where last is [b].
+
+    w: the `ResidualStream`. No other logits are computed, unless an edit or a hook could count positions.
     """
-    module = model.get(unembedding)
+    module = model.get(w.unembedding)
     x = module.input
     rows = torch.arange(len(x), device=x.device)[:, None]
-    module.input = x[rows, last.view(len(last), -1).to(x.device).repeat(len(x) // len(last), 1)]
+    places = last.view(len(last), -1).to(x.device).repeat(len(x) // len(last), 1)
+    if w.all_positions:
+        return model.output.logits[rows, places]
+    module.input = x[rows, places]
     return model.output.logits
 
 

@@ -41,6 +41,7 @@ class ResidualStream(NamedTuple):
     """A model as sources and targets on a residual stream, in plain names and numbers.
 
     parallel: attention and MLP read the same residual stream (GPT-NeoX); else the MLP reads the attention's output too.
+    all_positions: edits or hooks of the user's could count positions, so the unembedding must run at all of them.
     """
 
     name: str
@@ -53,6 +54,7 @@ class ResidualStream(NamedTuple):
     width: int
     parallel: bool
     unembedding: str
+    all_positions: bool
 
 
 def residual_stream_of(model, architecture: Architecture | None = None) -> ResidualStream:
@@ -79,10 +81,13 @@ def residual_stream_of(model, architecture: Architecture | None = None) -> Resid
                           "covered; score nodes instead")
     heads = architecture.n_heads
     shared = layers[0].layout != "interleaved" and getattr(config, "num_key_value_heads", None)
+    hooked = any(module._forward_hooks or module._forward_pre_hooks
+                 for module in (model._module, model._module.get_output_embeddings()))
     return ResidualStream(
         name, architecture.embedding, layers, final[0], heads, shared or heads, architecture.head_dim,
         width=model._module.get_input_embeddings().weight.shape[1],
-        parallel=bool(getattr(config, "use_parallel_residual", False)), unembedding=_unembedding(model._module))
+        parallel=bool(getattr(config, "use_parallel_residual", False)), unembedding=_unembedding(model._module),
+        all_positions=bool(model._edits or hooked))
 
 
 def graph_of(w: ResidualStream) -> Graph:
