@@ -18,7 +18,7 @@ from gimkit.jvp.modes import check_backend, in_either_mode
 from gimkit.jvp.rows import starts_of
 from gimkit.jvp.scores import forward_task_scores
 from gimkit.model.apply import apply, check_unedited
-from gimkit.model.architecture import architecture_of
+from gimkit.model.architecture import architecture_of, unembedding_of
 from gimkit.model.graph import Graph, nodes_of, prune
 from gimkit.model.residual_stream import graph_if_covered, norms_after
 from gimkit.remote.trace import in_trace
@@ -248,8 +248,8 @@ def _gradients(model, parts, task, method, metric, steps: int, batch_size: int, 
         total = 0
         for chunk in points(method, steps, len(batch), len(blocks)):
             ids = torch.cat([rows_of(batch), batch.clean.repeat(chunk["extra"], 1)])
-            found = in_trace(edited, ids, node_scores, parts.embedding, blocks, parts.n_heads, len(batch), *answers,
-                             chunk["rows"], chunk["shares"], chunk["between"], remote=remote)
+            found = in_trace(edited, ids, node_scores, parts.embedding, unembedding_of(model), blocks, parts.n_heads,
+                             len(batch), *answers, chunk["rows"], chunk["shares"], chunk["between"], remote=remote)
             total = total + chunk["weight"] * found
         per_example.append(total)
     return torch.cat(per_example)
@@ -265,7 +265,7 @@ def _exact(model, parts, names, task, metric, batch_size: int, remote: bool, mos
         for start in range(0, len(names), step):
             chosen = [tuple(node) for node in names[start:start + step]]
             ids = torch.cat([rows_of(batch), batch.clean.repeat(len(chosen), 1)])
-            found.append(in_trace(model, ids, exact_node_scores, parts.embedding, paths, parts.n_heads, chosen,
-                                  *answers, remote=remote, gradients=False))
+            found.append(in_trace(model, ids, exact_node_scores, parts.embedding, unembedding_of(model), paths,
+                                  parts.n_heads, chosen, *answers, remote=remote, gradients=False))
         per_example.append(torch.cat(found, 1))
     return torch.cat(per_example)

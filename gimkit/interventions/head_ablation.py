@@ -7,7 +7,7 @@ import torch
 
 from gimkit.errors import GimkitError
 from gimkit.interventions.gradients import centre
-from gimkit.interventions.metric import metric_values
+from gimkit.interventions.metric import metric_values, values_at_answers
 from gimkit.interventions.residual_stream import Reading, by_row, tensor_of
 from gimkit.interventions.weights import matrix_of, scale_of
 
@@ -45,7 +45,7 @@ def head_effects(model, layers: list, final, unembedding: str, softcap, heads: i
         y = centre(x, after.centred) * after.inverse[:b, 0] * after.factor
         return (y if bias is None else y + bias).flatten(0, 1)
 
-    metric = metric_values("logit", model.output.logits, last, good, bad)
+    metric = values_at_answers(model, unembedding, "logit", last, good, bad)
     again = unembed.metric(frozen(stream[None, :b]))[0]
     tolerance = 1e-3 if stream.dtype in (torch.float32, torch.float64) else 5e-2
     if not bool((again - metric[0]).abs().max() <= tolerance * (1 + metric[0].abs().max())):

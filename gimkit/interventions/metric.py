@@ -55,9 +55,10 @@ def of_sequences(metric: str, logits: torch.Tensor, good, bad) -> torch.Tensor:
     return sides[0] - sides[1]
 
 
-def answer_values(model, last, good, bad) -> torch.Tensor:
-    """The logit metric [b] of b prompts as they are."""
-    return metric_values("logit", model.output.logits, last, good, bad)[0]
+def values_at_answers(model, unembedding: str, metric: str, last, good, bad) -> torch.Tensor:
+    """The metric [groups, b] of groups of b rows, as `metric_values`; divergences are from the first group."""
+    logits = at_answers(model, unembedding, last)
+    return metric_values(metric, logits, places_of(last), good, bad, logits[:len(last)])
 
 
 def at_answers(model, unembedding: str, last: torch.Tensor) -> torch.Tensor:

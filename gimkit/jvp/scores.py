@@ -95,7 +95,7 @@ def per_token(model, plan: dict) -> int:
         module = root.get_submodule(path)
         return getattr(module, "nf", None) or module.weight.shape[0]
 
-    total = 3 * width  # the embedding, and the last norm's input and output
+    total = 4 * width  # the embedding, the last norm's input and output, what is unembedded
     for block in plan["blocks"]:
         heads = block["heads"] * block["head_dim"]
         around = ("before_attention", "after_attention", "before_mlp", "after_mlp")

@@ -8,12 +8,14 @@ import inspect
 import re
 import textwrap
 from typing import NamedTuple
+from weakref import WeakKeyDictionary
 
 import torch
 from transformers.pytorch_utils import Conv1D
 
 from gimkit.errors import GimkitError
 
+SOURCES = WeakKeyDictionary()  # {forward function: its source text}, for reading a source is slow
 LINEAR = (torch.nn.Linear, Conv1D)
 OUTPUT_PROJECTIONS = ("o_proj", "c_proj", "out_proj", "dense", "wo")
 NOT_COVERED = (
@@ -113,6 +115,26 @@ def limits(model) -> tuple[int, int | None]:
     return root.get_input_embeddings().weight.shape[0], context
 
 
+def unembedding_of(model) -> str:
+    """The path of the module that makes logits of the last residual stream.
+
+    >>> unembedding_of(gimkit.load("mini-gpt2"))
+    'lm_head'
+
+    Args:
+        model: an nnsight model, with or without weights.
+
+    Raises:
+        GimkitError: there is none, as in a trunk or a classifier.
+    """
+    root = _root(model)
+    wanted = root.get_output_embeddings()
+    if wanted is None:
+        raise GimkitError(f"{type(root).__name__} has no output embeddings, so it gives no logits of tokens; load the "
+                          "causal language model, such as with AutoModelForCausalLM")
+    return next(path for path, module in root.named_modules() if module is wanted)
+
+
 def _root(model):
     root = getattr(model, "_module", None)
     if getattr(root, "config", None) is None or not hasattr(model, "trace"):
@@ -124,10 +146,14 @@ def _root(model):
 
 
 def _source(module: torch.nn.Module) -> str:
-    try:
-        return textwrap.dedent(inspect.getsource(inspect.unwrap(type(module).forward)))
-    except (OSError, TypeError):
-        return ""
+    """The source of a module's forward; kept for each function, so that a replaced forward or module is read anew."""
+    forward = inspect.unwrap(type(module).forward)
+    if forward not in SOURCES:
+        try:
+            SOURCES[forward] = textwrap.dedent(inspect.getsource(forward))
+        except (OSError, TypeError):
+            return ""
+    return SOURCES[forward]
 
 
 def _attention_calls(module: torch.nn.Module) -> int:

@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 from gimkit.errors import GimkitError
-from gimkit.model.architecture import Architecture, Norm, architecture_of
+from gimkit.model.architecture import Architecture, Norm, architecture_of, unembedding_of
 from gimkit.model.graph import Graph
 
 # Which norms stand before and after attention and MLP, by the names that a block's own norms have.
@@ -82,7 +82,7 @@ def residual_stream_of(model, architecture: Architecture | None = None) -> Resid
     return ResidualStream(
         name, architecture.embedding, layers, final[0], heads, shared or heads, architecture.head_dim,
         width=model._module.get_input_embeddings().weight.shape[1],
-        parallel=bool(getattr(config, "use_parallel_residual", False)), unembedding=_unembedding(model._module))
+        parallel=bool(getattr(config, "use_parallel_residual", False)), unembedding=unembedding_of(model))
 
 
 def graph_of(w: ResidualStream) -> Graph:
@@ -113,11 +113,6 @@ def norms_after(architecture: Architecture) -> list[tuple[Norm | None, Norm | No
         _, attention, _, mlp = ARRANGEMENTS.get(_own_norms(block, norms), (None,) * 4)
         found.append((attention and norms[f"{block.path}.{attention}"], mlp and norms[f"{block.path}.{mlp}"]))
     return found
-
-
-def _unembedding(root) -> str:
-    wanted = root.get_output_embeddings()
-    return next(path for path, module in root.named_modules() if module is wanted)
 
 
 def _own_norms(block, norms: dict) -> tuple[str, ...]:

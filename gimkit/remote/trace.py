@@ -1,6 +1,5 @@
 """The one place that runs a model: here, or on a server that has no gimkit."""
 
-import inspect
 import pkgutil
 import threading
 from contextlib import ExitStack, contextmanager
@@ -30,22 +29,22 @@ def register() -> None:
         nnsight.register(name)
 
 
-def in_trace(model, ids: torch.Tensor, body, *arguments, remote=False, gradients=True, **options):
+def in_trace(model, ids: torch.Tensor, body, *arguments, remote=False, gradients=True):
     """What body(model, *arguments) returns inside a trace of token ids [rows, seq]; its tensors come back to the CPU.
 
     >>> from gimkit.interventions.token_scores import last_values
-    >>> values, answers = in_trace(model, task.clean[:2], last_values, [7])
+    >>> values, answers = in_trace(model, task.clean[:2], last_values, "lm_head", [7])
     >>> values.shape
     torch.Size([2, 2])
 
     body: a function of a module in SHIPPED. arguments: names, numbers, tensors, and tuples, lists and dicts of them.
     Only they, the ids and the functions go up, and only what body returns comes down. remote: see `where`.
-    gradients: whether body takes any. options: further inputs of the model's forward pass.
+    gradients: whether body takes any.
     Raises GimkitError as `steady`.
     """
     with _around(model, remote, gradients):
         ids, arguments, found = plain(ids), plain(arguments), None
-        with model.trace(input_ids=ids, use_cache=False, **options, **where(model, remote)):
+        with model.trace(input_ids=ids, use_cache=False, **where(model, remote)):
             found = on_cpu(body(model, *arguments)).save()
     return arrived(found)
 
@@ -194,12 +193,3 @@ def where(model, remote) -> dict:
     server = server_of(model, remote)
     server.job = JOB.get()
     return {"backend": server}
-
-
-def last_logits_only(model, last: int = 1) -> dict:
-    """The model's option to compute logits at the last positions only, where it has one.
-
-    >>> last_logits_only(model)
-    {'logits_to_keep': 1}
-    """
-    return {"logits_to_keep": last} if "logits_to_keep" in inspect.signature(model._module.forward).parameters else {}

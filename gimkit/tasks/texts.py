@@ -9,8 +9,9 @@ from tqdm.auto import tqdm
 
 from gimkit.errors import GimkitError, check_flag, check_whole
 from gimkit.interventions.token_scores import last_values
+from gimkit.model.architecture import unembedding_of
 from gimkit.model.tokenizer import answer_id, text_ids, text_of
-from gimkit.remote.trace import in_trace, last_logits_only
+from gimkit.remote.trace import in_trace
 from gimkit.results import Result
 from gimkit.tasks.encode import tokenizer_of
 from gimkit.tasks.text_sets import TEXT_SETS, Table
@@ -123,8 +124,8 @@ def prompt_of(tokenizer, asked: str) -> str | list[dict]:
 
 
 def says_yes(model, ids: torch.Tensor, yes: int, no: int, remote: bool) -> bool:
-    values, _ = in_trace(model, ids[None], last_values, [yes, no], remote=remote, gradients=False,
-                         **last_logits_only(model))
+    values, _ = in_trace(model, ids[None], last_values, unembedding_of(model), [yes, no], remote=remote,
+                         gradients=False)
     return bool(values[0, 0] > 0)
 
 

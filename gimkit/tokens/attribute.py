@@ -16,7 +16,7 @@ from gimkit.interventions.token_scores import (
 from gimkit.jvp.modes import check_backend, in_either_mode
 from gimkit.jvp.scores import forward_token_scores
 from gimkit.model.apply import apply, check_unedited
-from gimkit.model.architecture import architecture_of
+from gimkit.model.architecture import architecture_of, unembedding_of
 from gimkit.model.prompt import Question, ask, each_answer
 from gimkit.model.tokenizer import spell
 from gimkit.remote import in_trace
@@ -198,5 +198,5 @@ def _backward(model, asked: Question, method: str | Rules, steps: int, remote: b
         body, arguments = pattern_token_scores, (attentions, answers)
     else:
         body, arguments = token_scores, (neutral, answers)
-    scores, answers = in_trace(edited, rows, body, parts.embedding, *arguments, remote=remote)
+    scores, answers = in_trace(edited, rows, body, parts.embedding, unembedding_of(model), *arguments, remote=remote)
     return scores.masked_fill(~free, 0)[:len(asked.ids)], answers

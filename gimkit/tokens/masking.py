@@ -3,9 +3,9 @@
 import torch
 
 from gimkit.interventions.token_scores import last_values
+from gimkit.model.architecture import unembedding_of
 from gimkit.model.prompt import Question, each_answer
 from gimkit.remote import in_trace
-from gimkit.remote.trace import last_logits_only
 
 
 def masked_values(model, asked: Question, keep: torch.Tensor, remote: bool | str = False,
@@ -24,10 +24,9 @@ def masked_values(model, asked: Question, keep: torch.Tensor, remote: bool | str
     if asked.metric == "log-probability" and len(asked.answers) == 2:
         return each_answer(asked, lambda part: masked_values(model, part, keep, remote, most))
     ids = asked.rows(torch.where(keep, asked.ids, asked.neutral))
-    answers, found = asked.answers, []
+    answers, found, unembedding = asked.answers, [], unembedding_of(model)
     for rows in ids.split(max(1, most // ids.shape[1])):
-        values, known = in_trace(model, rows, last_values, answers, remote=remote, gradients=False,
-                                  **last_logits_only(model, 1 + len(asked.forced)))
+        values, known = in_trace(model, rows, last_values, unembedding, answers, remote=remote, gradients=False)
         answers = known or answers  # of a function none come back
         found.append(values)
     return torch.cat(found), answers
