@@ -12,7 +12,7 @@ import torch
 
 import gimkit
 from gimkit.errors import GimkitError
-from gimkit.files import kept
+from gimkit.files import cached_table
 from gimkit.tasks import Task
 
 FOLDER = Path("figures")
@@ -79,11 +79,11 @@ class Request:
         1.5
 
         The file's first line holds the settings: model and weights, prompts, seed, version of the kit; when they
-        differ, or the file is not whole (`gimkit.files.kept`), the part is measured anew.
+        differ, or the file is incomplete (`gimkit.files.cached_table`), the part is measured again.
         """
         digest = hashlib.sha256(prompts.clean.numpy().tobytes() + repr((prompts.good, prompts.bad)).encode())
         about = {"model": self.name, "weights": self.weights, "seed": self.seed, "n": len(prompts),
                  "prompts": digest.hexdigest()[:16], "gimkit": gimkit.__version__}
         stem = re.sub(r"[^\w=+.-]", "_", f"{prompts.name}-{method}")
         path = self.folder / self.label / kind / f"{stem}.csv"
-        return kept(path, about, measure)
+        return cached_table(path, about, measure)

@@ -1,12 +1,13 @@
 """The one exception that gimkit raises for bad input, and the checks of arguments that all entry points share."""
 
 import math
+from collections.abc import Iterable
 
 import torch
 
 
 class GimkitError(ValueError):
-    """Bad input, told in one line: what was wrong, and the way out.
+    """Bad input, in one line: what is wrong, and the way out.
 
     >>> raise GimkitError("unknown method 'gmi'; use one of gim, gradient, ig")
     Traceback (most recent call last):
@@ -14,7 +15,7 @@ class GimkitError(ValueError):
     """
 
 
-def require_finite(values, what: str = "the scores") -> None:
+def require_finite(values: torch.Tensor, what: str = "the scores") -> None:
     """Raise GimkitError when a tensor holds NaN or infinity.
 
     >>> require_finite(torch.tensor([1.0, 2.0]))
@@ -23,18 +24,21 @@ def require_finite(values, what: str = "the scores") -> None:
         raise GimkitError(f"{what} contain NaN or infinite values; check the model's weights and dtype")
 
 
-def check_whole(name: str, value, least: int = 1, most: int | None = None) -> int:
-    """A whole number as an int; numpy's and a tensor's single numbers are whole numbers too.
+def check_whole(name: str, value: object, least: int = 1, most: int | None = None) -> int:
+    """A whole number as an int. Single numbers of numpy and single-element tensors count as whole numbers too.
 
     >>> check_whole("steps", torch.tensor(5))
     5
     >>> check_whole("steps", 2.0)
     Traceback (most recent call last):
     gimkit.errors.GimkitError: steps must be a whole number of at least 1, not 2.0
+
+    Raises:
+        GimkitError: another type, or a number below `least` or above `most`.
     """
     try:
         number = None if "bool" in str(getattr(value, "dtype", type(value))) else value.__index__()
-    except (AttributeError, TypeError):  # tensors of floats have the method, and refuse
+    except (AttributeError, TypeError):  # a tensor of floats has the method, and it raises
         number = None
     if number is None or number < least or most is not None and number > most:
         wanted = f"of at least {least}" if most is None else f"from {least} to {most}"
@@ -42,19 +46,19 @@ def check_whole(name: str, value, least: int = 1, most: int | None = None) -> in
     return number
 
 
-def check_flag(name: str, value) -> bool:
-    """True or False, and nothing that merely counts as such.
+def check_flag(name: str, value: object) -> bool:
+    """True or False; no other value counts as one of them.
 
     >>> check_flag("absolute", "signed")
     Traceback (most recent call last):
     gimkit.errors.GimkitError: absolute must be True or False, not 'signed'
     """
-    if type(value).__name__ not in ("bool", "bool_"):  # numpy has one of its own
+    if type(value).__name__ not in ("bool", "bool_"):  # numpy has its own
         raise GimkitError(f"{name} must be True or False, not {value!r}")
     return bool(value)
 
 
-def check_number(name: str, value) -> float:
+def check_number(name: str, value: object) -> float:
     """A finite number as a float.
 
     >>> check_number("q", math.nan)
@@ -70,14 +74,20 @@ def check_number(name: str, value) -> float:
     return number
 
 
-def check_ids(ids, vocabulary: int | None = None, what: str = "the prompt") -> torch.Tensor:
-    """Token ids as a tensor of int64; `vocabulary` is how many the model knows, None where no model is at hand.
+def check_ids(ids: object, vocabulary: int | None = None, what: str = "the prompt") -> torch.Tensor:
+    """Token ids as a tensor of int64.
 
     >>> check_ids([3, 4], 10), check_ids(torch.tensor([1, 12]), 10)
     Traceback (most recent call last):
     gimkit.errors.GimkitError: the prompt holds the token id 12, but the model knows ids from 0 to 9; ...
 
-    Raises GimkitError also for what is no rectangle of whole numbers.
+    Args:
+        ids: whole numbers in a list, an array or a tensor of any shape.
+        vocabulary: how many ids the model knows; None: not known here.
+        what: the name of the ids in messages.
+
+    Raises:
+        GimkitError: an id that the model does not know; rows of unequal length; other values than whole numbers.
     """
     try:
         found = torch.as_tensor(ids)
@@ -94,7 +104,7 @@ def check_ids(ids, vocabulary: int | None = None, what: str = "the prompt") -> t
 
 
 def check_length(length: int, context: int | None, what: str = "the prompt") -> None:
-    """Refuse a prompt that is longer than the model's context; None where the model has no such limit.
+    """Refuse a prompt that is longer than the model's context; None: the model has no such limit.
 
     >>> check_length(70, 64)
     Traceback (most recent call last):
@@ -104,8 +114,8 @@ def check_length(length: int, context: int | None, what: str = "the prompt") -> 
         raise GimkitError(f"{what} has {length} tokens, but the model's context holds {context}; shorten it")
 
 
-def check_answers(good, bad, what: str = "the pair") -> None:
-    """Refuse right and wrong answers that share a token id: their difference says nothing about it.
+def check_answers(good: Iterable, bad: Iterable, what: str = "the pair") -> None:
+    """Refuse right and wrong answers that share a token id, for their difference would not depend on it.
 
     >>> check_answers([5], [5])
     Traceback (most recent call last):

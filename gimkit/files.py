@@ -1,9 +1,10 @@
-"""Files that are there whole or not at all, and tables that are read back only when nothing of them is missing."""
+"""Files that are written completely or not at all, and tables that are measured once and read back later."""
 
 import hashlib
 import io
 import json
 import os
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from uuid import uuid4
@@ -14,22 +15,23 @@ from gimkit.errors import GimkitError
 
 
 @contextmanager
-def whole(path):
-    """A new path beside `path` to write to, which takes its place once the block has ended without an error.
+def atomic_write(path: str | Path) -> Iterator[Path]:
+    """A temporary path beside `path`; the file written there replaces `path` when the block ends without an error.
 
-    >>> with whole("scores.txt") as new:
+    >>> with atomic_write("scores.txt") as new:
     ...     written = new.write_text("0.5")
     >>> Path("scores.txt").read_text()
     '0.5'
 
     Args:
-        path: of the file, whose folders are made; what is no file, such as a pipe, is written to directly.
+        path: of the file. Its folders are made. A pipe or another special file is written to directly.
+
     Raises:
-        GimkitError: where it cannot be written to.
+        GimkitError: the file cannot be written.
     """
     path = Path(path)
     special = path.exists() and not path.is_file() and not path.is_dir()
-    target = path if special else Path(os.path.realpath(path))  # a link stays one
+    target = path if special else Path(os.path.realpath(path))  # a link stays a link
     new = path if special else target.with_name(f".{target.stem[:60]}-{uuid4().hex[:8]}{target.suffix}")
     try:
         if path.is_dir():
@@ -46,49 +48,53 @@ def whole(path):
                 new.unlink()
 
 
-def write_text(path, text: str) -> Path:
-    """Write a text in UTF-8 with the line ends that it has."""
-    with whole(path) as new:
+def write_text(path: str | Path, text: str) -> Path:
+    """Write a text in UTF-8, its line ends unchanged."""
+    with atomic_write(path) as new:
         new.write_text(text, encoding="utf-8", newline="")
     return Path(path)
 
 
-def write_table(path, frame: pandas.DataFrame, digits: int = 6) -> Path:
-    """Write a table as csv without its index, floats with that many significant digits."""
-    with whole(path) as new:
+def write_table(path: str | Path, frame: pandas.DataFrame, digits: int = 6) -> Path:
+    """Write a table as csv without its index, floats with `digits` significant digits."""
+    with atomic_write(path) as new:
         frame.to_csv(new, index=False, float_format=f"%.{digits}g", lineterminator="\n")
     return Path(path)
 
 
-def kept(path, about: dict, measure, **reading) -> pandas.DataFrame:
-    """The table at path if it is whole and about the same; else what measure() returns, written there.
+def cached_table(path: str | Path, about: dict, measure: Callable[[], pandas.DataFrame],
+                 **reading) -> pandas.DataFrame:
+    """The table in a file, when the file is complete and its settings are the same; else the table is measured again.
 
-    >>> table = kept("part.csv", {"seed": 0}, lambda: pandas.DataFrame({"x": [1.5]}))
-    >>> kept("part.csv", {"seed": 0}, lambda: "not measured again")
+    >>> table = cached_table("part.csv", {"seed": 0}, lambda: pandas.DataFrame({"x": [1.5]}))
+    >>> cached_table("part.csv", {"seed": 0}, lambda: "not measured again")
          x
     0  1.5
 
-    The first line holds `about`, the number of rows and a hash of the rest; where one of them does not fit, the table
-    is measured again.
+    The file's first line holds `about`, the number of rows and a hash of the rest.
 
     Args:
-        about: the settings, as JSON takes them. measure: makes the table. reading: options of `pandas.read_csv`.
+        path: of the csv file, which is written after a measurement.
+        about: the settings of the measurement, values that JSON can hold.
+        measure: a function that makes the table.
+        reading: options of `pandas.read_csv`.
     """
     path, about = Path(path), json.loads(json.dumps(about))
-    if (text := _trusted(path, about, reading)) is None:
-        text = stamped(about, measure())
+    text = _trusted(path, about, reading)
+    if text is None:
+        text = _with_header(about, measure())
         write_text(path, text)
     return _table(text, reading)
 
 
-def stamped(about: dict, frame: pandas.DataFrame) -> str:
-    """A table as csv, with a first line by which `kept` knows it again."""
+def _with_header(about: dict, frame: pandas.DataFrame) -> str:
+    """A table as csv behind the line that `_trusted` checks."""
     body = frame.to_csv(index=False, lineterminator="\n")
     return f"# {json.dumps(about | {'rows': len(frame), 'sha256': _hash(body)}, sort_keys=True)}\n{body}"
 
 
 def _trusted(path: Path, about: dict, reading: dict) -> str | None:
-    """The text of a table that is whole and about the same; else None."""
+    """The file's text when it is complete and has these settings; else None."""
     if not path.is_file():
         return None
     try:
@@ -97,7 +103,7 @@ def _trusted(path: Path, about: dict, reading: dict) -> str | None:
         found = json.loads(head.removeprefix("# "))
         rows, digest = found.pop("rows"), found.pop("sha256")
         fits = found == about and digest == _hash(body) and rows == len(_table(text, reading))
-    except (AttributeError, KeyError, TypeError, ValueError):  # of another kind, cut off or damaged
+    except (AttributeError, KeyError, TypeError, ValueError):  # another kind of file, cut off or damaged
         return None
     return text if fits else None
 

@@ -7,21 +7,21 @@ import torch
 
 
 class Result:
-    """A base of dataclasses that hold tensors (`@dataclass(frozen=True, eq=False)`); a generated == would raise.
+    """The base of dataclasses that hold tensors (`@dataclass(frozen=True, eq=False)`): a generated == would raise.
 
     >>> gimkit.score_nodes(model, task) == gimkit.score_nodes(model, task), nodes == edges
     (True, False)
     """
 
-    def __eq__(self, other) -> bool:
+    def __eq__(self, other: object) -> bool:
         return type(self) is type(other) and all(
             same(getattr(self, field.name), getattr(other, field.name)) for field in fields(self) if field.compare)
 
     __hash__ = None
 
 
-def same(a, b) -> bool:
-    """Are two values the same? NaN at the same place of two tensors is.
+def same(a: object, b: object) -> bool:
+    """Are two values the same? Two tensors with NaN at the same place are.
 
     >>> same((1, torch.tensor([1.0, torch.nan])), (1, torch.tensor([1.0, torch.nan])))
     True

@@ -1,10 +1,9 @@
-"""The backward rules as settings, and the tensor arithmetic that realises them.
+"""The backward rules as settings: what each changes in the gradient, and the presets by name.
 
-A rule never changes a value, only the gradient that flows through it:
-`scale_grad` multiplies it, `with_grad_of` takes it from another tensor.
+A rule never changes a value of the forward pass. The arithmetic is in `gimkit.interventions`.
 """
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from gimkit.errors import GimkitError, check_flag, check_number
 
@@ -17,19 +16,24 @@ class Rules(NamedTuple):
     >>> RULES["gim"].v
     0.5
 
-    temperature: softmax gradient at this temperature, dL/da = p_T (g - sum p_T g), p_T = softmax(a / T),
-        without a further 1/T (GIM, rule "TSG"; T = 2 in the paper). The softmax row is what the model
-        feeds it: after a softcap (whose own derivative stays), with masks, biases and attention sinks.
-    freeze_norm: every LayerNorm and RMSNorm keeps its denominator constant; LayerNorm's centring is
-        still differentiated (GIM, "layernorm freeze").
-    q, k, v: factors on the gradients of the attention's queries, keys and values, after rotary
-        embeddings and q/k norms (GIM: 1/4, 1/4, 1/2: two products, each split in halves).
-    gate, up: factors on the two branches of a gated MLP's product act(gate) * up (GIM: 1/2 and 1/2).
-        Fused experts (Mixtral, Qwen3-MoE, gpt-oss) likewise; the router keeps its plain gradient.
-    detach_attention: the attention pattern is a constant, so gradients reach values only.
-    identity_activation: the MLP's nonlinearity acts as multiplication by the constant act(x) / x.
+    Attributes:
+        temperature: T of the softmax gradient dL/da = p_T (g - sum p_T g), p_T = softmax(a / T), without a further 1/T
+            (GIM's rule "TSG"; the paper has T = 2). a is what the model gives to its softmax: after a softcap, whose
+            own derivative stays, with masks, biases and attention sinks.
+        freeze_norm: every LayerNorm and RMSNorm keeps its denominator constant; the mean that LayerNorm subtracts
+            still has its gradient (GIM's "layernorm freeze").
+        q: factor on the gradient of the attention's queries, after rotary embeddings and q/k norms. GIM: 1/4, for
+            queries pass two products, and each halves the gradient.
+        k: likewise of the keys. GIM: 1/4.
+        v: likewise of the values. GIM: 1/2.
+        gate: factor on the gradient of act(gate) in a gated MLP's product act(gate) * up. GIM: 1/2. Fused experts
+            (Mixtral, Qwen3-MoE, gpt-oss) likewise; the router keeps its plain gradient.
+        up: likewise of up. GIM: 1/2.
+        detach_attention: the attention pattern is a constant, so gradients reach values only.
+        identity_activation: the MLP's nonlinearity acts as multiplication by the constant act(x) / x.
 
-    Source: arXiv 2505.17630, section "Gradient Interaction Modifications"; RelP: arXiv 2508.21258.
+    Source:
+        arXiv 2505.17630, section "Gradient Interaction Modifications"; RelP: arXiv 2508.21258.
     """
 
     temperature: float = 1.0
@@ -45,22 +49,23 @@ class Rules(NamedTuple):
 
 PLAIN = Rules()
 SPLIT = dict(q=0.25, k=0.25, v=0.5, gate=0.5, up=0.5)
+Preset = Literal["gradient", "freeze", "temperature", "gim", "transformer-lrp", "attnlrp", "relp"]
 
-RULES = {
+RULES: dict[str, Rules] = {
     "gradient": PLAIN,
     "freeze": Rules(freeze_norm=True),
     "temperature": Rules(temperature=2.0),
     "gim": Rules(temperature=2.0, freeze_norm=True, **SPLIT),
-    # Ali et al. 2022 as GIM's evaluation runs it: norms frozen, attention patterns constant.
+    # Ali et al. 2022, as GIM's evaluation runs it: norms frozen, attention patterns constant.
     "transformer-lrp": Rules(freeze_norm=True, detach_attention=True),
     # AttnLRP (arXiv 2402.05602) as gradients: norms frozen (identity rule), every product halved (uniform rule, so 1/4
-    # at q and k, which pass two), activations act(x) / x, and the softmax's plain Jacobian, which is what its Taylor
-    # rule (their Proposition 3.1) amounts to when relevance is input x gradient. No epsilon.
+    # at q and k, which pass two), activations act(x) / x, and the softmax's plain Jacobian: with relevance as input x
+    # gradient, that is their Taylor rule (Proposition 3.1). No epsilon.
     "attnlrp": Rules(freeze_norm=True, identity_activation=True, **SPLIT),
-    # RelP as its README runs it (LN, identity and half rule); its optional AH rule is detach_attention=True.
+    # RelP, as its README runs it (LN, identity and half rule); its optional AH rule is detach_attention=True.
     "relp": Rules(freeze_norm=True, identity_activation=True, gate=0.5, up=0.5),
 }
-"""All presets by name. `gimkit.apply` and every scoring function take the names."""
+"""All presets by name. `gimkit.apply` and every scoring function take the names. docs/METHODS.md compares them."""
 
 GIM = RULES["gim"]
 """GIM's rules: temperature 2, norms frozen, products split."""
@@ -76,7 +81,7 @@ def rules_of(rules: Rules | str) -> Rules:
         rules: a preset's name, or `Rules`, whose settings are checked.
 
     Raises:
-        GimkitError: an unknown name; the message lists those that exist; settings as in `checked_rules`.
+        GimkitError: an unknown name (the message lists all names), or a setting as in `checked_rules`.
     """
     if isinstance(rules, Rules):
         return checked_rules(rules)
@@ -86,13 +91,14 @@ def rules_of(rules: Rules | str) -> Rules:
 
 
 def checked_rules(rules: Rules) -> Rules:
-    """The same rules, every setting a finite number, or True or False.
+    """The same rules, each setting checked.
 
     >>> checked_rules(Rules(freeze_norm="no"))
     Traceback (most recent call last):
     gimkit.errors.GimkitError: Rules(freeze_norm=...) must be True or False, not 'no'
 
-    Raises GimkitError for any other setting, and for a temperature that is not above 0.
+    Raises:
+        GimkitError: a factor that is not a finite number, a flag that is not True or False, a temperature not above 0.
     """
     checked = Rules(*((check_flag if isinstance(default, bool) else check_number)(f"Rules({name}=...)", value)
                       for (name, default), value in zip(Rules()._asdict().items(), rules)))

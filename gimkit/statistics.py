@@ -1,10 +1,10 @@
-"""Intervals, rank correlation and AUROC: each once."""
+"""An estimate with its bootstrap interval."""
 
 import warnings
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy
-from scipy import stats
 
 from gimkit.errors import GimkitError, check_number, check_whole
 
@@ -24,24 +24,38 @@ class Interval(NamedTuple):
         return f"{self.value:.2f} [{self.low:.2f}, {self.high:.2f}]"
 
 
-def bootstrap(statistic, n: int, *, level: float = 0.95, resamples: int = 999, seed: int = 0) -> Interval:
-    """The value of statistic(indices of examples) on all n examples, with a percentile interval over examples.
+def bootstrap(statistic: Callable[[numpy.ndarray], float], n: int, *, level: float = 0.95, resamples: int = 999,
+              seed: int = 0) -> Interval:
+    """A statistic on all n examples, with a percentile interval over examples.
 
     >>> values = numpy.array([1.0, 2.0, 3.0, 4.0])
     >>> bootstrap(lambda index: values[index].mean(), 4).value
     2.5
 
-    Raises GimkitError for a level outside 0 to 1.
+    Args:
+        statistic: a function of indices of examples [n], drawn with replacement.
+        n: the number of examples.
+        level: the interval's share of the resamples, between 0 and 1.
+        resamples: how many times n examples are drawn.
+        seed: of the draws.
+
+    Returns:
+        The `Interval`. With one example, low and high are the value itself.
+
+    Raises:
+        GimkitError: a level that is not between 0 and 1.
     """
     resamples, seed = check_whole("resamples", resamples), check_whole("seed", seed, 0)
     if not 0 < check_number("level", level) < 1:
-        raise GimkitError(f"level is the share of resamples inside the interval, such as 0.95, not {level!r}")
+        raise GimkitError(f"level is the interval's share of the resamples, such as 0.95, not {level!r}")
+    from scipy import stats  # slow to import
+
     everything = numpy.arange(n)
     value = float(statistic(everything))
     if n < 2:
         return Interval(value, value, value)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", stats.DegenerateDataWarning)  # an interval of NaN says as much
+        warnings.simplefilter("ignore", stats.DegenerateDataWarning)  # the interval is then NaN, which says the same
         interval = stats.bootstrap((everything,), statistic, vectorized=False, n_resamples=resamples,
                                    confidence_level=level, method="percentile",
                                    rng=numpy.random.default_rng(seed)).confidence_interval

@@ -114,3 +114,11 @@ def test_a_curve_of_other_scores_is_refused_although_its_sizes_fit(made, tmp_pat
     for ending in ("json", "pt"):  # saving and loading changes nothing
         again = EdgeScores.load(edges.save(tmp_path / f"ioi.{ending}"))
         assert gimkit.explore(model, prompt, again, curve).data["sizes"] == list(curve.edges)
+
+
+def test_prompts_that_the_model_cannot_take(made):
+    model, _, edges, curve = made
+    for prompt, message in ((torch.arange(200), "has 200 tokens, but the model's context holds"),
+                            ([1, 10**6], "holds the token id 1000000"), ([], "is empty"), ([1.5], "whole numbers")):
+        with pytest.raises(GimkitError, match=message):
+            gimkit.explore(model, prompt, edges, curve)

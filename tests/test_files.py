@@ -1,4 +1,4 @@
-"""Files are whole or not there, kept tables are read back only when nothing of them is missing."""
+"""Files are written completely or not at all; a cached table is read back only when nothing of it is missing."""
 
 import ast
 import json
@@ -37,7 +37,7 @@ WRITERS = {
     "found.safetensors": lambda path: decomposition().save(path.with_suffix("")),
     "figure.png": lambda path: plots.save(Figure(), path.with_suffix(""), TABLE, "Nothing."),
     "table.csv": lambda path: show(TABLE[["x"]], path, "A table"),
-    "part.csv": lambda path: files.kept(path, {}, lambda: TABLE),
+    "part.csv": lambda path: files.cached_table(path, {}, lambda: TABLE),
 }
 
 
@@ -93,7 +93,7 @@ ELSEWHERE = {"gimkit/files.py", "gimkit/model/gguf.py",  # writes into a folder 
 
 
 def test_nothing_is_written_past_the_helper():
-    """Every call that writes a file gets the new path of `files.whole`, which is called `new`."""
+    """Every call that writes a file gets the temporary path of `files.atomic_write`, which is called `new`."""
     for path in [*ROOT.glob("gimkit/**/*.py"), *ROOT.glob("figures/*.py"), *ROOT.glob("benchmarks/**/*.py")]:
         if str(path.relative_to(ROOT)) in ELSEWHERE:
             continue
@@ -113,11 +113,11 @@ def never():
     raise AssertionError("it is there, and is measured again")
 
 
-def test_a_kept_table_is_read_back_exactly(tmp_path):
+def test_a_cached_table_is_read_back_exactly(tmp_path):
     path, about = tmp_path / "new" / "part.csv", {"seed": 0, "blocks": (1, 2)}
-    first = files.kept(path, about, lambda: TABLE)
+    first = files.cached_table(path, about, lambda: TABLE)
     pandas.testing.assert_frame_equal(first, TABLE, check_exact=True)
-    pandas.testing.assert_frame_equal(files.kept(path, about, never), TABLE, check_exact=True)
+    pandas.testing.assert_frame_equal(files.cached_table(path, about, never), TABLE, check_exact=True)
 
 
 @pytest.mark.parametrize("change", [
@@ -128,13 +128,13 @@ def test_a_kept_table_is_read_back_exactly(tmp_path):
 ], ids=range(12))
 def test_a_table_that_is_not_whole_is_measured_again(tmp_path, change):
     path = tmp_path / "part.csv"
-    files.kept(path, {"seed": 0}, lambda: TABLE)
+    files.cached_table(path, {"seed": 0}, lambda: TABLE)
     whole = path.read_bytes()
     path.write_text(change(whole.decode()), encoding="latin-1")
-    files.kept(path, {"seed": 0}, lambda: TABLE)
+    files.cached_table(path, {"seed": 0}, lambda: TABLE)
     assert path.read_bytes() == whole
     with pytest.raises(AssertionError, match="measured again"):
-        files.kept(path, {"seed": 1}, never)
+        files.cached_table(path, {"seed": 1}, never)
 
 
 def test_decompositions_that_are_damaged_or_mixed_up(tmp_path):

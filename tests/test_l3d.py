@@ -330,7 +330,8 @@ def broken():
     (lambda: Linear2(6, 3, 6), noise(8, 6), {"divergence": "mes"}, "unknown divergence 'mes'.*kl"),
     (lambda: Linear2(6, 3, 6), noise(8, 6), {"loss": "l1"}, "unknown loss"),
     (lambda: Linear2(6, 3, 6), noise(8, 6), {"k": 0.0}, "k=0.0"),
-    (lambda: Linear2(6, 3, 6), noise(8, 6), {"n": 0}, "n=0: give at least 1"),
+    (lambda: Linear2(6, 3, 6), noise(8, 6), {"n": 0}, "n must be a whole number of at least 1, not 0"),
+    (lambda: Linear2(6, 3, 6), noise(8, 6), {"epochs": 2.5}, "epochs must be a whole number"),
     (lambda: nn.Flatten(0), noise(8, 6), {"parameters": None}, "no parameter is called"),
     (lambda: nn.Sequential(nn.Linear(6, 4), nn.Unflatten(1, (2, 2))), noise(8, 6), {}, "must be .samples, outputs."),
 ])
@@ -347,7 +348,7 @@ def test_bad_numbers_of_things():
     with pytest.raises(GimkitError, match="as many of each"):
         l3d.decompose_alike([module], [noise(8, 6)], seeds=[0], n=3, progress=False)
     found = l3d.decompose(module, noise(8, 6), n=3, epochs=1, progress=False)
-    with pytest.raises(GimkitError, match="no subnetwork 3"):
+    with pytest.raises(GimkitError, match="a subnetwork must be a whole number from 0 to 2, not 3"):
         found.subnetwork(3)
 
 

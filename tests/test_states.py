@@ -264,6 +264,12 @@ def test_threads_take_turns(usual):
 # --- L3D ---
 
 
+def test_l3d_takes_models_of_any_dtype():
+    hf, ids, last = build("gpt2", torch.bfloat16), token_ids(4, 5), torch.full((4,), 4)
+    module = l3d.NextToken(NNsight(hf))
+    assert torch.allclose(module(*module.inputs(ids, last)), hf(ids).logits[:, -1], rtol=0.05, atol=0.05)
+
+
 def test_l3d_takes_no_edited_model():
     """Its rules act in traces; L3D opens none, so they would be missing in silence."""
     edited = gimkit.apply(NNsight(build("gpt2")))

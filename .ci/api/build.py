@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pdoc
 
-PAGES = ("gimkit", "gimkit.notebook.explorer", "gimkit.notebook.widgets", "gimkit.plots", "gimkit.selfrepair",
-         "gimkit.tokens")  # gimkit brings those that it exports
+# gimkit brings the packages that it exports.
+PAGES = ("gimkit", "gimkit.notebook.explorer", "gimkit.notebook.widgets", "gimkit.plots")
 
 pdoc.render.configure(template_directory=Path(__file__).parent)
 pdoc.pdoc(*PAGES, output_directory=Path(sys.argv[1]))

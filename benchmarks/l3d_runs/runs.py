@@ -8,7 +8,7 @@ from scipy.stats import t
 
 from benchmarks.l3d_runs.digits import digits_run
 from gimkit.errors import GimkitError
-from gimkit.files import kept
+from gimkit.files import cached_table
 from gimkit.l3d import recovery, toys
 from gimkit.l3d.activity import activity
 from gimkit.l3d.attention import attention_run
@@ -38,10 +38,10 @@ def run(name: str, seeds: int = 5, folder: Path | None = None, epochs: int | Non
 
     >>> run("tms", seeds=3, epochs=100, toy_epochs=100, variants=["paper"])
 
-    folder: where each variant's rows are kept as NAME-VARIANT.csv once they are there (`gimkit.files.kept`), so that a
-    run that was cut off goes on, and, of the first variant, the toy and the decomposition of the seed with the median
-    error. epochs, toy_epochs: of the decompositions (each variant's own when None) and of the toys (TOY_EPOCHS when
-    None).
+    folder: where each variant's rows are kept as NAME-VARIANT.csv once they are there (`gimkit.files.cached_table`),
+    so that a run that was cut off goes on, and, of the first variant, the toy and the decomposition of the seed with
+    the median error. epochs, toy_epochs: of the decompositions (each variant's own when None) and of the toys
+    (TOY_EPOCHS when None).
 
     Columns: errors over the batches of the last epoch, and on 1000 new samples with 10 references each, by both
     definitions (norm: the paper's |g - g^| / |g|; squared: its square, the reference implementation's); cosines with
@@ -76,7 +76,7 @@ def run(name: str, seeds: int = 5, folder: Path | None = None, epochs: int | Non
             return table
 
         about = {"toy": name, "variant": variant, "seeds": seeds, "toy_epochs": toy_epochs, "settings": settings}
-        tables.append(kept(part, about, measure) if part else measure())
+        tables.append(cached_table(part, about, measure) if part else measure())
     return pandas.concat(tables, ignore_index=True)
 
 
@@ -113,7 +113,7 @@ def run_real(name: str, model: str = "mini-gpt2", blocks=(3,), seeds: int = 1, f
 
         about = {"run": name, "seed": seed, "settings": settings} | (
             {} if name == "digits" else {"model": str(model), "blocks": list(blocks)})
-        tables.append(kept(part, about, measure, dtype={"kind": str}) if part else measure())
+        tables.append(cached_table(part, about, measure, dtype={"kind": str}) if part else measure())
     return pandas.concat(tables, ignore_index=True)
 
 

@@ -140,6 +140,7 @@ def score_edges(model, task, method: str | Rules = "gim", *, metric: str = "logi
         distance between the logits and the corrupt run's, in steps of length one.
         What the paper leaves open is decided so: the path lives in the embeddings, each example has its own unit step,
         the distance is summed over all real positions and the whole vocabulary, the loss is the task's metric.
+        With answers of several tokens (`score_nodes`) each answer's row, prompt and answer, has a path of its own.
     "exact": replace the one edge by its corrupt value and run the rest of the model.
     "random": normal numbers by `seed`.
 

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 import numpy
 import pandas
 import torch
-from scipy import stats
 
 from gimkit.circuits.circuit import Circuit
 from gimkit.circuits.edges import EdgeScores
@@ -38,6 +37,8 @@ def rank_correlation(scores, truth, *, level: float = 0.95, resamples: int = 999
         raise GimkitError("the two scores are of different nodes or examples; score both on the same model and task")
     keep = [i for i, name in enumerate(scores.nodes) if name != "input"]
     a, b = scores.per_example[:, keep].double().numpy(), truth.per_example[:, keep].double().numpy()
+
+    from scipy import stats  # slow to import
 
     def statistic(index):
         return stats.spearmanr(a[index].mean(0), b[index].mean(0)).statistic
@@ -179,6 +180,8 @@ def auroc(scores: EdgeScores | NodeScores, known: Circuit, *, absolute: bool = T
     hit, value = _both(scores, known, absolute)
     if hit.all() or not hit.any():
         raise GimkitError("a known circuit with some but not all edges (of node scores: heads) is needed")
+    from scipy import stats  # slow to import
+
     ranks = stats.rankdata(value)
     positives = hit.sum()
     return float((ranks[hit].sum() - positives * (positives + 1) / 2) / (positives * (len(hit) - positives)))

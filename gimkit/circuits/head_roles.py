@@ -47,6 +47,7 @@ def head_roles(model, task, *, batch_size: int = 32, remote: bool | str = False)
     "induction-like" attend so. A name says that the numbers fit, not that the head works as its namesake does.
 
     model: an unedited nnsight model whose edges are covered (`score_edges`). remote: as in `gimkit.attribute`.
+    Raises GimkitError for a task with answers of several tokens, whose places to attend to and to write at are many.
     Source: the roles of arXiv 2211.00593 (IOI) and 2310.04625 (copy suppression), the pattern scores of induction heads
     (Olsson et al. 2022) on the task's own prompts instead of random tokens.
     """

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 
 from gimkit.errors import GimkitError, check_flag, check_number, check_whole, require_finite
-from gimkit.files import whole, write_text
+from gimkit.files import atomic_write, write_text
 from gimkit.model.graph import Graph
 from gimkit.model.residual_stream import check_graph, residual_stream_of
 
@@ -53,7 +53,7 @@ def write(path, graph: Graph, scores: torch.Tensor, keep: torch.Tensor, node_sco
     elif path.suffix == ".pt":
         data |= {"src_nodes": list(graph.sources), "dst_nodes": list(graph.targets), "edges_scores": scores,
                  "edges_in_graph": keep, "nodes_in_graph": used}
-        with whole(path) as new:
+        with atomic_write(path) as new:
             torch.save(data if node_scores is None else data | {"nodes_scores": node_scores.float().cpu()}, new)
     else:
         raise GimkitError(f"{path.name}: write a .json or a .pt file")

@@ -6,7 +6,7 @@ from pathlib import Path
 import pandas
 import torch
 
-from gimkit.errors import GimkitError
+from gimkit.errors import GimkitError, check_whole
 from gimkit.l3d import files, tucker
 from gimkit.results import Result
 
@@ -36,8 +36,7 @@ class Decomposition(Result):
 
     def subnetwork(self, which: int) -> dict[str, torch.Tensor]:
         """One direction of V_out in parameter space, written out: a tensor per parameter."""
-        if not 0 <= which < len(self):
-            raise GimkitError(f"no subnetwork {which}: there are {len(self)}, counted from 0")
+        which = check_whole("the number of a subnetwork", which, 0, len(self) - 1)
         return dict(zip(self.names, tucker.dense(self.decoder, which)))
 
     @property

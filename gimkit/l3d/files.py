@@ -9,7 +9,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from gimkit.errors import GimkitError
-from gimkit.files import whole, write_text
+from gimkit.files import atomic_write, write_text
 
 
 def write(path: Path, about: dict, tensors: dict[str, torch.Tensor]) -> None:
@@ -22,7 +22,7 @@ def write(path: Path, about: dict, tensors: dict[str, torch.Tensor]) -> None:
     if not described.is_file() or described.read_bytes() != text.encode():
         write_text(described, text)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    with whole(file) as new:
+    with atomic_write(file) as new:
         save_file(tensors, new, metadata={"sha256": digest(text, tensors)})
 
 

@@ -34,6 +34,7 @@ class NextToken(nn.Module):
 
     def forward(self, embeddings, last):
         seq = embeddings.shape[1]
-        hidden = torch.full((seq, seq), torch.finfo(embeddings.dtype).min).triu(1)  # four axes: no model changes it
+        lowest = torch.finfo(embeddings.dtype).min
+        hidden = embeddings.new_full((seq, seq), lowest).triu(1)  # given with four axes, no model changes it
         logits = self.model(inputs_embeds=embeddings, attention_mask=hidden[None, None], use_cache=False).logits
         return logits.gather(1, last[:, None, None].expand(-1, 1, logits.shape[-1]))[:, 0]

@@ -6,7 +6,7 @@ import torch
 from torch.func import vmap
 from tqdm.auto import tqdm
 
-from gimkit.errors import GimkitError
+from gimkit.errors import GimkitError, check_number, check_whole
 from gimkit.l3d import files, tucker
 from gimkit.l3d.gradients import others
 from gimkit.l3d.sparse import energies, reconstruct
@@ -38,9 +38,8 @@ class Settings:
 
     def __post_init__(self):
         for name, low in (("n", 1), ("epochs", 1), ("batch", 2), ("every", 1)):
-            if getattr(self, name) < low:
-                raise GimkitError(f"{name}={getattr(self, name)}: give at least {low}")
-        if not 0 < self.k <= 1:
+            check_whole(name, getattr(self, name), low)
+        if not 0 < check_number("k", self.k) <= 1:
             raise GimkitError(f"k={self.k}: it is the share of coefficients that are kept, above 0 and at most 1")
         if self.loss not in ("norm", "squared"):
             raise GimkitError(f"unknown loss {self.loss!r}; use norm or squared")

@@ -108,7 +108,7 @@ def limits(model) -> tuple[int, int | None]:
     """How many token ids a model knows, and how many tokens its context holds (None: no limit).
 
     >>> limits(model)
-    (590, 128)
+    (561, 64)
     """
     root = _root(model)
     context = getattr(root.config.get_text_config(), "max_position_embeddings", None)

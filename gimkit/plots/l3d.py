@@ -4,7 +4,6 @@ import numpy
 import seaborn
 import torch
 from matplotlib.figure import Figure
-from scipy.stats import t
 
 from gimkit.plots.style import BLUE, DARK, GREY, MARKERS, ORANGE, _axes, _plain, panels
 
@@ -124,6 +123,8 @@ def error_bars(frame, targets: dict, ax=None):
     frame: columns group, seed, error. targets: the paper's number by group, where there is one. ax: made when None.
     Returns the axes.
     """
+    from scipy.stats import t  # slow to import
+
     groups = list(dict.fromkeys(frame["group"]))
     ax = _axes(ax, 7.0, 0.9 + 0.34 * len(groups))
     for row, group in enumerate(groups):

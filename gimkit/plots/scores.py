@@ -25,7 +25,7 @@ def node_grid(scores, ax=None):
     ax = _axes(ax, 2.2 + (0.6 if small else 0.3) * grid.shape[1], 1.2 + (0.45 if small else 0.25) * len(grid))
     most = max(float(grid.abs().to_numpy().max()), 1e-12)
     seaborn.heatmap(grid, ax=ax, cmap=DIVERGING, vmin=-most, vmax=most, annot=small, fmt=".2f", linewidths=0.5,
-                    annot_kws={"size": 8}, cbar_kws={"label": f"score ({UNITS[scores.metric]})"})
+                    annot_kws={"size": 8}, cbar_kws={"label": f"score ({UNITS.get(scores.metric, 'unit unknown')})"})
     ax.axvline(heads, color="white", linewidth=5)
     ax.invert_yaxis()  # the network is drawn from the bottom up
     ax.tick_params(axis="both", length=0)
@@ -54,8 +54,8 @@ def method_scatter(scores, exact, ax=None):
                    edgecolor="white", linewidth=0.6, zorder=3)
     ax.margins(0.12)
     ax.axline((0, 0), slope=1, color=DARK, linestyle="--", linewidth=0.9)
-    ax.set(xlabel=f"exact patching ({UNITS[exact.metric]})",
-           ylabel=_plain(f"{scores.method} ({UNITS[scores.metric]})"),
+    ax.set(xlabel=f"exact patching ({UNITS.get(exact.metric, 'unit unknown')})",
+           ylabel=_plain(f"{scores.method} ({UNITS.get(scores.metric, 'unit unknown')})"),
            title=f"{_plain(f'{scores.method} against exact patching on {exact.task}')}\nSpearman's ρ = {rho}")
     ax.legend(frameon=True, loc="lower right")
     order = table["score"].abs().sort_values(ascending=False).index

@@ -10,7 +10,7 @@ from matplotlib import pyplot
 from matplotlib.figure import Figure
 from matplotlib.transforms import Bbox
 
-from gimkit.files import whole, write_table, write_text
+from gimkit.files import atomic_write, write_table, write_text
 
 BLUE, ORANGE, GREEN, PINK, GREY = (seaborn.color_palette("colorblind")[i] for i in (0, 1, 2, 4, 7))
 DIVERGING = seaborn.blend_palette([ORANGE, "#f7f7f7", BLUE], as_cmap=True)  # orange against, blue for
@@ -86,7 +86,7 @@ def save(fig, path, frame, alt: str, **about: str) -> Path:
     path = Path(path)
     with matplotlib.rc_context({"svg.hashsalt": "gimkit"}):
         for ending, nameless in (("png", {"Software": None}), ("svg", {"Date": None})):
-            with whole(f"{path}.{ending}") as new:
+            with atomic_write(f"{path}.{ending}") as new:
                 fig.savefig(new, dpi=150, bbox_inches="tight", facecolor="white", metadata=nameless)
     write_table(path.parent / "data" / f"{path.name}.csv", frame)
     _write_caption(path, {"Shows": alt.strip()} | {name.replace("_", " "): text for name, text in about.items()})

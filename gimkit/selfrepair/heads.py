@@ -102,7 +102,8 @@ def head_repair(model, task, *, batch_size: int = 32, remote: bool | str = False
 
     model: an unedited nnsight model. task: a `gimkit.tasks.Task` of n prompt pairs. batch_size: prompt pairs per
     forward; it does not change the result. remote: as in `gimkit.attribute`.
-    Raises GimkitError for an architecture whose edges are not covered, an edited model, an empty task, NaN.
+    Raises GimkitError for an architecture whose edges are not covered, an edited model, an empty task, answers
+    of several tokens, NaN.
     Source: McGrath et al. 2023 (the Hydra effect, arXiv 2307.15771) and Rushing and Nanda 2024 (arXiv 2402.15390), who
     separate the final norm's share; Wang et al. 2022 (arXiv 2211.00593) for heads that answer. Difference: they ablate
     on the training distribution or in layers, here each head is resampled from the pair's corrupt prompt, everywhere.

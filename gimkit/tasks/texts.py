@@ -9,7 +9,7 @@ from tqdm.auto import tqdm
 
 from gimkit.errors import GimkitError, check_flag, check_whole
 from gimkit.interventions.token_scores import last_values
-from gimkit.model.architecture import unembedding_of
+from gimkit.model.architecture import limits, unembedding_of
 from gimkit.model.tokenizer import answer_id, text_ids, text_of
 from gimkit.remote.trace import in_trace
 from gimkit.results import Result
@@ -85,7 +85,7 @@ def load_texts(name: str, model, n: int = 100, seed: int = 0, data=None, *, true
     elif len(tables) != len(text_set.tables):
         raise GimkitError(f"{name!r} is made of {len(text_set.tables)} tables, so data= takes as many, not {len(data)}")
     tables = [checked(name, table, rows) for table, rows in zip(text_set.tables, tables)]
-    longest = min(LONGEST, getattr(model._module.config, "max_position_embeddings", None) or LONGEST)
+    longest = min(LONGEST, limits(model)[1] or LONGEST)
     examples = list(dict.fromkeys(text_set.read(*tables)))
     Random(seed).shuffle(examples)
     kept, dropped = [], Counter()

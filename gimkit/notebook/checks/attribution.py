@@ -1,7 +1,6 @@
 """The checks of notebook 04, who did it."""
 
 import torch
-from scipy import stats
 
 from gimkit.circuits import score_nodes
 from gimkit.model.apply import apply
@@ -59,6 +58,8 @@ def _output_and_gradient(model, path: str, task, right, wrong) -> tuple:
 
 def spearman(answer) -> None:
     """Exercise 04.2: `answer(a, b)` is Spearman's rank correlation of two vectors, equal values at their mean rank."""
+    from scipy import stats  # slow to import
+
     for a, b, tied in ((random_numbers(12).exp(), random_numbers(12, seed=1) + random_numbers(12), False),
                        (torch.tensor([2.0, 0, 1, 0, 2, 3, 0, 1]), torch.tensor([1.0, 0, 0, 1, 5, 4, 0, 4]), True)):
         result = answer(a.clone(), b.clone())
@@ -85,6 +86,8 @@ def spearman(answer) -> None:
 
 def bootstrap_interval(answer) -> None:
     """Exercise 04.3: `answer(correlate, a, b)` is the 95% interval over examples; a, b: [examples, nodes]."""
+    from scipy import stats  # slow to import
+
     torch.manual_seed(0)
     signal, shared = random_numbers(12), 3 * random_numbers(40, 12, seed=1)
     a, b = (signal + shared + 0.8 * random_numbers(40, 12, seed=seed) for seed in (2, 3))
