@@ -90,7 +90,7 @@ class NodeScores(Result):
 
     @classmethod
     def load(cls, path, *, model=None) -> "NodeScores":
-        """Read the node scores of a file of MIB's format, .json or .pt; per_example has one row, their means.
+        """Read the node scores of a file, .json or .pt (MIB's) or .safetensors; per_example has one row, their means.
 
         >>> path = nodes.save("ioi.json")
         >>> NodeScores.load(path, model=model).per_example.shape
@@ -105,7 +105,7 @@ class NodeScores(Result):
         return cls(nodes=found.graph.sources, per_example=found.node_scores[None], graph=found.graph, **found.labels)
 
     def save(self, path) -> Path:
-        """Write the mean scores for MIB's evaluation at node level, as .json or .pt, with every node in the graph.
+        """Write the mean scores with all nodes in the graph, as .json or .pt for MIB's evaluation, or as .safetensors.
 
         >>> nodes.save("ioi.json")
         PosixPath('ioi.json')

@@ -20,6 +20,8 @@ from gimkit.model.tokenizer import spell
 from gimkit.remote import in_trace
 
 SCRIPT, STYLE = (Path(__file__).with_name(f"explorer.{kind}").read_text(encoding="utf-8") for kind in ("js", "css"))
+MOST_EDGES = 5000  # a browser draws a line for each
+MOST_ATTENTION = 2**21  # numbers, of some 7 characters each
 PAGE = """<!doctype html>
 <html lang="en">
 <meta charset="utf-8">
@@ -77,25 +79,39 @@ def explore(model, prompt, edges: EdgeScores, curve: Curve, roles=None, *, remot
     model: an unedited nnsight model. prompt: as in `gimkit.attribute`, whose attention is shown, to four decimals.
     edges: the `EdgeScores` that the curve's circuits were cut from; every score is kept as it is. curve: their `Curve`.
     roles: mapping from a node to a text, as in `circuit_graph`. remote: as in `gimkit.attribute`.
+    Circuits of more than 5000 edges are left out, and the page says how many; so is what no shown circuit uses.
     `.data` holds title, tokens, sources, targets, shares, sizes (edges of each circuit), faithfulness, roles,
-    attention {head: [seq, seq]} and edges [source, target, score, first of the sizes whose circuit has it].
-    Raises GimkitError when the curve belongs to other scores or the scores to another model, and for NaN scores.
+    attention {head: [seq, seq]} and edges [source, target, score, first of the sizes whose circuit has it];
+    total, the edges of the model; larger, how many circuits of the curve are left out.
+    Raises GimkitError when all circuits, or the attention, are too large to show, when the curve belongs to
+    other scores or the scores to another model, and for NaN scores.
     """
     check_graph(edges.graph, residual_stream_of(model), "the scores are")
     check_unedited(model)
     require_finite(edges.scores)
-    circuits = curve_circuits(edges, curve)
+    small = sum(size <= MOST_EDGES for size in curve.edges)
+    if not small:
+        raise GimkitError(f"the explorer shows circuits of at most {MOST_EDGES} edges and the smallest of this curve "
+                          f"has {curve.edges[0]}; give faithfulness smaller sizes=")
+    circuits = curve_circuits(edges, curve)[:small]
+    shown = circuits[-1].keep
     first = torch.stack([circuit.keep for circuit in circuits]).int().cumsum(0).eq(0).sum(0)
     tokenizer = getattr(model, "tokenizer", None)
     ids = prompt_ids(model, prompt)
+    heads = [name for name in _ends(circuits[-1]) if name[0] == "a"]
+    if len(heads) * len(ids)**2 > MOST_ATTENTION:
+        raise GimkitError(f"the attention of {len(heads)} heads on {len(ids)} tokens is too much for a page; give a "
+                          "shorter prompt, or faithfulness smaller sizes=")
     return Explorer(data={
         "title": f"{curve.task}: {curve.label}",
         "tokens": [spell(tokenizer, i) for i in ids.tolist()],
         "sources": list(edges.sources), "targets": list(edges.targets),
-        "shares": list(curve.shares), "sizes": list(curve.edges), "faithfulness": curve.faithfulness.tolist(),
+        "shares": list(curve.shares[:small]), "sizes": list(curve.edges[:small]),
+        "faithfulness": curve.faithfulness.tolist()[:small], "total": edges.graph.n_edges,
+        "larger": len(curve.edges) - small,
         "roles": {name: str(role) for name, role in dict(roles if roles is not None else {}).items() if role},
-        "attention": attention_patterns(model, ids, remote),
-        "edges": [[i, j, float(edges.scores[i, j]), int(first[i, j])] for i, j in edges.graph.real.nonzero().tolist()],
+        "attention": attention_patterns(model, ids, heads, remote),
+        "edges": [[i, j, float(edges.scores[i, j]), int(first[i, j])] for i, j in shown.nonzero().tolist()],
     })
 
 
@@ -114,9 +130,16 @@ def curve_circuits(edges: EdgeScores, curve: Curve) -> list[Circuit]:
     return circuits
 
 
-def attention_patterns(model, ids: torch.Tensor, remote: bool) -> dict[str, list]:
-    """Each head's attention on one prompt, {head: [queries, positions]} to four decimals. ids: [seq]."""
+def _ends(circuit: Circuit) -> set[str]:
+    """The nodes that edges of a circuit leave or enter."""
+    targets = zip(circuit.graph.targets, circuit.keep.any(0).tolist())
+    return {*circuit.nodes, *(name.partition("<")[0] for name, fed in targets if fed)}
+
+
+def attention_patterns(model, ids: torch.Tensor, heads, remote: bool) -> dict[str, list]:
+    """These heads' attention on one prompt, {head: [queries, positions]} to four decimals. ids: [seq]."""
     attentions = [block.attention for block in architecture_of(model).blocks]
     found = in_trace(model, ids[None], head_patterns, attentions, remote=remote)
     return {f"a{layer}.h{head}": [[round(x, 4) for x in row] for row in pattern.tolist()]
-            for layer, heads in enumerate(found) for head, pattern in enumerate(heads)}
+            for layer, patterns in enumerate(found) for head, pattern in enumerate(patterns)
+            if f"a{layer}.h{head}" in heads}

@@ -7,8 +7,10 @@ import numpy
 from matplotlib.lines import Line2D
 from matplotlib.patches import FancyBboxPatch
 
+from gimkit.errors import GimkitError
 from gimkit.plots.style import BLUE, DARK, GREY, ORANGE, _axes
 
+MOST_EDGES = 1000  # more are neither read nor drawn in seconds
 BOX = (0.47, 0.66)  # width and height of a node, in columns and rows
 STAGGER = (0.0, 0.5, 0.25, 0.75)  # how far layers are moved aside, so that edges pass between the boxes above
 PORTS = {"q": -0.16, "k": 0.0, "v": 0.16, "": 0.0}  # where an edge enters its target's box
@@ -26,7 +28,11 @@ def circuit_graph(circuit, roles=None, ax=None):
 
     circuit: `Circuit`; without scores all edges look alike. roles: mapping from a node to a text for its box, such as
     `head_roles(model, task).set_index("node")["role"]`. ax: matplotlib axes, made when None. Returns the axes.
+    Raises GimkitError for more than 1000 edges.
     """
+    if len(circuit) > MOST_EDGES:
+        raise GimkitError(f"a picture shows at most {MOST_EDGES} edges and the circuit has {len(circuit)}; cut a "
+                          "smaller one, such as edges.top(500)")
     graph, roles = circuit.graph, {} if roles is None else dict(roles)
     edges = _edges(circuit)
     used = {name for source, target, _ in edges for name in (source, target.partition("<")[0])} - {"input", "logits"}
