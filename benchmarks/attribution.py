@@ -21,14 +21,14 @@ from gimkit.files import write_table
 
 HERE = Path(__file__).parent
 METHODS = ("torch", "nnsight", "gimkit", "gim-explain")
-ROUNDS = {64: 11, 256: 7, 1024: 4, 2048: 2}
+ROUNDS = {64: 11, 256: 7, 1024: 4, 2048: 2, 4096: 2}
 MIB = 2**20
 TARGET = 7  # which token's logit is explained: any, the weights are random
 
 
 def build(layers: int = 12, attention: str = "sdpa", sharpness: float = 1.0):
     """A GPT-2-small-sized random model, as a plain transformers model and wrapped by nnsight, on the same weights."""
-    config = transformers.GPT2Config(n_layer=layers, n_positions=2048, attn_implementation=attention)
+    config = transformers.GPT2Config(n_layer=layers, n_positions=max(ROUNDS), attn_implementation=attention)
     torch.manual_seed(0)
     plain = transformers.GPT2LMHeadModel(config).eval().requires_grad_(False)
     for block in plain.transformer.h:

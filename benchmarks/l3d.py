@@ -14,7 +14,7 @@ from torch import nn
 
 from benchmarks.measuring import cpu_seconds, peak
 from gimkit.files import write_table
-from gimkit.l3d.gradients import chosen, mse, outputs_of, per_sample_gradients
+from gimkit.l3d.gradients import chosen_parameters, mse, outputs_of, per_sample_gradients
 from gimkit.l3d.training import Settings, Trained
 
 HERE = Path(__file__).parent
@@ -33,20 +33,20 @@ def problem(width: int):
 def low_rank(width: int, n: int, rank: int):
     """One epoch of gimkit's training, as a function."""
     module, x = problem(width)
-    values, outputs = chosen(module), outputs_of(module, (x,))
+    values, outputs = chosen_parameters(module), outputs_of(module, (x,))
     ranks = [(rank,) * value.ndim if value.ndim > 1 else (1,) for value in values.values()]
     state = Trained([value.shape for value in values.values()], ranks, Settings(n=n, batch=BATCH), [0])
 
     def gradients_at(rows, references):
         return per_sample_gradients(module, values, (x[rows],), outputs[references])
 
-    return lambda: state.epoch(gradients_at, SAMPLES, "the gradient")
+    return lambda: state.epoch(gradients_at, SAMPLES)
 
 
 def dense(width: int, n: int, loop: bool):
     """One epoch written straightforwardly: V_in and V_out are matrices [subnetworks, parameters]."""
     module, x = problem(width)
-    values, outputs = chosen(module), module(x)
+    values, outputs = chosen_parameters(module), module(x)
     size = sum(value.numel() for value in values.values())
     v_out = torch.randn(n, size)
     v_out /= v_out.norm(dim=1, keepdim=True)

@@ -9,7 +9,7 @@ from figures.comparison import DRAWN_TASKS
 from figures.parts import FOLDER, SIX, TASKS, Request
 from gimkit import plots
 from gimkit.errors import GimkitError
-from gimkit.l3d.attention import TASKS as TASKS_OF_L3D
+from gimkit.l3d.language import TASKS as TASKS_OF_L3D
 
 
 class Named(NamedTuple):

@@ -8,7 +8,7 @@ from benchmarks.l3d_runs import runs
 from figures import l3d_heads
 from figures.parts import FOLDER, Request
 from gimkit import plots
-from gimkit.l3d import Decomposition, attention, decompose, recovery
+from gimkit.l3d import Decomposition, decompose, language, recovery
 from gimkit.l3d import interventions as moves
 from gimkit.l3d.toys import FAMILIES
 from gimkit.model.architecture import architecture_of
@@ -40,7 +40,7 @@ def subnetworks(_: Request):
         plots.reading_grid(table, names, title, ax)
         rows += [{"toy": name, "subnetwork": i, "p_act": float(found.p_act[i]), "input": j, "reads": table[i, j]}
                  for i in range(len(found)) for j in range(table.shape[1])]
-        cosines, _ = recovery.matched(found.decoder, recovery.planted(toy))
+        cosines, _ = recovery.match_circuits(found.decoder, recovery.planted(toy))
         said.append(f"{title}: cosine with the planted circuits {cosines.mean():.2f} on average, lowest "
                     f"{cosines.min():.2f}; {int(found.dead.sum())} of {len(found)} dead")
     axes[0].set_ylabel("subnetwork (P_act)")
@@ -78,7 +78,7 @@ def interventions(_: Request):
     for name, pair, few in (("tms", axes[:2], (-1.0, 1.0)), ("squared", axes[2:], (-0.3, 0.3))):
         toy_runs(name)
         toy, found = runs.middle(name, TOYS)
-        _, which = recovery.matched(found.decoder, recovery.planted(toy))
+        _, which = recovery.match_circuits(found.decoder, recovery.planted(toy))
         circuit, spread = 1, deltas if name == "tms" else deltas / 3
         direction, x = found.subnetwork(which[circuit]), toy.inputs(1000, seed=2)
         change = moves.sweep(toy.module, direction, spread, x)
@@ -89,7 +89,7 @@ def interventions(_: Request):
         pair[0].set_title(f"{SHOWN[name]}: circuit {circuit}, delta {few[1]:g}", fontsize=10)
         plots.sweep_lines(spread.numpy(), change.numpy(), circuit, control.numpy(), pair[1])
         pair[1].set_title(SHOWN[name], fontsize=10)
-        table = moves.interventions(toy, found, few)
+        table = moves.intervention_table(toy, found, few)
         frames.append(table)
         for label, part in table.groupby("direction", sort=False):
             said.append(f"{SHOWN[name]}, {label}: AUROC {part.auroc.mean():.2f} for samples with the circuit's input, "
@@ -168,7 +168,7 @@ def beside_gim(request: Request, blocks=(3,), **settings):
     name = "beside-gim-" + "".join(map(str, blocks))
 
     def measure():
-        found, table = attention.attention_run(request.model, blocks, **settings)
+        found, table = language.attention_run(request.model, blocks, **settings)
         row = table.set_index("kind").loc["ioi"]
         beside = l3d_heads.beside_gim(found, request.model, ioi, table)
         beside = beside.assign(auroc=row["auroc"], untrained_auroc=row["untrained_auroc"])

@@ -1,7 +1,6 @@
 """The one exception that gimkit raises for bad input, and the checks of arguments that all entry points share."""
 
 import math
-from collections.abc import Iterable
 
 import torch
 
@@ -114,7 +113,7 @@ def check_length(length: int, context: int | None, what: str = "the prompt") -> 
         raise GimkitError(f"{what} has {length} tokens, but the model's context holds {context}; shorten it")
 
 
-def check_answers(good: Iterable, bad: Iterable, what: str = "the pair") -> None:
+def check_answers(good: list | tuple | set, bad: list | tuple | set, what: str = "the pair") -> None:
     """Refuse right and wrong answers that share a token id, for their difference would not depend on it.
 
     >>> check_answers([5], [5])

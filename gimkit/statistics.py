@@ -60,3 +60,20 @@ def bootstrap(statistic: Callable[[numpy.ndarray], float], n: int, *, level: flo
                                    confidence_level=level, method="percentile",
                                    rng=numpy.random.default_rng(seed)).confidence_interval
     return Interval(value, float(interval.low), float(interval.high))
+
+
+def auroc(scores, positive) -> float:
+    """The chance that a positive sample's score is above a negative one's; ties count one half. NaN without both kinds.
+
+    >>> auroc(numpy.array([0.1, 0.4, 0.35, 0.8]), numpy.array([False, False, True, True]))
+    0.75
+
+    Args:
+        scores: a vector [n], of numpy or torch.
+        positive: which of them are positive, [n].
+    """
+    from scipy import stats  # slow to import
+
+    positive, ranks = numpy.asarray(positive, dtype=bool), stats.rankdata(scores)
+    n, m = positive.sum(), (~positive).sum()
+    return float((ranks[positive].sum() - n * (n + 1) / 2) / (n * m)) if n and m else float("nan")

@@ -1,9 +1,9 @@
 # %% [markdown]
 # # 00 · Check your seat
 #
-# **Claim: if this notebook runs to its end, so do the others. The models are on your disk, they answer, gradients flow through them, and none of it needs the network.**
+# **Claim: if this notebook runs to its end, so do the others. The models are on your disk, they predict, gradients flow through them, and none of it needs the network.**
 #
-# Rung of the ladder: the bundled models. The ladder is bundled model → a hub model → a large model on NDIF's servers; you climb it by changing the first cell, the rest of a notebook stays as it is. The cells take about 10 seconds; the exercise 5 minutes.
+# Runs on: the bundled models. To run on a hub model, or on a large model on NDIF's servers, change the first cell; the rest stays as it is. The cells take about 10 seconds; the exercise 5 minutes.
 
 # %%
 MODEL = "mini-gpt2"  # bundled; or a hub id, a folder, or an NDIF model
@@ -32,7 +32,7 @@ for part in status:
     print(part)
 
 # %% [markdown]
-# ## Do the models answer?
+# ## Do the models predict?
 # Both bundled models were trained for this kit, on sentences of its own; they know a few hundred words and some simple tasks. Read the prompt that the next cell prints: two people, and one of them gives, sends or lends something. **Predict** the next word, then look at the three most probable ones.
 
 # %%
@@ -57,7 +57,7 @@ for name, each in models.items():
     print(f"{name:12}", words)
 
 # %% [markdown]
-# ### A control that must fail
+# ### A control
 # Perhaps the models say this name whatever they read; then they would say it here too. One word of the prompt was exchanged: **predict** the answer.
 
 # %%

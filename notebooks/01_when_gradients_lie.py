@@ -1,9 +1,9 @@
 # %% [markdown]
 # # 01 · When gradients lie
 #
-# **Claim: when two attention scores carry the same news, each one's gradient is almost zero, and so is the effect of lowering either, although lowering both changes the output a lot. A softmax gradient at temperature 2 sees it.**
+# **Claim: when two attention scores carry the same information, each one's gradient is almost zero, and so is the effect of lowering either, although lowering both changes the output a lot. A softmax gradient at temperature 2 sees it.**
 #
-# You need: how softmax works, and `torch`. Rung of the ladder: none yet. Five numbers, no model, no network. The cells take seconds; with the three exercises plan 30 minutes.
+# You need: how softmax works, and `torch`. It runs on five numbers, no model, no network. The cells take seconds; with the three exercises plan 30 minutes.
 
 # %%
 MODEL = "mini-gpt2"  # bundled; or a hub id, a folder, or an NDIF model
@@ -21,7 +21,7 @@ from gimkit.notebook import checks
 
 # %% [markdown]
 # ## One query, five positions
-# A query attends to five positions. `scores` are its attention scores before the softmax; `values` say how much each position speaks for the right answer, in logits. Positions 0 and 1 hold the same news: think of a name that was mentioned twice.
+# A query attends to five positions. `scores` are its attention scores before the softmax; `values` say how much each position adds to the right answer, in logits. Positions 0 and 1 hold the same information: think of a name that was mentioned twice.
 
 # %%
 scores = torch.tensor([6.0, 6, 0, 0, 0])
@@ -45,7 +45,7 @@ print("weights", [round(w, 4) for w in lowered.softmax(-1).tolist()])
 print(f"output  {output(lowered):.3f}, a fall of {output(scores) - output(lowered):.3f}")
 
 # %% [markdown]
-# Almost nothing: softmax weights add up to 1, so position 1 takes over what position 0 loses, and brings the same news. The attention **repaired itself**. Whoever tests one score at a time would call both unimportant.
+# Almost nothing: softmax weights add up to 1, so position 1 takes over what position 0 loses, and carries the same information. The attention **repaired itself**. A test of one score at a time would call both unimportant.
 
 # %% [markdown]
 # ### Exercise 1 · One at a time, or both? (10 minutes, easy)
@@ -82,14 +82,14 @@ checks.ablation_effects(ablation_effects)
 
 # %% [markdown]
 # ## What the gradient says
-# A gradient is a prediction: fall ≈ gradient × distance. **Predict:** for lowering *both* scores, will it foretell nearer to the sum of the single effects, or to the joint one?
+# A gradient is a prediction: fall ≈ gradient × distance. **Predict:** for lowering *both* scores, will it predict nearer to the sum of the single effects, or to the joint one?
 
 # %%
 leaf = scores.clone().requires_grad_(True)
 output(leaf).backward()
 distance = scores - scores.mean()
 print("gradient of each score   ", [round(g, 4) for g in leaf.grad.tolist()])
-print(f"foretold fall, both lowered {(leaf.grad * distance)[:2].sum():.3f}")
+print(f"predicted fall, both lowered {(leaf.grad * distance)[:2].sum():.3f}")
 
 # %% [markdown]
 # The gradient is tiny because a softmax row near its limit is flat: with g = dL/dweights (here the `values`), its backward pass is dL/da = p (g - Σ p g), and the mean Σ p g is already almost 10.
@@ -126,7 +126,7 @@ checks.softmax_backward(softmax_backward)
 
 # %% [markdown]
 # ## The picture
-# The same for this row by another route: autograd through 2 · softmax(a / 2) gives the rule's gradient at T = 2. Then the kit's picture. Left: both scores are lowered step by step. Right: what is true and what is foretold once they are at the mean.
+# The same for this row by another route: autograd through 2 · softmax(a / 2) gives the rule's gradient at T = 2. Then the kit's picture. Left: both scores are lowered step by step. Right: what is true and what is predicted once they are at the mean.
 
 # %%
 leaf = scores.clone().requires_grad_(True)
@@ -148,9 +148,9 @@ saturation_explorer()
 # %% [markdown]
 # ## Controls: where the story must break
 # If the story is right, three things must *not* happen. **Predict each before you run.**
-# 1. *One position has the news* (a = [6, 0, 0, 0, 0], only value 0 counts): nobody can take over, so a single ablation must show the effect and little interaction may be left.
+# 1. *One position has the information* (a = [6, 0, 0, 0, 0], only value 0 counts): no other position can take over, so a single ablation must show the effect and little interaction may be left.
 # 2. *No saturation* (a = [1, 1, 0, 0, 0]): the plain gradient must be about right.
-# 3. *No news in the attention* (all values 10): every effect and every gradient must be zero, at temperature 2 too. A rule that sees something here would be making it up.
+# 3. *No information in the attention* (all values 10): every effect and every gradient must be zero, at temperature 2 too. A rule that sees something here would be making it up.
 
 
 # %%
@@ -164,10 +164,10 @@ def summary(scores, values, temperature=2.0):
 
 
 controls = pandas.DataFrame({
-    "two positions, same news": summary([6, 6, 0, 0, 0], [10, 10, 0, 0, 0]),
+    "two positions, same information": summary([6, 6, 0, 0, 0], [10, 10, 0, 0, 0]),
     "1. one position": summary([6, 0, 0, 0, 0], [10, 0, 0, 0, 0]),
     "2. no saturation": summary([1, 1, 0, 0, 0], [10, 10, 0, 0, 0]),
-    "3. no news": summary([6, 6, 0, 0, 0], [10, 10, 10, 10, 10]),
+    "3. no information": summary([6, 6, 0, 0, 0], [10, 10, 10, 10, 10]),
 }).T
 controls.round(3) + 0.0
 
@@ -175,7 +175,7 @@ controls.round(3) + 0.0
 # Look at control 1 again: the interaction is nearly gone, and yet the plain gradient still misses most of the effect. So there are **two** lies. Self-repair fools single ablations; saturation fools the gradient, with or without a second position. Temperature works against the second.
 
 # %%
-one, none = controls.loc["1. one position"], controls.loc["3. no news"]
+one, none = controls.loc["1. one position"], controls.loc["3. no information"]
 assert one["interaction"] < 0.2 and one["first alone"] > 5
 assert abs(controls.loc["2. no saturation", "gradient"] / controls.loc["2. no saturation", "both"] - 1) < 0.1
 assert abs(none[["both", "gradient", "T = 2"]]).max() < 1e-5
@@ -183,7 +183,7 @@ print(f"gradient / truth with one position: {one['gradient'] / one['first alone'
 
 # %% [markdown]
 # ### Exercise 3 · Hide from the gradient (5 minutes, easy)
-# The values stay [10, 10, 0, 0, 0]. Choose five scores for which lowering both of the first two costs at least 0.1 logits, and the plain gradient foretells less than 1% of it. Raising the scores too far fails too: why?
+# The values stay [10, 10, 0, 0, 0]. Choose five scores for which lowering both of the first two costs at least 0.1 logits, and the plain gradient predicts less than 1% of it. Raising the scores too far fails too: why?
 
 # %%
 my_scores = ...  # your five scores
@@ -207,7 +207,7 @@ checks.hidden_from_the_gradient(my_scores)
 
 # %% [markdown]
 # ## What temperature cannot do
-# Each row below is one size of the first two scores; the columns are foretold over true joint effect (1 is right).
+# Each row below is one size of the first two scores; the columns are predicted over true joint effect (1 is right).
 
 # %%
 ratios = {}
@@ -224,7 +224,7 @@ print("worst factor   ", ", ".join(f"{name}: {factor:.1f}" for name, factor in o
 closer = (ratios["T = 1"] - 1).abs() < (ratios["T = 2"] - 1).abs()
 print("plain gradient (T = 1) closer in logits than T = 2 at scores", [float(size) for size in ratios.index[closer]])
 single = summary([6, 6, 0, 0, 0], [10, 10, 0, 0, 0])
-print(f"T = 2 foretells {single['T = 2'] / 2:.2f} for score 0 alone; the true single effect is {single['first alone']:.3f}")
+print(f"T = 2 predicts {single['T = 2'] / 2:.2f} for score 0 alone; the true single effect is {single['first alone']:.3f}")
 
 # %% [markdown]
 # - **It is no estimate in logits.** Where the row saturates, T = 2 says about twice the truth, T = 4 far more. Counted as a factor it beats the plain gradient by far; counted in logits, "almost nothing" is sometimes closer than "twice as much". Trust its ranking, not its size.

@@ -3,7 +3,7 @@
 #
 # **Claim: GIM's four rules change only the backward pass. The logits stay the same, bit for bit; the gradients change; and a receipt says where each rule acts.**
 #
-# You need: 01, and the parts of a transformer block. Rung of the ladder: the bundled models, no network. The cells take about 20 seconds; with the four exercises plan an hour.
+# You need: 01, and the parts of a transformer block. Runs on: the bundled models, no network. The cells take about 20 seconds; with the four exercises plan an hour.
 
 # %%
 MODEL = "mini-gpt2"  # bundled; or a hub id, a folder, or an NDIF model
@@ -86,8 +86,8 @@ print(gimkit.receipt(gim))
 
 # %%
 x = torch.tensor([3.0], requires_grad=True)
-quarter = x.detach() + 0.25 * (x - x.detach())  # gimkit.rules.scale_grad(x, 0.25)
-borrowed = x.exp().detach() + (5 * x - (5 * x).detach())  # gimkit.rules.with_grad_of(x.exp(), 5 * x)
+quarter = x.detach() + 0.25 * (x - x.detach())  # gimkit.interventions.gradients.scale_grad(x, 0.25)
+borrowed = x.exp().detach() + (5 * x - (5 * x).detach())  # gimkit.interventions.gradients.with_grad_of(x.exp(), 5 * x)
 for name, y in (("scale_grad", quarter), ("with_grad_of", borrowed)):
     [slope] = torch.autograd.grad(y, x)
     print(f"{name:12} value {y.item():.4f}, gradient {slope.item():g}")
@@ -284,7 +284,7 @@ gap = change(logits_and_gradient(eager, llama_task)[1], logits_and_gradient(sdpa
 print(f"gradients differ by {gap:.1e} of their length")
 
 # %% [markdown]
-# ## Controls that must fail
+# ## Controls: nothing should happen
 # **Predict each.** Rules set to 1 must change nothing, to the last bit, and the receipt must say so. The gate rule must change nothing in GPT-2, which has no gate.
 
 # %%
@@ -313,7 +313,7 @@ print(f"{norm_class.__name__}.forward returned zeros; logits that changed: {int(
 # Nothing happened, and nothing complained. A rule placed like this would be silently absent; this is why the rules are nnsight edits, and why there is a receipt.
 #
 # ## What this does not show
-# - **Changed is not better.** That the gradient moves says nothing about whether it explains more. Notebook 04 asks that, against exact patching.
+# - **Changed is not better.** That the gradient moves says nothing about whether it explains more. Notebook 04 measures that against exact patching.
 # - **It is the gradient of no function.** Finite differences will not match it; do not train with it.
 # - **Two attention calls per layer:** the temperature costs time.
 # - **Not every architecture.** Models whose attention does not run through transformers' `attention_interface` (GPT-J, Bloom, Mamba and others) are refused by name.

@@ -1,9 +1,9 @@
 # %% [markdown]
 # # 03 · Self-repair
 #
-# **Claim: attention repairs itself. Ablating one of a row's two main scores often costs it little, both a lot, most clearly where they belong to the same word; gradients side with the single ablations, and temperature 2 helps in part. Whole heads answer for each other in one bundled model, where a sequence is repeated; in the other, what is made up for is the final norm's doing.**
+# **Claim: attention repairs itself. Ablating one of a row's two main scores often costs it little, both a lot, most clearly where they belong to the same word; gradients side with the single ablations, and temperature 2 helps in part. Whole heads compensate for each other in one bundled model, where a sequence is repeated; in the other, what is made up for is the final norm's doing.**
 #
-# You need: 01, and a trace (00). Rung of the ladder: the bundled models, no network. The cells take half a minute; with the three exercises plan 45 minutes.
+# You need: 01, and a trace (00). Runs on: the bundled models, no network. The cells take half a minute; with the three exercises plan 45 minutes.
 
 # %%
 MODEL = "mini-gpt2"  # bundled; or a hub id, a folder, or an NDIF model
@@ -22,7 +22,7 @@ import gimkit
 from gimkit.model.architecture import architecture_of
 from gimkit.model.tokenizer import spell
 from gimkit.notebook import checks
-from gimkit.plots.selfrepair import ablation_effect, direct_against_total, grad_vs_tsg, head_answers
+from gimkit.plots.selfrepair import ablation_effect, direct_against_total, grad_vs_tsg, head_compensation
 from gimkit.statistics import bootstrap
 
 torch.manual_seed(0)
@@ -135,7 +135,7 @@ print(f"d12 of 100 or more, both single effects below 1% of it: {len(stripe)} ro
 # The stripe on the vertical axis is self-repair at its purest: nothing alone, all together. The second colour marks, as in the paper, the top 5% of the interaction (d12 - d1 - d2) / d12: above 1, where single effects are *negative*, so not the stripe.
 #
 # ## Is it the repetition? A control
-# If repair comes from a second copy of the news, it must be strongest where both positions hold the **same word**, and weak where the second contribution is under 3% of the first: a **lone** position has nobody to step in (notebook 01's control had .16). `induction` gives a sequence of random words three times. **Predict** the order of the columns, and whether plain IOI differs from IOI with both people named twice.
+# If repair comes from a second copy of the information, it must be strongest where both positions hold the **same word**, and weak where the second contribution is under 3% of the first: a **lone** position has no other position to take over (notebook 01's control had .16). `induction` gives a sequence of random words three times. **Predict** the order of the columns, and whether plain IOI differs from IOI with both people named twice.
 
 
 # %%
@@ -207,7 +207,7 @@ for (name, kind), table in tables.items():
 #
 # ## From scores to heads
 # Self-repair also names something larger: ablate a whole **head**, and later parts change what they write. We *resample*: the head's output, at all positions, becomes that of the corrupt prompt. Two effects on the logit difference:
-# - **direct**: the change of the head's output at the last position, through the final norm with its *clean* denominator and the unembedding; nobody else notices.
+# - **direct**: the change of the head's output at the last position, through the final norm with its *clean* denominator and the unembedding; no other part changes.
 # - **total**: the model runs on (notebook 04's exact patching).
 #
 # ### Exercise 2 · The direct effect (15 minutes, hard)
@@ -259,14 +259,14 @@ for heads, ax in zip(cases.values(), axes):
 
 # %% [markdown]
 # ## Who answers?
-# direct - total is **repaired**: positive where the rest makes up for a loss. It is the exact sum of the answers: by how much each later head and MLP writes *more* for the right name than before, and the final norm, which divides the changed stream by another number. **Predict:** do later heads help, or do they miss the ablated head's news?
+# direct - total is **repaired**: positive where the rest makes up for a loss. It is the exact sum of the compensations: by how much each later head and MLP writes *more* for the right name than before, and the final norm, which divides the changed stream by another number. **Predict:** do later heads help, or do they miss the ablated head's information?
 
 
 # %%
 def answered(heads, least=0.5):
     """A line per head with a direct effect of at least `least` logits: what is repaired, and by whom."""
     table = heads.frame().set_index("ablated")
-    by_kind = heads.answer_frame().pivot_table(index="ablated", columns="kind", values="answer", aggfunc="sum")
+    by_kind = heads.compensation_frame().pivot_table(index="ablated", columns="kind", values="compensation", aggfunc="sum")
     table["repaired"] = [f"{row.repaired:+.2f} [{row.low:+.2f}, {row.high:+.2f}]" for row in table.itertuples()]
     by_kind = by_kind.reindex(columns=["head", "mlp", "norm"]).rename(
         columns={"head": "by later heads", "mlp": "by MLPs", "norm": "by final norm"})
@@ -281,24 +281,24 @@ from gimkit.notebook.widgets import repair_explorer
 
 figure, axes = pyplot.subplots(1, 2, figsize=(12, 3.4), layout="constrained")
 for name, ax in zip(("a2.h3", "a4.h1"), axes):
-    head_answers(cases["ioi_twice"], name, ax=ax)
+    head_compensation(cases["ioi_twice"], name, ax=ax)
 repair_explorer(repair, cases["ioi_twice"])  # choose a layer and a head; needs a running kernel
 
 # %% [markdown]
-# Wherever a head speaks for the right name, the final norm makes up for 2 to 47% of its direct effect. Later heads and MLPs mostly take something away: they had passed the head's news on. Only in the last layer does the norm outweigh them, so that the total is clearly below the direct effect. Layer 0 works through others alone.
+# Wherever a head speaks for the right name, the final norm makes up for 2 to 47% of its direct effect. Later heads and MLPs mostly take something away: they had passed the head's information on. Only in the last layer does the norm outweigh them, so that the total is clearly below the direct effect. Layer 0 works through others alone.
 #
-# ## A control: nobody may answer
+# ## A control: nothing may compensate
 # ### Exercise 3 · Hold everyone (15 minutes, medium)
-# The gap must close when nobody can answer. Ablate a head, and give every later head and MLP (its own layer's MLP, too) its *clean* output back. What is left must be the direct effect with the norm live.
+# The gap must close when no part can compensate. Ablate a head, and give every later head and MLP (its own layer's MLP, too) its *clean* output back. What is left must be the direct effect with the norm live.
 
 
 # %%
-def nobody_answers(model, task, right, wrong, layer, head):
+def no_compensation(model, task, right, wrong, layer, head):
     """right, wrong: [n] answer ids. Return [n]: the effect, in logits, of resampling a head while all later parts are held."""
     ...  # your code
 
 
-checks.nobody_answers(nobody_answers, llama)
+checks.no_compensation(no_compensation, llama)
 
 # %% [markdown]
 # <details><summary>Hint</summary>
@@ -312,7 +312,7 @@ checks.nobody_answers(nobody_answers, llama)
 # from gimkit.model.architecture import architecture_of
 #
 #
-# def nobody_answers(model, task, right, wrong, layer, head):
+# def no_compensation(model, task, right, wrong, layer, head):
 #     n, width = len(task), architecture_of(model).head_dim
 #     rows, mine, blocks = torch.arange(n), slice(head * width, (head + 1) * width), list(enumerate(model.model.layers))
 #     with model.trace(input_ids=torch.cat([task.clean, task.corrupt, task.clean]), use_cache=False):
@@ -342,7 +342,7 @@ checks.nobody_answers(nobody_answers, llama)
 # %%
 few = gimkit.tasks.ioi(llama, n=4, seed=0)
 nothing = gimkit.selfrepair.head_repair(llama, dataclasses.replace(few, corrupt=few.clean), remote=REMOTE)
-assert nothing.effects.abs().max() < 1e-3 and nothing.answers.abs().max() < 1e-3
+assert nothing.effects.abs().max() < 1e-3 and nothing.compensation.abs().max() < 1e-3
 print(f"largest effect when nothing is changed: {float(nothing.effects.abs().max()):.1e} logits")
 pair = {name: gimkit.selfrepair.head_repair(suspect, gimkit.tasks.induction(suspect, n=16, seed=0, times=3), remote=REMOTE)
         for name, suspect in (("mini-llama", llama), (MODEL, model))}
@@ -354,7 +354,7 @@ heads = pair[MODEL]
 table = heads.frame().set_index("ablated")
 best = table["repaired"].idxmax()
 direct_against_total(heads, ax=axes[0])
-head_answers(heads, best, ax=axes[1])
+head_compensation(heads, best, ax=axes[1])
 axes[0].set_title(f"{MODEL}, ablated heads on induction")
 print(f"{MODEL} repairs {best} most: direct {table['direct'][best]:.2f}, total {table['total'][best]:.2f}, "
       f"repaired {table['repaired'][best]:.2f} [{table['low'][best]:.2f}, {table['high'][best]:.2f}]")
@@ -367,7 +367,7 @@ print(f"{MODEL} repairs {best} most: direct {table['direct'][best]:.2f}, total {
 # - **A row's output is not the answer.** d12 counts what a row writes, read or not; most of the stripe is in layer 0.
 # - **Threshold 1 is in units of a squared head output;** mini-llama's are in the hundreds. Shares of rows do not compare models.
 # - **Repaired is bookkeeping at the last position, no mechanism.** The norm rescales for any lost piece, not for this head.
-# - **Resampling asks about a pair of prompts.** Another corrupt prompt ablates something else.
+# - **Resampling measures a pair of prompts.** Another corrupt prompt ablates something else.
 # - **Two small models,** one training run each.
 #
 # Next: **04 · Who did it?** Sources: rows: GIM, [arXiv 2505.17630](https://arxiv.org/abs/2505.17630); heads: the Hydra effect, [arXiv 2307.15771](https://arxiv.org/abs/2307.15771), Rushing and Nanda, [arXiv 2402.15390](https://arxiv.org/abs/2402.15390), and IOI's backup heads, [arXiv 2211.00593](https://arxiv.org/abs/2211.00593).

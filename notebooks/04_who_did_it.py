@@ -1,9 +1,9 @@
 # %% [markdown]
 # # 04 · Who did it?
 #
-# **Claim: one backward pass finds the heads and MLPs that exact patching finds. It gets their sizes wrong; freezing the norms repairs much of that, and the rest of GIM sometimes helps and sometimes harms. Only an exact measurement tells which.**
+# **Claim: one backward pass finds the heads and MLPs that exact patching finds. It gets their sizes wrong; freezing the norms repairs much of that, and the rest of GIM sometimes helps and sometimes harms. Only an exact measurement shows which.**
 #
-# You need: 02, and a trace (00). Rung of the ladder: the bundled models, no network. The cells take about a minute; with the three exercises plan an hour.
+# You need: 02, and a trace (00). Runs on: the bundled models, no network. The cells take about a minute; with the three exercises plan an hour.
 
 # %%
 MODEL = "mini-gpt2"  # bundled; or a hub id, a folder, or an NDIF model
@@ -68,7 +68,7 @@ print(f"mean logit difference {clean.mean():+.2f}, on corrupt prompts {corrupt.m
 
 # %% [markdown]
 # ## Which words?
-# The exact question for one word: put the neutral token in its place and run again. The bundled models met their neutral token, `<blank>`, in training. This **leave-one-out** takes a run per word. The others foretell it: `gradient` and `gim` from one backward pass, (embedding - neutral embedding) · gradient; `ig` from 20 passes on the way between the two embeddings. **Predict:** which words get the largest bars of leave-one-out? And which sign has the *first* mention of the wrong name?
+# The exact question for one word: put the neutral token in its place and run again. The bundled models met their neutral token, `<blank>`, in training. This **leave-one-out** takes a run per word. The others predict it: `gradient` and `gim` from one backward pass, (embedding - neutral embedding) · gradient; `ig` from 20 passes on the way between the two embeddings. **Predict:** which words get the largest bars of leave-one-out? And which sign has the *first* mention of the wrong name?
 
 
 # %%
@@ -100,7 +100,7 @@ from gimkit.notebook.widgets import token_tabs
 token_tabs(words)  # a tab per method, the score under the pointer; needs a running kernel
 
 # %% [markdown]
-# The plain gradient hardly sees the right name. GIM calls the rival's first mention evidence against; taking it away says otherwise, for then nobody is named twice.
+# The plain gradient hardly sees the right name. GIM calls the wrong name's first mention evidence against; taking it away says otherwise, for then no one is named twice.
 #
 # One prompt is an anecdote. On 16 prompts and both models: the rank correlation of each prompt's scores with leave-one-out, its mean, and a bootstrap interval over prompts. **Predict** the order of the columns.
 
@@ -126,12 +126,12 @@ tokens.assign(pearson=[f"{r.pearson:.2f} [{r.pearson_low:.2f}, {r.pearson_high:.
     index="set", columns="method", values="pearson")
 
 # %% [markdown]
-# `freeze` is GIM's norm rule alone. Nothing comes near, the plain gradient least. In part this is the question's fault: with a blank for the last word nobody asks for a name any more, which no straight line foresees. And where two words say the same, leave-one-out calls both unimportant (notebook 01).
+# `freeze` is GIM's norm rule alone. Nothing comes near, the plain gradient least. In part this is the question's fault: with a blank for the last word the prompt no longer calls for a name, which no straight line predicts. And where two words say the same, leave-one-out calls both unimportant (notebook 01).
 #
-# The second table asks a truth that knows interactions, **Shapley values** over all subsets of up to twelve tokens (`gimkit.shapley`; Pearson, mini-llama, four prompts a set). On plain IOI all but the gradient do well. Where both people are named twice, leave-one-out knows nothing, and one GIM pass leads 20 passes of `ig`. All results: `benchmarks/README.md`.
+# The second table compares with a truth that includes interactions, **Shapley values** over all subsets of up to twelve tokens (`gimkit.tokens.shapley`; Pearson, mini-llama, four prompts a set). On plain IOI all but the gradient do well. Where both people are named twice, leave-one-out sees nothing, and one GIM pass leads 20 passes of `ig`. All results: `benchmarks/README.md`.
 #
 # ## Which heads?
-# **Exact patching** asks for one head: what if it alone had read the corrupt prompt? Its output, at all positions, is replaced by the one from the corrupt run. What the logit difference loses is the head's effect. `share` below goes only part of the way; we shall need it.
+# **Exact patching** measures one head: what if it alone had read the corrupt prompt? Its output, at all positions, is replaced by the one from the corrupt run. What the logit difference loses is the head's effect. `share` below goes only part of the way; we shall need it.
 
 
 # %%
@@ -157,7 +157,7 @@ print(f"strongest head {strongest.node}: by hand {by_hand:+.4f}, score_nodes(met
 
 # %% [markdown]
 # ### Exercise 1 · Foretell a patch (15 minutes, hard)
-# **Attribution patching** foretells the effect of every part from one pass: (clean - corrupt output) · gradient of the logit difference at the clean output, summed over positions. Write it for one module. Given `gimkit.apply(model)` instead of the model, the same function must return GIM's score.
+# **Attribution patching** predicts the effect of every part from one pass: (clean - corrupt output) · gradient of the logit difference at the clean output, summed over positions. Write it for one module. Given `gimkit.apply(model)` instead of the model, the same function must return GIM's score.
 
 
 # %%
@@ -301,7 +301,7 @@ def error(estimate, truth):
 
 
 def judged(measure, truth, ours, other=None):
-    """The measure of our mean scores, less that of the other's, with its bootstrap interval over examples."""
+    """The measure of our mean scores, minus that of the other, with its bootstrap interval over examples."""
     keep = [i for i, node in enumerate(truth.nodes) if node != "input"]
     exact, ours, other = (scores.per_example[:, keep].numpy() if scores else None for scores in (truth, ours, other))
 
@@ -356,18 +356,18 @@ pandas.DataFrame({f"{measure}, gim - {other}": list(verdict(measure, other))
 # %% [markdown]
 # **Where GIM wins, where it loses.** In rank it beats the plain gradient once in ten cases and loses to it in five. In size it wins on both kinds of IOI and on greater-than, in both models, and loses on induction. Against its own norm rule it mostly loses: freezing does nearly all the good, the other rules more harm than good. The exception is mini-llama's greater-than, where frozen norms alone overshoot. In rank the plain gradient is best there.
 #
-# ## Controls that must fail
-# **Predict each.** (1) GIM's scores, dealt to other nodes at random in every example: the interval must contain 0. (2) Dealt *once*, the same for all examples, twenty times: how many of the bootstrap intervals will miss 0? (3) A thousand such deals: how high does chance get with 25 nodes?
+# ## Controls: nothing should happen
+# **Predict each.** (1) GIM's scores, shuffled over the nodes anew in every example: the interval must contain 0. (2) Shuffled *once*, the same for all examples, twenty times: how many of the bootstrap intervals will miss 0? (3) A thousand such shuffles: how high does chance get with 25 nodes?
 
 # %%
 draw, gim = torch.Generator().manual_seed(0), estimates["gim"]
 
 
-def dealt(orders):
+def shuffled(orders):
     """GIM's scores with heads' and MLPs' columns reordered, row by row."""
     values = gim.per_example.clone()
     values[:, parts] = gim.per_example.gather(1, parts[orders])
-    return NodeScores(task.name, "dealt", gim.nodes, values)
+    return NodeScores(task.name, "shuffled", gim.nodes, values)
 
 
 def order():
@@ -378,13 +378,13 @@ def ranked(scores):
     return spearmanr(scores.scores[parts], exact.scores[parts]).statistic
 
 
-each = gimkit.circuits.rank_correlation(dealt(torch.stack([order() for _ in range(len(task))])), exact)
-once = [dealt(order().expand(len(task), -1)) for _ in range(1000)]
+each = gimkit.circuits.rank_correlation(shuffled(torch.stack([order() for _ in range(len(task))])), exact)
+once = [shuffled(order().expand(len(task), -1)) for _ in range(1000)]
 chance = numpy.array([ranked(scores) for scores in once])
 intervals = [gimkit.circuits.rank_correlation(scores, exact, resamples=200) for scores in once[:20]]
 print(f"GIM's scores as they are     {gimkit.circuits.rank_correlation(gim, exact)}")
-print(f"1. dealt in every example    {each}")
-print(f"2. dealt once, for example   {intervals[0]}; intervals without 0:",
+print(f"1. shuffled in every example {each}")
+print(f"2. shuffled once, for example {intervals[0]}; intervals without 0:",
       sum(not low < 0 < high for _, low, high in intervals), "of", len(intervals))
 print(f"3. 95% of a thousand deals   [{numpy.quantile(chance, 0.025):.2f}, {numpy.quantile(chance, 0.975):.2f}]")
 assert each.low < 0 < each.high and ranked(gim) > numpy.quantile(chance, 0.975)
@@ -412,12 +412,12 @@ print(f"effects of all heads and MLPs, patched one at a time, sum to {single:.2f
 print(f"all at once, the corrupt prompt costs {(clean - corrupt).mean():.2f}")
 
 # %% [markdown]
-# The truth bends, and no rule makes it a line. It starts flat: the norms hide small steps, which is why freezing them helps. Frozen norms foretell some seven tenths of what the whole way costs, GIM four, the plain gradient two.
+# The truth bends, and no rule makes it a line. It starts flat: the norms hide small steps, which is why freezing them helps. Frozen norms predict some seven tenths of what the whole way costs, GIM four, the plain gradient two.
 #
 # ## What this does not show
-# - **Exact patching is exact about its own question:** one part at a time, all others as they were. Parts that work in a chain are each charged with the whole (see the two sums above); parts that stand in for each other are not charged at all (notebook 03).
+# - **Exact patching is exact about what it measures:** one part at a time, all others as they were. Parts that work in a chain each get the whole effect (see the two sums above); parts that compensate for each other get no share at all (notebook 03).
 # - **Rank correlation counts every node alike,** and most of these 25 do next to nothing: their order is noise. Look at the scatter and at the error too.
-# - **A pair of prompts asks one thing.** What both share gets no credit; `gimkit.tasks.ioi(..., corrupt="third")` asks another question.
+# - **A pair of prompts measures one thing.** What both share gets no credit; `gimkit.tasks.ioi(..., corrupt="third")` measures something else.
 # - **Saturation:** at logit differences of 18 much can be lost before an answer changes.
 # - **Two small models, one training run each, 32 prompts a case,** which solve IOI by suppressing the repeated name. Nothing here says how the methods rank on large models.
 #

@@ -3,7 +3,7 @@
 #
 # **Claim: a tenth of this model's edges carries most of what it does on a task; half of them, taken at random, carry little. Cutting every edge by hand finds that tenth, and so do a few averaged backward passes; one single pass, GIM's too, is less dependable. And how good a circuit looks depends on whether it was cut by score or by |score|.**
 #
-# You need: 04 (patching, GIM beside exact). Rung of the ladder: a bundled model, no network. The cells take about a minute of computing; with the three exercises plan an hour.
+# You need: 04 (patching, GIM beside exact). Runs on: a bundled model, no network. The cells take about a minute of computing; with the three exercises plan an hour.
 
 # %%
 MODEL = "mini-llama"  # bundled; or a hub id, a folder, or an NDIF model
@@ -33,7 +33,7 @@ fresh = gimkit.tasks.ioi(model, n=16, seed=100)  # other prompts, to judge it wi
 # ## What is an edge?
 # Every head and MLP reads a sum: the embedding plus all that earlier heads and MLPs wrote. An **edge** is one term of that sum for one reader, and a head reads three times: for its queries, keys and values. Cutting an edge gives this one reader the term's value from the corrupt prompt; everybody else still gets the clean one.
 #
-# An edge's score foretells what its cut costs in logits, all edges from one pass: (clean - corrupt output of the source) · gradient at what the reader reads. **Predict:** how many edges have 5 layers of 4 heads? Where will the strongest lead?
+# An edge's score predicts what its cut costs in logits, all edges from one pass: (clean - corrupt output of the source) · gradient at what the reader reads. **Predict:** how many edges have 5 layers of 4 heads? Where will the strongest lead?
 
 # %%
 edges = gimkit.score_edges(model, task, method="gim", remote=REMOTE)
@@ -49,9 +49,9 @@ source, target = edges.frame().sort_values("score", key=abs).iloc[-1][["source",
 keep = graph.real.clone()
 at = graph.sources.index(source), graph.targets.index(target)
 keep[at] = False
-whole, less = gimkit.run(model, task, [Circuit(graph, graph.real), Circuit(graph, keep)], remote=REMOTE).mean(1)
+whole, without = gimkit.run(model, task, [Circuit(graph, graph.real), Circuit(graph, keep)], remote=REMOTE).mean(1)
 exact = gimkit.score_edges(model, task, method="exact", remote=REMOTE)
-print(f"{source}->{target}: by hand {whole - less:+.3f}, exact {exact.scores[at]:+.3f}, GIM's estimate {edges.scores[at]:+.3f}")
+print(f"{source}->{target}: by hand {whole - without:+.3f}, exact {exact.scores[at]:+.3f}, GIM's estimate {edges.scores[at]:+.3f}")
 
 # %% [markdown]
 # ### Exercise 1 · Cut it out (10 minutes, easy)
@@ -168,9 +168,9 @@ draws = pandas.DataFrame({f"draw {seed}": {method: drawn_again(method, seed) for
 draws.assign(mean=draws.mean(axis=1)).round(2)
 
 # %% [markdown]
-# **Where GIM loses.** GIM is ahead of the gradient in four draws of five; an interval over judging prompts knows nothing of the fifth. `gim-ig` is ahead of both every time, at five times the cost of a pass, and on the first draw level with `exact`. That one is no ceiling: it judges single cuts, and two edges that stand in for each other can look harmless one at a time.
+# **Where GIM loses.** GIM is ahead of the gradient in four draws of five; an interval over judging prompts does not cover the fifth. `gim-ig` is ahead of both every time, at five times the cost of a pass, and on the first draw level with `exact`. That one is no ceiling: it judges single cuts, and two edges that stand in for each other can look harmless one at a time.
 #
-# ## Controls that must fail
+# ## Controls: nothing should happen
 # A circuit is only worth something if others of its size are not.
 #
 # ### Exercise 3 · Deal the scores (5 minutes, easy)
@@ -178,12 +178,12 @@ draws.assign(mean=draws.mean(axis=1)).round(2)
 
 
 # %%
-def dealt_scores(scores, real, generator):
+def shuffled_scores(scores, real, generator):
     """Return the scores [sources, targets], those of the real edges reordered at random among real edges."""
     ...  # your code
 
 
-checks.dealt_scores(dealt_scores)
+checks.shuffled_scores(shuffled_scores)
 
 # %% [markdown]
 # <details><summary>Hint</summary>
@@ -194,33 +194,33 @@ checks.dealt_scores(dealt_scores)
 # <details><summary>Solution</summary>
 #
 # ```python
-# def dealt_scores(scores, real, generator):
-#     dealt = torch.zeros_like(scores)
+# def shuffled_scores(scores, real, generator):
+#     shuffled = torch.zeros_like(scores)
 #     values = scores[real]
-#     dealt[real] = values[torch.randperm(len(values), generator=generator)]
-#     return dealt
+#     shuffled[real] = values[torch.randperm(len(values), generator=generator)]
+#     return shuffled
 # ```
 # </details>
 
 # %% [markdown]
-# Twenty deals each. **Predict** f: (1) 76 dealt edges; (2) half of all edges; (3) 76 grown upward from the logits, so that they hang together; (4) the hard one: half of the edges between the nodes of GIM's circuit.
+# Twenty shuffles each. **Predict** f: (1) 76 shuffled edges; (2) half of all edges; (3) 76 grown upward from the logits, so that they hang together; (4) the hard one: half of the edges between the nodes of GIM's circuit.
 
 # %%
 draw = torch.Generator().manual_seed(0)
 
 
-def dealt(among, n, cut="top"):
-    """A circuit of n edges cut from GIM's scores, dealt among some edges."""
+def shuffled(among, n, cut="top"):
+    """A circuit of n edges cut from GIM's scores, shuffled among some edges."""
     values = torch.full_like(edges.scores, -1e9)
     chosen = edges.scores[among].abs()
     values[among] = chosen[torch.randperm(len(chosen), generator=draw)]
-    return getattr(EdgeScores(task.name, "dealt", graph, values), cut)(n)
+    return getattr(EdgeScores(task.name, "shuffled", graph, values), cut)(n)
 
 
 inside = Circuit.between(graph, circuit.nodes).keep
 controls = {"1. 76 edges": (graph.real, 76), "2. half of all edges": (graph.real, graph.n_edges // 2),
             "3. 76 from the logits": (graph.real, 76, "greedy"), "4. half, in its nodes": (inside, int(inside.sum()) // 2)}
-hands = {name: [dealt(*how) for _ in range(20)] for name, how in controls.items()}
+hands = {name: [shuffled(*how) for _ in range(20)] for name, how in controls.items()}
 values = gimkit.run(model, fresh, [circuit, Circuit(graph, graph.real), Circuit(graph, graph.real & False),
                                    *(c for hand in hands.values() for c in hand)], remote=REMOTE).mean(1)
 kept = ((values - values[2]) / (values[1] - values[2])).tolist()
@@ -249,10 +249,10 @@ gimkit.explore(model, task[7].clean, scored["gim-ig"], sizes, roles, remote=REMO
 
 # %% [markdown]
 # ## More cases
-# The same on other tasks that the model solves, by |score|: CMD, and GIM's difference to its rivals. **Predict** where one pass will not do.
+# The same on other tasks that the model solves, by |score|: CMD, and GIM's difference from the other methods. **Predict** where one pass will not do.
 
 # %%
-RIVALS = ("gradient", "freeze", "ig-inputs", "gim-ig")
+OTHERS = ("gradient", "freeze", "ig-inputs", "gim-ig")
 
 
 def cmd(curve, index):
@@ -262,13 +262,13 @@ def cmd(curve, index):
 
 
 def case(kind):
-    """A row of the table: CMD of each method's circuits, and GIM's less the others', on fresh prompts."""
+    """A row of the table: CMD of each method's circuits, and GIM's minus the others', on fresh prompts."""
     prompts = getattr(gimkit.tasks, kind)(model, n=32, seed=0)
     found, held = prompts[:16], prompts[16:]
     cut = {method: gimkit.faithfulness(model, held, gimkit.score_edges(model, found, method=method, remote=REMOTE),
-                                       absolute=True, remote=REMOTE) for method in ("gim", *RIVALS)}
+                                       absolute=True, remote=REMOTE) for method in ("gim", *OTHERS)}
     row = {method: f"{curve.cmd(resamples=2).value:.2f}" for method, curve in cut.items()}
-    for method in RIVALS:
+    for method in OTHERS:
         row[f"gim - {method}"] = str(bootstrap(lambda index, m=method: cmd(cut["gim"], index) - cmd(cut[m], index), len(held)))
     return row
 
@@ -279,7 +279,7 @@ pandas.DataFrame({kind: case(kind) for kind in ("odd_one_out", "induction", "agr
 # One GIM pass beats the plain gradient on odd-one-out and agreement, hardly on induction, and its own norm rule on odd-one-out, agreement and greater-than. On odd-one-out and agreement it loses to both methods that average passes. Nowhere does it beat `gim-ig` or `ig-inputs`. One draw each: after the last table but one, leads rather than results.
 #
 # ## What this does not show
-# - **A circuit is cut for one question.** Corrupt prompts differ in one name here; what both prompts share is in no circuit. `gimkit.tasks.ioi(..., corrupt="third")` asks another.
+# - **A circuit is cut for one question.** Corrupt prompts differ in one name here; what both prompts share is in no circuit. `gimkit.tasks.ioi(..., corrupt="third")` measures something else.
 # - **Edges are sums over positions.** That a0.h1 feeds the values of a2.h1 says nothing of *where* in the sentence.
 # - **Roles are correlations with a name.** Attention and direct effect are measured, the mechanism is not. The thresholds are ours.
 # - **Small circuits are hardest.** Areas over a linear share are made by the large ones: the sizes up to 5% make up a twentieth of it. `curve.cmd(log=True)` weighs them.

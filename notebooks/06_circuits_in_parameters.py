@@ -1,9 +1,9 @@
 # %% [markdown]
 # # 06 · Circuits in parameter space
 #
-# **Claim: what a training sample asks of a small network's parameters is a sum of few directions, and L3D finds them without being told what the circuits are. Whether such a direction is a circuit must be shown by moving along it, beside a random direction. In a language model's attention some directions single out a task.**
+# **Claim: what a training sample requires of a small network's parameters is a sum of few directions, and L3D finds them without being told what the circuits are. Whether such a direction is a circuit must be shown by moving along it, beside a random direction. In a language model's attention some directions single out a task.**
 #
-# You need: 00. Rung of the ladder: a toy that is trained here, then one block of the bundled model; no network. The cells take about two minutes; with the two exercises plan 45.
+# You need: 00. Runs on: a toy that is trained here, then one block of the bundled model; no network. The cells take about two minutes; with the two exercises plan 45.
 
 # %%
 MODEL = "mini-gpt2"  # bundled; or a hub id, a folder, or an NDIF model
@@ -16,8 +16,9 @@ from matplotlib import pyplot
 
 import gimkit
 from gimkit import l3d, plots
-from gimkit.l3d import attention, gradients, interventions, recovery
+from gimkit.l3d import gradients, interventions, language, recovery
 from gimkit.notebook import checks
+from gimkit.statistics import auroc
 
 torch.manual_seed(0)
 torch.set_num_threads(1)  # toys are tiny
@@ -35,11 +36,11 @@ for i, row in enumerate(toy.module.W_in):
     print(f"input {i}: norm {row.norm():.2f}, {torch.rad2deg(torch.atan2(row[1], row[0])):4.0f} degrees")
 
 # %% [markdown]
-# ## What one sample asks of the parameters
+# ## What one sample requires of the parameters
 # Take a sample and the output of another, random one: the *reference*. Which change of the parameters would move the sample's output towards the reference? The gradient of their distance, at the trained weights. **Predict:** only input 2 is active. Which rows of W_in have a gradient? Which columns of W_out?
 
 # %%
-parameters = gradients.chosen(toy.module)
+parameters = gradients.chosen_parameters(toy.module)
 references = toy.module(x)
 one = gradients.per_sample_gradients(toy.module, parameters, (toy.only(2, 1),), references[:1])
 for name, part in zip(parameters, one):
@@ -132,13 +133,13 @@ checks.planted_direction(planted_direction)
 # </details>
 
 # %% [markdown]
-# `recovery.planted` does this for every circuit, `matched` pairs circuits with subnetworks one to one, for the largest sum of |cosine|. **The control:** five random directions of the same rank, matched as generously. **Predict** their mean cosine; 25 dimensions are not many.
+# `recovery.planted` does this for every circuit, `match_circuits` pairs circuits with subnetworks one to one, for the largest sum of |cosine|. **The control:** five random directions of the same rank, matched as generously. **Predict** their mean cosine; 25 dimensions are not many.
 
 # %%
 circuits = recovery.planted(toy)
-cosines, which = recovery.matched(found.decoder, circuits)
+cosines, which = recovery.match_circuits(found.decoder, circuits)
 print("circuit -> subnetwork, |cosine|:", {i: (j, round(float(c), 3)) for i, (j, c) in enumerate(zip(which, cosines))})
-print(f"mean {cosines.mean():.3f}; random directions {recovery.unrelated(found, circuits).mean():.3f}")
+print(f"mean {cosines.mean():.3f}; random directions {recovery.random_cosines(found, circuits).mean():.3f}")
 
 # %% [markdown]
 # ## Move along it
@@ -153,10 +154,10 @@ for ax, moved, title in ((axes[0], direction, "along the subnetwork"),
     change = interventions.change(toy.module, moved, 1.0, inputs)
     active = inputs[:, 1] != 0
     plots.change_scatter(inputs[:, 1].numpy(), change.numpy(), active.numpy(), ax, "input 1")
-    ax.set(title=f"{title}: AUROC {interventions.auroc(change, active):.2f}", ylim=(0, 3))
+    ax.set(title=f"{title}: AUROC {auroc(change, active):.2f}", ylim=(0, 3))
 swept = interventions.sweep(toy.module, direction, deltas, inputs)
 plots.sweep_lines(deltas.numpy(), swept.numpy(), 1, ax=axes[2])
-table = interventions.interventions(toy, found)
+table = interventions.intervention_table(toy, found)
 table.groupby(["direction", "delta"])[["relevant", "irrelevant", "ratio", "auroc"]].mean().round(2)
 
 # %% [markdown]
@@ -171,11 +172,11 @@ subnetwork_explorer(found, toy.module, inputs)  # two sliders; needs a running k
 # ## A real block
 # Now a model that nobody built with five circuits: the attention of block 3, on last positions of eight tasks' prompts and on other positions. A sample is one position, the divergence is KL. For each kind of sample we take the subnetwork whose mean |h|, its *impact*, tells that kind from all others best, and judge it on *new* prompts.
 #
-# Two controls. *Shuffled* labels: the same choice and judgement on labels dealt at random. *Untrained* directions: as many random ones of the same rank. The second is the harder one: if tasks differ in how large their gradients are, any direction will tell them apart. **Predict:** how well does the best of 16 random directions do? (16 subnetworks and 16 prompts a task here; the figure `l3d-attention` has 24 and 48.)
+# Two controls. *Shuffled* labels: the same choice and judgement on labels shuffled at random. *Untrained* directions: as many random ones of the same rank. The second is the harder one: if tasks differ in how large their gradients are, any direction will tell them apart. **Predict:** how well does the best of 16 random directions do? (16 subnetworks and 16 prompts a task here; the figure `l3d-attention` has 24 and 48.)
 
 # %%
 model = gimkit.load(MODEL)
-block, table = attention.attention_run(model, blocks=[3], prompts=16, n=16, epochs=12, every=4, rate=0.01,
+block, table = language.attention_run(model, blocks=[3], prompts=16, n=16, epochs=12, every=4, rate=0.01,
                                        progress=False)
 print(block)
 print(f"on new prompts: |g - g^| / |g| = {table.norm[0]:.2f}, its square {table.squared[0]:.2f}")

@@ -3,7 +3,7 @@
 #
 # **Claim: most of what the GIM and EAP-GP papers draw can be drawn again on a laptop, with intervals and with controls. On the bundled models frozen norms and split products carry GIM's gain over the plain gradient; the temperature adds little, and averaged gradients keep up.**
 #
-# You need: 03, 04 and 05. Rung of the ladder: a bundled model, no network. The cells take about two minutes, on few prompts; `python -m figures` draws the same on more and writes them to `figures/`, with a caption that says which item of which paper each is and how it differs. L3D's figures are in notebook 06. With the exercise plan 30 minutes.
+# You need: 03, 04 and 05. Runs on: a bundled model, no network. The cells take about two minutes, on few prompts; `python -m figures` draws the same on more and writes them to `figures/`, with a caption that says which item of which paper each is and how it differs. L3D's figures are in notebook 06. With the exercise plan 30 minutes.
 
 # %%
 MODEL = "mini-llama"  # bundled; or a hub id, a folder, or an NDIF model
@@ -48,7 +48,7 @@ pandas.DataFrame([(name, named.paper) for name, named in FIGURES.items()], colum
 
 # %% [markdown]
 # ## GIM: the idea
-# Two positions that say the same, and one alone. The numbers are made up; notebook 01 takes them apart.
+# Two positions that say the same, and one alone. The numbers are made up; notebook 01 explains them.
 
 # %%
 make("toy")
@@ -77,7 +77,7 @@ assert repairs["trained"].rows.interaction.median() > 2 * repairs["random weight
 # **The control speaks.** A softmax does this to any numbers: the untrained model has nearly as many dots above the diagonal. What training adds is the *size*: interaction, the share of the joint effect that single ablations miss. Judge by the distance from the diagonal, not by the side.
 #
 # ## GIM: faithfulness of token scores
-# Comprehensiveness: the best tokens are replaced by the neutral one, the better the scores the more the logit falls. Sufficiency: the worst ones are, and it should hardly fall. Two controls are in the table: random scores, and GIM's own, dealt to other tokens. **Predict** their place.
+# Comprehensiveness: the best tokens are replaced by the neutral one, the better the scores the more the logit falls. Sufficiency: the worst ones are, and it should hardly fall. Two controls are in the table: random scores, and GIM's own, shuffled over the tokens. **Predict** their place.
 
 # %%
 make("token-faithfulness", n=3)
@@ -187,7 +187,7 @@ from figures.tokens import measure
 
 
 def lead(seed, n=8):
-    """Comprehensiveness of GIM less the plain gradient's on n fresh IOI prompts."""
+    """Comprehensiveness of GIM minus the plain gradient's on n fresh IOI prompts."""
     prompts = gimkit.tasks.ioi(model, n=n, seed=seed, names="held-out")
     ours, theirs = (measure(model, prompts, method).query("scale == 'logit'").comprehensiveness.to_numpy()
                     for method in ("gim", "gradient"))
@@ -204,7 +204,7 @@ pairs = [a.low <= b.value <= a.high for a in leads.values() for b in leads.value
 print(f"{sum(pairs)} of {len(pairs)} other means lie inside")
 
 # %% [markdown]
-# About 83% is what theory says for large n, not 95%: the other mean wobbles too. With eight prompts it is less, for a bootstrap of few values is too narrow. So a lead whose interval just misses 0 is a reason to measure again, not a result.
+# About 83% is what theory predicts for large n, not 95%: the other mean wobbles too. With eight prompts it is less, for a bootstrap of few values is too narrow. So a lead whose interval just misses 0 is a reason to measure again, not a result.
 #
 # ## What this does not show
 # - **The papers' numbers.** Their models are hub models of 1 to 9 billion parameters, their texts classification data sets; `python -m figures --model NAME` and `python -m benchmarks.texts` take such models, and neither was run on one here.

@@ -3,7 +3,7 @@
 #
 # **Claim: what you wrote for a small model here runs on a large one there, unchanged. Code and names go up, scores come down; the weights stay where they are.**
 #
-# You need: 04. Rung of the ladder: the bundled models, no network: every request below is packed as for a server, unpacked and run in this process (`remote="local"`). The next rung is a server. The cells take half a minute, the two exercises 20 minutes.
+# You need: 04. Runs on: the bundled models, no network: every request below is packed as for a server, unpacked and run in this process (`remote="local"`). The next step is a server. The cells take half a minute, the two exercises 20 minutes.
 
 # %%
 MODEL = "mini-gpt2"  # bundled; or a hub id, a folder, or an NDIF model
@@ -30,7 +30,7 @@ LARGE = "meta-llama/Llama-3.1-8B" if REMOTE else "mini-llama"
 
 # %% [markdown]
 # ## What is there?
-# With `REMOTE = True` the server says which models it has up; put one of them into `LARGE` (and a small one of the same server into `MODEL`). `gimkit.check` then tells in one table whether it will work: versions here and there, the key (set or not, never the key itself), the server, the model, and a tiny attribution as the proof. Run it the day before a workshop, from the room's network.
+# With `REMOTE = True` the server lists the models it hosts; put one of them into `LARGE` (and a small one of the same server into `MODEL`). `gimkit.check` then shows in one table whether it will work: versions here and there, the key (set or not, never the key itself), the server, the model, and a tiny attribution as the proof. Run it the day before a workshop, from the room's network.
 
 # %%
 if REMOTE:
@@ -136,7 +136,7 @@ for ax, name in zip(axes, both):
     ax.set_title(f"{name}: {first[name, 'gim'].method} for {first[name, 'gim'].target!r}")
 
 # %% [markdown]
-# ### A control that must fail
+# ### A control
 # `random` is normal noise instead of scores, 20 times for each prompt. Its rank correlation with leave-one-out must be near 0 on both models; were it not, the agreement of the other rows would mean nothing.
 
 # %%

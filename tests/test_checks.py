@@ -152,30 +152,30 @@ def two(of):
     return lambda x, f: (of(f, x), of((1 - f).abs(), x))
 
 
-def deal(place, source=lambda scores, real: scores[real]):
+def shuffle(place, source=lambda scores, real: scores[real]):
     """A wrong answer to 05.3: `place` reorders the scores of the real edges."""
     def answer(scores, real, generator):
-        dealt = torch.zeros_like(scores)
-        dealt[real] = place(source(scores, real), generator)
-        return dealt
+        shuffled = torch.zeros_like(scores)
+        shuffled[real] = place(source(scores, real), generator)
+        return shuffled
 
     return answer
 
 
-def deal_every_cell(scores, real, generator):
+def shuffle_every_cell(scores, real, generator):
     return scores.flatten()[torch.randperm(scores.numel(), generator=generator)].view_as(scores)
 
 
-def deal_in_place(scores, real, generator):
+def shuffle_in_place(scores, real, generator):
     scores[real] = scores[real][torch.randperm(int(real.sum()), generator=generator)]
     return scores
 
 
-def deal_within_rows(scores, real, generator):
-    dealt = torch.zeros_like(scores)
+def shuffle_within_rows(scores, real, generator):
+    shuffled = torch.zeros_like(scores)
     for row, edges in enumerate(real):
-        dealt[row, edges] = scores[row, edges][torch.randperm(int(edges.sum()), generator=generator)]
-    return dealt
+        shuffled[row, edges] = scores[row, edges][torch.randperm(int(edges.sum()), generator=generator)]
+    return shuffled
 
 
 def share_of_pairs(inside, itself=False):
@@ -229,7 +229,7 @@ WRONG = [
     ("replicated", share_of_pairs(lambda a, b, wide: a.low <= 0 <= a.high), "whether 0 lies inside"),
     ("replicated", share_of_pairs(lambda a, b, wide: a.low <= b.high and b.low <= a.high), "Two intervals overlap"),
     ("replicated", lambda *_: 95.0, "between 0 and 1"),
-    ("ablation_effects", falls(to=0.0), "Zero is no neutral score"),
+    ("ablation_effects", falls(to=0.0), "Zero is not neutral"),
     ("ablation_effects", falls(to=-torch.inf), "removed the positions"),
     ("ablation_effects", falls(sign=-1), "signs are reversed"),
     ("ablation_effects", falls(joint=lambda first, second: first + second), "not the sum of the two single ones"),
@@ -261,7 +261,7 @@ WRONG = [
     ("tempered_attention", attend_twice(detach_v=False), "v's gradient changed"),
     ("spearman", pearson, "correlation of the values"),
     ("spearman", lambda a, b: -stats.spearmanr(a, b).statistic, "sign is reversed"),
-    ("spearman", lambda a, b: pearson(a.argsort(stable=True), b.argsort(stable=True)), "argsort says where"),
+    ("spearman", lambda a, b: pearson(a.argsort(stable=True), b.argsort(stable=True)), "argsort gives the place"),
     ("spearman", lambda a, b: pearson(a.argsort(stable=True).argsort(), b.argsort(stable=True).argsort()),
      "not with them"),
     ("spearman", lambda a, b: stats.kendalltau(a, b).statistic, "Not Spearman's"),
@@ -295,15 +295,15 @@ WRONG = [
     ("areas", lambda x, f: (area(f, x), area((1 - f) ** 2, x)), "CPR is right, CMD is not"),
     ("areas", lambda x, f: area(f, x), "two numbers"),
     ("areas", lambda x, f: (f.sum(), 0.0), "CPR is off"),
-    ("dealt_scores", deal_every_cell, "no edges"),
-    ("dealt_scores", deal_in_place, "Write into a copy"),
-    ("dealt_scores", deal_within_rows, "to a few places"),
-    ("dealt_scores", deal(lambda x, g: torch.randn(len(x), generator=g)), "other numbers"),
-    ("dealt_scores", deal(lambda x, g: x), "Nothing moved"),
-    ("dealt_scores", deal(lambda x, g: x[torch.randperm(len(x), generator=torch.Generator().manual_seed(7))]),
-     "the same hand"),
-    ("dealt_scores", deal(lambda x, g: x[torch.randperm(len(x))]), "that is passed in"),
-    ("dealt_scores", lambda scores, real, generator: scores[real], "one score for each cell"),
+    ("shuffled_scores", shuffle_every_cell, "no edges"),
+    ("shuffled_scores", shuffle_in_place, "Write into a copy"),
+    ("shuffled_scores", shuffle_within_rows, "to a few places"),
+    ("shuffled_scores", shuffle(lambda x, g: torch.randn(len(x), generator=g)), "other numbers"),
+    ("shuffled_scores", shuffle(lambda x, g: x), "Nothing moved"),
+    ("shuffled_scores", shuffle(lambda x, g: x[torch.randperm(len(x), generator=torch.Generator().manual_seed(7))]),
+     "would be the same"),
+    ("shuffled_scores", shuffle(lambda x, g: x[torch.randperm(len(x))]), "that is passed in"),
+    ("shuffled_scores", lambda scores, real, generator: scores[real], "one score for each cell"),
     ("sandbox_calls", {"A": "yes"}, "keys A to E"),
     ("sandbox_calls", dict.fromkeys("ABCDE", "maybe"), "the answers are"),
     ("sandbox_calls", dict.fromkeys("ABCDE", "no"), "no gradient"),
@@ -484,20 +484,20 @@ WRONG_ON_MODELS = [
     ("read_a_trace", "model", shape_of_another_prompt, "this prompt has"),
     ("read_a_trace", "model", shape_of_one_row, "a batch of one"),
     ("direct_effect", "llama", direct(sign=-1), "signs are reversed"),
-    ("direct_effect", "llama", direct(live=True), "denominator answers already"),
+    ("direct_effect", "llama", direct(live=True), "its denominator compensates"),
     ("direct_effect", "llama", direct(whole=True), "whole attention layer"),
     ("direct_effect", "llama", direct(weighted=False), "weight is missing"),
     ("direct_effect", "llama", direct(scaled=False), "denominator is missing"),
     ("direct_effect", "llama", direct(rival=False), "right answer's logit alone"),
     ("direct_effect", "llama", direct(last=False), "task.last"),
     ("direct_effect", "llama", held(heads=False, mlps=False), "total effect"),
-    ("nobody_answers", "llama", held(sign=-1), "signs are reversed"),
-    ("nobody_answers", "llama", held(heads=False, mlps=False), "nothing was held"),
-    ("nobody_answers", "llama", held(mlps=False), "Only heads are held"),
-    ("nobody_answers", "llama", held(heads=False), "Only MLPs are held"),
-    ("nobody_answers", "llama", held(own_mlp=False), "own layer is forgotten"),
-    ("nobody_answers", "llama", held(itself=True), "got its clean output back"),
-    ("nobody_answers", "llama", frozen_throughout, "freezes the final norm"),
+    ("no_compensation", "llama", held(sign=-1), "signs are reversed"),
+    ("no_compensation", "llama", held(heads=False, mlps=False), "nothing was held"),
+    ("no_compensation", "llama", held(mlps=False), "Only heads are held"),
+    ("no_compensation", "llama", held(heads=False), "Only MLPs are held"),
+    ("no_compensation", "llama", held(own_mlp=False), "own layer is forgotten"),
+    ("no_compensation", "llama", held(itself=True), "got its clean output back"),
+    ("no_compensation", "llama", frozen_throughout, "freezes the final norm"),
     ("halved_products", "llama", edit(halve_value), "The logits changed"),
     ("halved_products", "llama", edit(halve_gate_alone), "Only the gate branch"),
     ("halved_products", "llama", edit(halve_thrice), "A quarter each"),

@@ -16,18 +16,14 @@ MODULES = {name: importlib.import_module(name) for name in
            ("gimkit", *(found.name for found in pkgutil.walk_packages(gimkit.__path__, "gimkit.")))
            if not name.endswith("__main__")}
 EXAMPLES = {test.name: test for name, module in MODULES.items() for test in doctest.DocTestFinder().find(module, name)
-            if test.examples and test.name != "gimkit"}
-# Of l3d what the reference shows; other examples there need what has trained for minutes, see SKIPS.md.
-L3D = {f"{getattr(gimkit.l3d, name).__module__}.{name}" for name in gimkit.l3d.__all__ if name != "toys"}
-EXAMPLES = {name: test for name, test in EXAMPLES.items()
-            if not name.startswith("gimkit.l3d.") or name.startswith("gimkit.l3d.toys.") or name in L3D}
+            if test.examples and test.name not in ("gimkit", "gimkit.l3d")}
 
 
 @pytest.fixture(scope="module")
 def shared():
-    """The names that the package's docstring promises to all examples."""
+    """The names that the package's docstring promises to all examples, and l3d's to its own."""
     names = {name: importlib.import_module(name) for name in ("gimkit", "pandas", "torch")}
-    for example in doctest.DocTestParser().get_examples(gimkit.__doc__):
+    for example in doctest.DocTestParser().get_examples(gimkit.__doc__ + gimkit.l3d.__doc__):
         exec(example.source, names)
     return names
 

@@ -9,10 +9,19 @@ from torch import nn
 import gimkit
 from gimkit import l3d
 from gimkit.errors import GimkitError
-from gimkit.l3d import files, sparse, training, tucker
-from gimkit.l3d.activity import activity
-from gimkit.l3d.attention import attention_names
-from gimkit.l3d.gradients import DIVERGENCES, chosen, kl, mse, mse_of_the_code, others, outputs_of, per_sample_gradients
+from gimkit.l3d import files, training, tucker
+from gimkit.l3d.gradients import (
+    DIVERGENCES,
+    chosen_parameters,
+    kl,
+    mse,
+    mse_of_the_code,
+    outputs_of,
+    per_sample_gradients,
+    random_references,
+)
+from gimkit.l3d.language import attention_names
+from gimkit.l3d.selection import activity
 from gimkit.l3d.toys import Linear2, Squarer
 
 
@@ -52,7 +61,7 @@ SHAPES, RANKS = [(5,), (5, 4), (3, 4, 5), (4, 2, 3, 3)], [(1,), (2, 3), (2, 2, 3
 def test_per_sample_gradients_are_those_of_one_backward_pass_each(name, divergence, chunk):
     module, x = seeded(MODELS[name][0]), MODELS[name][1]()
     references = module(x).detach().roll(3, 0)
-    parameters = chosen(module)
+    parameters = chosen_parameters(module)
     found = per_sample_gradients(module, parameters, (x,), references, DIVERGENCES[divergence], chunk)
     assert [part.shape[1:] for part in found] == [value.shape for value in parameters.values()]
     want = literal.gradients(module, list(parameters), (x,), references, DIVERGENCES[divergence])
@@ -72,8 +81,8 @@ def test_the_chosen_tensors_of_a_transformer_have_the_gradients_of_one_pass_each
     module = l3d.NextToken(model)
     task = gimkit.tasks.ioi(model, n=4)
     inputs = module.inputs(task.clean, task.last)
-    found = per_sample_gradients(module, chosen(module, "*h.2.attn.*"), inputs, noise(4, 561), kl)
-    names = list(chosen(module, "*h.2.attn.*"))
+    found = per_sample_gradients(module, chosen_parameters(module, "*h.2.attn.*"), inputs, noise(4, 561), kl)
+    names = list(chosen_parameters(module, "*h.2.attn.*"))
     assert len(names) == 4 and all("h.2.attn" in name for name in names)
     with torch.no_grad():
         logits = model._module(input_ids=task.clean).logits[torch.arange(4), task.last]
@@ -91,7 +100,7 @@ def test_every_architecture_gives_its_logits_and_gradients_of_attention(name):
     with torch.no_grad():
         logits = module.model(input_ids=ids, use_cache=False).logits[torch.arange(2), last]
     assert torch.allclose(module(*inputs), logits, atol=1e-5)
-    parameters = chosen(module, attention_names(module, [1]))
+    parameters = chosen_parameters(module, attention_names(module, [1]))
     found = per_sample_gradients(module, parameters, inputs, noise(2, tiny.VOCAB), kl)
     want = literal.gradients(module, list(parameters), inputs, noise(2, tiny.VOCAB), kl)
     flat = torch.cat([part.flatten(1) for part in found], 1)
@@ -123,8 +132,8 @@ def test_a_direction_of_norm_zero_stays_zero():
 @pytest.mark.parametrize("k", [0.001, 0.1, 0.5, 1.0])
 def test_the_largest_of_the_whole_batch_are_kept(k):
     h = noise(7, 5)
-    assert torch.equal(sparse.top(h, k), literal.kept(h, k))
-    assert torch.equal(sparse.top(h * (h > 0), 1.0), (h > 0).float())  # what is zero is not in use
+    assert torch.equal(training.largest(h, k), literal.kept(h, k))
+    assert torch.equal(training.largest(h * (h > 0), 1.0), (h > 0).float())  # what is zero is not in use
 
 
 def test_reconstruction_and_energies_written_out():
@@ -132,12 +141,12 @@ def test_reconstruction_and_energies_written_out():
     encoder, decoder = (tucker.draw(SHAPES, RANKS, 4, draw, torch.float64) for _ in range(2))
     gradients = [noise(6, *shape, dtype=torch.float64) for shape in SHAPES]
     flat = torch.cat([part.flatten(1) for part in gradients], 1)
-    rebuilt, h, kept = sparse.reconstruct(encoder, decoder, gradients, 0.3)
+    rebuilt, h, kept = training.reconstruct(encoder, decoder, gradients, 0.3)
     want = flat @ literal.matrix(encoder, 4).T
     assert torch.allclose(h, want) and torch.equal(kept, literal.kept(want, 0.3))
     dense = (want * kept) @ literal.matrix(decoder, 4)
     assert torch.allclose(torch.cat([part.flatten(1) for part in rebuilt], 1), dense)
-    missed, whole = sparse.energies(gradients, rebuilt)
+    missed, whole = training.energies(gradients, rebuilt)
     assert missed == pytest.approx(float((flat - dense).norm()) ** 2)
     assert whole == pytest.approx(float(flat.norm()) ** 2)
 
@@ -146,7 +155,7 @@ def drawn(seed, epoch, n):
     """The order and references of an epoch."""
     draw = torch.Generator().manual_seed(1_000_003 * (seed + 1) + epoch)
     order = torch.randperm(n, generator=draw)
-    return order, others(n, draw)[order]
+    return order, random_references(n, draw)[order]
 
 
 @pytest.mark.parametrize("name", ["two layers", "squarer"])
@@ -155,7 +164,7 @@ def test_training_is_what_the_written_out_version_does(name, loss):
     module, x = seeded(MODELS[name][0]), MODELS[name][1]()
     settings = dict(n=3, rank=2, k=0.3, epochs=3, batch=5, rate=0.02, decay=0.5, every=2, weight_decay=0.1, warm=1)
     found = l3d.decompose(module, x, seed=4, loss=loss, progress=False, **settings)
-    names, shapes = list(found.names), [value.shape for value in chosen(module).values()]
+    names, shapes = list(found.names), [value.shape for value in chosen_parameters(module).values()]
     start = tucker.draw(shapes, [(2,) * len(s) if len(s) > 1 else (1,) for s in shapes], 3,
                         torch.Generator().manual_seed(4))
     size = literal.matrix(start, 3).norm(dim=1)
@@ -179,13 +188,13 @@ def test_training_is_what_the_written_out_version_does(name, loss):
 
 def test_the_rate_falls_and_the_warm_start_ends():
     module, x = seeded(MODELS["squarer"][0]), noise(12, 4, seed=1)
-    state = training.Trained([value.shape for value in chosen(module).values()], [(1, 1), (1,)] * 3,
+    state = training.Trained([value.shape for value in chosen_parameters(module).values()], [(1, 1), (1,)] * 3,
                              training.Settings(n=4, epochs=5, every=2, rate=0.1, decay=0.5, k=0.25, warm=2), [0])
     outputs = outputs_of(module, (x,))
     rates, kept = [], []
     for _ in range(5):
-        state.epoch(lambda rows, partner: per_sample_gradients(module, chosen(module), (x[rows],), outputs[partner]),
-                    12, "it")
+        state.epoch(lambda rows, partner: per_sample_gradients(module, chosen_parameters(module), (x[rows],),
+                                                               outputs[partner]), 12)
         rates.append(state.optimiser.param_groups[0]["lr"])
         kept.append(float(state.p_act.sum()))
     assert rates == pytest.approx([0.1, 0.1, 0.05, 0.05, 0.025])
@@ -193,7 +202,7 @@ def test_the_rate_falls_and_the_warm_start_ends():
 
 
 def test_no_sample_is_its_own_reference_and_all_others_are():
-    partner = torch.stack([others(5, torch.Generator().manual_seed(seed)) for seed in range(200)])
+    partner = torch.stack([random_references(5, torch.Generator().manual_seed(seed)) for seed in range(200)])
     assert not bool((partner == torch.arange(5)).any())
     assert all(len(column.unique()) == 4 for column in partner.T)
 
@@ -285,7 +294,7 @@ def test_activity_is_that_of_batches_written_out():
     draw, outputs = torch.Generator().manual_seed(3), module(x).detach()
     impact, kept, missed, whole = torch.zeros(10, 3), torch.zeros(10, 3), 0, 0
     for _ in range(2):
-        order, partner = torch.randperm(10, generator=draw), others(10, draw)
+        order, partner = torch.randperm(10, generator=draw), random_references(10, draw)
         for rows in order.split(4):
             g = literal.gradients(module, found.names, (x[rows],), outputs[partner[rows]], literal.mse)
             h = g @ v_in.T

@@ -101,12 +101,12 @@ def test_a_toy_figure_draws_the_kept_run_and_a_rerun_gives_equal_bytes(tmp_path,
 
 def test_the_figure_beside_gim_takes_the_subnetwork_that_was_chosen(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    run = figures.attention.attention_run
+    run = figures.language.attention_run
 
     def small(model, blocks, **_):
         return run(model, blocks, prompts=3, names=("ioi", "capital"), epochs=1, n=4, progress=False)
 
-    monkeypatch.setattr(figures.attention, "attention_run", small)
+    monkeypatch.setattr(figures.language, "attention_run", small)
     figure, frame, alt = figures.beside_gim(parts.Request("mini-gpt2", n=2))
     chosen = frame.index[frame.kind.fillna("").str.contains("ioi")][0]
     dots = numpy.concatenate([dots.get_offsets()[:, 1] for dots in figure.axes[0].collections])

@@ -15,9 +15,10 @@ from benchmarks.l3d_runs.__main__ import main
 from figures import l3d_heads
 from gimkit import l3d
 from gimkit.errors import GimkitError
-from gimkit.l3d import attention, interventions, recovery, selection, toys, tucker
-from gimkit.l3d.activity import Activity
-from gimkit.l3d.gradients import chosen
+from gimkit.l3d import interventions, language, recovery, selection, toys, tucker
+from gimkit.l3d.gradients import chosen_parameters
+from gimkit.l3d.selection import Activity
+from gimkit.statistics import auroc
 
 
 def orthogonal(features=4):
@@ -80,7 +81,7 @@ def test_superposition_is_untied_and_copies_do_not_touch(tmp_path):
 
 def test_known_circuits_are_planted_where_they_are():
     toy = orthogonal(5)
-    planted = dict(zip(chosen(toy.module), recovery.planted(toy)))
+    planted = dict(zip(chosen_parameters(toy.module), recovery.planted(toy)))
     for circuit in range(5):
         off = {name: part[circuit].clone() for name, part in planted.items()}
         off["W_in"][circuit, circuit] = off["W_out"][circuit, circuit] = off["b"][circuit] = 0
@@ -92,9 +93,9 @@ def test_known_circuits_are_planted_where_they_are():
 def test_l3d_finds_orthogonal_circuits_and_random_directions_do_not(recovered):
     toy, found = recovered
     planted = recovery.planted(toy)
-    cosines, which = recovery.matched(found.decoder, planted)
+    cosines, which = recovery.match_circuits(found.decoder, planted)
     assert cosines.min() > 0.95 and len(set(which)) == 5
-    assert recovery.unrelated(found, planted).mean() < 0.6
+    assert recovery.random_cosines(found, planted).mean() < 0.6
     assert found.dead.sum() == 2 and not found.dead[which].any()
     new = l3d.activity(found, toy.module, toy.inputs(400, seed=1))
     assert new.squared < 0.1 and new.norm == pytest.approx(math.sqrt(new.squared))
@@ -105,10 +106,10 @@ def test_matching_is_one_to_one_and_best():
     directions = tucker.draw(shapes, ranks, 3, torch.Generator().manual_seed(0))
     circuits = [torch.stack([-2 * part[2], part[0]]) for part in
                 (torch.stack(parts) for parts in zip(*(tucker.dense(directions, i) for i in range(3))))]
-    cosines, which = recovery.matched(directions, circuits)
+    cosines, which = recovery.match_circuits(directions, circuits)
     assert which == [2, 0] and cosines.tolist() == pytest.approx([1, 1], abs=1e-5)
     few = [tuple(part[:1] for part in factors) for factors in directions]
-    cosines, which = recovery.matched(few, circuits)
+    cosines, which = recovery.match_circuits(few, circuits)
     assert which == [-1, 0] and cosines[0] == 0
 
 
@@ -135,22 +136,23 @@ def test_moving_is_adding_to_the_weights(recovered):
     assert torch.allclose(change, (other(x) - toy.module(x)).norm(dim=1))
     swept = interventions.sweep(toy.module, direction, [0.0, 0.7], x)
     assert bool((swept[0] == 0).all()) and torch.allclose(swept[1], (other(x) - toy.module(x)).abs().mean(0))
-    grid = interventions.pair(toy.module, direction, found.subnetwork(0), [0.0, 0.7], x)
+    grid = interventions.pair_sweep(toy.module, direction, found.subnetwork(0), [0.0, 0.7], x)
     assert torch.allclose(grid[1, 0], (other(x) - toy.module(x)).mean(0), atol=1e-6) and grid.shape == (2, 2, 5)
-    part = interventions.only(direction, ["b"])
+    part = interventions.restricted(direction, ["b"])
     assert list(part) == ["b"] and torch.equal(part["b"], direction["b"])
     with pytest.raises(GimkitError, match="no part of the direction"):
-        interventions.only(direction, ["c"])
+        interventions.restricted(direction, ["c"])
     control = interventions.random_like(direction, seed=3)
-    assert interventions.norm(control) == pytest.approx(interventions.norm(direction)) == pytest.approx(1, rel=1e-4)
+    assert interventions._norm(control) == pytest.approx(interventions._norm(direction)) == pytest.approx(1, rel=1e-4)
 
 
 def test_a_circuit_moves_its_own_samples_and_a_random_direction_all(recovered):
     toy, found = recovered
-    table = interventions.interventions(toy, found, deltas=(0.3, 1.0)).groupby("direction")[["ratio", "auroc"]].mean()
+    table = interventions.intervention_table(toy, found, deltas=(0.3, 1.0))
+    table = table.groupby("direction")[["ratio", "auroc"]].mean()
     assert table.auroc["subnetwork"] > 0.9 and table.ratio["subnetwork"] > 5
     assert table.auroc["random"] < 0.65 and table.ratio["random"] < 2
-    own = interventions.interventions(toy, found, deltas=(1.0,)).query("direction == 'subnetwork'")
+    own = interventions.intervention_table(toy, found, deltas=(1.0,)).query("direction == 'subnetwork'")
     assert (own.own > 5 * own.others).all()
 
 
@@ -169,8 +171,8 @@ def test_top_logits_are_the_largest_slopes():
 def test_auroc_is_the_share_of_pairs():
     scores, positive = torch.tensor([3.0, 1.0, 2.0, 2.0, 0.0]), torch.tensor([True, False, True, False, False])
     pairs = [(a > b) + 0.5 * (a == b) for a in scores[positive].tolist() for b in scores[~positive].tolist()]
-    assert interventions.auroc(scores, positive) == pytest.approx(sum(pairs) / len(pairs))
-    assert math.isnan(interventions.auroc(scores, positive & False))
+    assert auroc(scores, positive) == pytest.approx(sum(pairs) / len(pairs))
+    assert math.isnan(auroc(scores, positive & False))
 
 
 def test_mutual_information_is_its_formula():
@@ -199,7 +201,7 @@ def test_selection_finds_the_subnetwork_and_shuffled_labels_find_none():
 
 def test_task_samples_are_the_tasks_prompts_and_other_positions():
     model = gimkit.load("mini-gpt2")
-    (embeddings, last), kinds = attention.task_samples(model, n=3, names=("ioi", "capital"))
+    (embeddings, last), kinds = language.task_samples(model, n=3, names=("ioi", "capital"))
     assert kinds == ["ioi"] * 3 + ["elsewhere"] * 3 + ["capital"] * 3 + ["elsewhere"] * 3
     task = gimkit.tasks.ioi(model, n=3, seed=0)
     assert torch.equal(last[:3], task.last) and bool((last[3:6] < task.last).all()) and bool((last > 0).all())
@@ -211,7 +213,7 @@ def test_task_samples_are_the_tasks_prompts_and_other_positions():
 @pytest.mark.parametrize("name", ["mini-gpt2", "mini-llama"])
 def test_a_block_of_attention_is_decomposed_and_judged(name):
     model = gimkit.load(name)
-    found, table = attention.attention_run(model, blocks=[1], prompts=4, n=4, names=("ioi", "capital"), epochs=2,
+    found, table = language.attention_run(model, blocks=[1], prompts=4, n=4, names=("ioi", "capital"), epochs=2,
                                            progress=False)
     assert len(found.names) == 4 and all(".1." in parameter for parameter in found.names)
     assert set(table.kind) == {"ioi", "capital", "elsewhere"} and table.auroc.between(0, 1).all()
@@ -247,7 +249,7 @@ def test_shares_belong_to_the_head_whose_weights_move():
     with pytest.raises(GimkitError, match="do not know which head"):
         l3d_heads._by_head("model.layers.0.attention.query.weight", direction, 4, 4)
     with pytest.raises(GimkitError, match="block 7 has no parameters"):
-        attention.attention_names(l3d.NextToken(gimkit.load("mini-gpt2")), [7])
+        language.attention_names(l3d.NextToken(gimkit.load("mini-gpt2")), [7])
 
 
 def test_the_digits_network_and_its_circuits():

@@ -73,19 +73,19 @@ def test_direct_against_total():
 
 def test_answers_largest_first_and_none_lost():
     repair = heads()
-    answers = repair.answer_frame().query("ablated == 'a0.h1'")
+    answers = repair.compensation_frame().query("ablated == 'a0.h1'")
     assert set(answers.part) == {"m0", "a1.h0", "a1.h1", "m1", "final norm", "rest"}
-    ax = plots.head_answers(repair, "a0.h1", most=3)
+    ax = plots.head_compensation(repair, "a0.h1", most=3)
     widths = [bar.get_width() for bar in ax.patches]
     labels = [label.get_text() for label in ax.get_yticklabels()]
-    assert labels[3] == "3 others" and sum(widths) == pytest.approx(answers.answer.sum())
-    by_size = answers.set_index("part").answer[lambda s: s.abs().sort_values(ascending=False).index]
+    assert labels[3] == "3 others" and sum(widths) == pytest.approx(answers.compensation.sum())
+    by_size = answers.set_index("part").compensation[lambda s: s.abs().sort_values(ascending=False).index]
     assert labels[:3] == list(by_size.index[:3]) and widths[:3] == pytest.approx(by_size[:3].tolist())
 
 
 @pytest.mark.parametrize("draw", [
     lambda ax: plots.ablation_effect(rows(), ax=ax), lambda ax: plots.grad_vs_tsg(rows(), ax=ax),
-    lambda ax: heads().plot(ax=ax), lambda ax: plots.head_answers(heads(), "a0.h0", ax=ax)])
+    lambda ax: heads().plot(ax=ax), lambda ax: plots.head_compensation(heads(), "a0.h0", ax=ax)])
 def test_given_axes_are_used_and_nothing_is_printed(draw, capsys):
     ax = Figure().subplots()
     assert draw(ax) is ax
@@ -95,4 +95,4 @@ def test_given_axes_are_used_and_nothing_is_printed(draw, capsys):
 def test_saved_figures_hold_the_numbers(tmp_path):
     repair = rows()
     plots.save(repair.plot()[0].figure, tmp_path / "repair", repair.frame(), "Dots above a diagonal.")
-    assert len(pandas.read_csv(tmp_path / "repair.csv")) == 40
+    assert len(pandas.read_csv(tmp_path / "data" / "repair.csv")) == 40

@@ -4,6 +4,7 @@ import io
 import json
 import pickle
 import re
+import time
 import traceback
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from nnsight.modeling import huggingface
 from nnsight.schema.response import ResponseModel, Status
 
 import gimkit
-from gimkit.remote import transport
+from gimkit.remote import jobs, transport
 
 BODY = "<html>BODY OF THE ANSWER</html>"
 
@@ -55,6 +56,24 @@ def plain_trace(model, server):
     return found
 
 
+def own_trace(model, server):
+    """A trace as a user writes it."""
+    with model.trace(torch.tensor([[1, 5, 9]]), remote=server.address):
+        found = model.output.logits.sum().save()
+    return found
+
+
+def edited_trace(model, server):
+    return own_trace(gimkit.apply(model), server)
+
+
+def session(model, server):
+    with model.session(remote=server.address):
+        with model.trace(torch.tensor([[1, 5, 9]])):
+            found = model.output.logits.sum().save()
+    return found
+
+
 def submitted(model, server):
     return gimkit.submit(gimkit.attribute, model, torch.tensor([1, 5, 9]), 7, baseline=0, backend="reverse",
                          remote=server.address)
@@ -89,7 +108,7 @@ def frame(data) -> bytes:
 
 
 @pytest.mark.filterwarnings("ignore:'torch.load' received")
-@pytest.mark.parametrize("send", [attribute, plain_trace])
+@pytest.mark.parametrize("send", [attribute, plain_trace, own_trace, edited_trace, session])
 @pytest.mark.parametrize("attack", ["frame", "bare pickle", "inline result", "fetched result", "torchscript"])
 def test_no_server_runs_code_here(model, tmp_path, send, attack):
     mark = tmp_path / "it ran"
@@ -117,7 +136,7 @@ def test_no_server_runs_code_here_through_a_job(model, tmp_path):
         server.pages["/response/7"] = lambda connection: answer(connection, completed(f"{server.address}/result/7"))
         waiting = submitted(model, server)
         with pytest.raises(gimkit.GimkitError, match="the server's result is refused .*could run code here"):
-            waiting.done()
+            wait(waiting)
     assert not mark.exists()
 
 
@@ -133,7 +152,7 @@ def test_the_attack_would_work_on_plain_pickle(tmp_path):
 def test_plain_values_arrive(model):
     values = {"found": [torch.arange(3.0), (1, 2.5, "text", None, True), {"a": torch.zeros(2, dtype=torch.bfloat16)}]}
     with loopback(frames=[frame(packed(saved(values)))]) as server:
-        found = plain_trace(model, server)
+        found = own_trace(model, server)
     assert str(found) == str(values["found"])
 
 
@@ -209,16 +228,23 @@ def test_a_bad_message_is_one_line_in_time(model, limits, what):
     assert re.search(words, told), told
 
 
-@pytest.mark.parametrize("how", ["hangs", "is cut off", "fails", "is not there"])
-def test_a_job_that_is_asked_for_in_vain(model, limits, how):
+def wait(job):
+    for _ in range(3000):
+        if job.done():
+            return
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("how, words", [
+    ("hangs", "did not answer in time"), ("is cut off", "the result did not arrive"), ("fails", "the job failed on"),
+    ("is not there", "the server knows nothing of 7")])
+def test_a_job_that_is_asked_for_in_vain(model, limits, monkeypatch, how, words):
+    monkeypatch.setattr(jobs, "UNKNOWN", 0.3)
     with loopback() as server:
-        waiting = submitted(model, server)
-        limits(how in SLOW)
         server.pages["/response/7"] = HTTP[how](server)
-        if how == "is not there":
-            assert not waiting.done(), "the server has no word of the job yet"
-        else:
-            assert any(words in (told := one_line_of(waiting.done)) for words in SAID), told
+        limits(how in SLOW)
+        waiting = submitted(model, server)
+        assert words in one_line_of(wait, waiting)
 
 
 ANSWERS = [[], 7, "text", None, {"deployments": []}, {"deployments": {"a": 7, "b": {"repo_id": [1]}}},

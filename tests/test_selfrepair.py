@@ -370,7 +370,7 @@ def test_heads_are_those_of_literal_patching(name):
         effects, answers = Literal(hf, task, row).repair(layer, head)
         i = got.heads.index(f"a{layer}.h{head}")
         assert got.effects[row, i].tolist() == pytest.approx(effects, **close)
-        mine = dict(zip(got.parts, got.answers[row, i].tolist()))
+        mine = dict(zip(got.parts, got.compensation[row, i].tolist()))
         if "norm after attention" not in mine:
             assert answers.pop("norm after attention") == pytest.approx(0, abs=1e-3)
         for part, answer in answers.items():
@@ -392,11 +392,11 @@ def test_heads_total_is_exact_patching_and_answers_add_up(name):
     columns = [exact.nodes.index(head) for head in got.heads]
     assert torch.allclose(got.effects[..., EFFECTS.index("total")], exact.per_example[:, columns], atol=1e-5)
     repaired = got.effects[..., 0] - got.effects[..., 2]
-    assert torch.allclose(got.answers.sum(-1), repaired, atol=1e-5)
-    frame, answers = got.frame(), got.answer_frame()
+    assert torch.allclose(got.compensation.sum(-1), repaired, atol=1e-5)
+    frame, answers = got.frame(), got.compensation_frame()
     assert frame.repaired.tolist() == pytest.approx(repaired.mean(0).tolist(), abs=1e-6)
     assert (frame.low <= frame.repaired).all() and (frame.repaired <= frame.high).all()
-    sums = answers.groupby("ablated", sort=False).answer.sum()
+    sums = answers.groupby("ablated", sort=False).compensation.sum()
     assert sums.tolist() == pytest.approx(frame.repaired.tolist(), abs=1e-5)
     first = answers[answers.ablated == "a1.h0"]
     assert not set(first.part) & {"a0.h0", "m0", "a1.h1"} and {"m1", "a2.h3", "m2", "final norm"} <= set(first.part)
@@ -407,7 +407,7 @@ def test_a_head_that_changes_nothing_needs_no_repair():
     task = random_task()
     same = Task(task.name, task.clean, task.clean, task.mask, task.good, task.bad, task.pairs)
     got = gimkit.selfrepair.head_repair(NNsight(build("llama")), same)
-    assert got.effects.abs().max() < 1e-4 and got.answers.abs().max() < 1e-4
+    assert got.effects.abs().max() < 1e-4 and got.compensation.abs().max() < 1e-4
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama", "gemma2"])
@@ -430,17 +430,17 @@ def test_batches_and_padding_change_no_head():
     wider = [torch.nn.functional.pad(x, (0, 3), value=value) for x, value in
              ((task.clean, 7), (task.corrupt, 9), (task.mask, False))]
     padded = Task(task.name, *wider, task.good, task.bad, task.pairs)
-    assert torch.allclose(gimkit.selfrepair.head_repair(model, padded).answers, whole.answers, atol=1e-4)
+    assert torch.allclose(gimkit.selfrepair.head_repair(model, padded).compensation, whole.compensation, atol=1e-4)
 
 
 def test_heads_of_the_bundled_model_against_the_measurements_of_its_training(llama):
     model, task = llama
     got = gimkit.selfrepair.head_repair(model, task)
-    frame, answers = got.frame().set_index("ablated"), got.answer_frame().set_index(["ablated", "part"])
+    frame, answers = got.frame().set_index("ablated"), got.compensation_frame().set_index(["ablated", "part"])
     for row in phenomena.compensation(model._module, task, ablation="corrupt").itertuples():
         assert frame.direct[row.ablated] == pytest.approx(row.direct, abs=1e-3)
         assert frame.total[row.ablated] == pytest.approx(row.total, abs=1e-3)
-        assert answers.answer[row.ablated, row.later] == pytest.approx(row.gain, abs=1e-3)
+        assert answers.compensation[row.ablated, row.later] == pytest.approx(row.gain, abs=1e-3)
 
 
 def test_bad_input_for_heads(llama):
@@ -465,4 +465,4 @@ def test_both_survive_being_sent(llama):
     task = task[:3]
     assert gimkit.self_repair(model, task, remote="local").rows.equals(gimkit.self_repair(model, task).rows)
     near, far = (gimkit.selfrepair.head_repair(model, task, remote=remote) for remote in (False, "local"))
-    assert torch.equal(near.effects, far.effects) and torch.equal(near.answers, far.answers)
+    assert torch.equal(near.effects, far.effects) and torch.equal(near.compensation, far.compensation)

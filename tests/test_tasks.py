@@ -109,7 +109,7 @@ def test_real_tokenizers_get_natural_prompts(real, make):
     tokenizer, _ = real
     task = make(tokenizer, n=32, seed=1)
     assert len(task) == 32 and task.pairs == make(tokenizer, n=32, seed=1).pairs and not task.dropped
-    left, listed = task.left
+    left, listed = task.answer_pairs
     assert 0.02 * listed < left <= listed
     for i, pair in enumerate(task.pairs):
         clean = task.clean[i][task.mask[i]].tolist()
@@ -137,8 +137,9 @@ def test_words_are_chosen_by_the_tokenizer():
     tokenizer = byte_level([f"the {name} the {name}" for name in known] * 50, digits=1, size=600)
     task = tasks.ioi(tokenizer, n=64)
     assert {name for pair in task.pairs for name in pair[2:]} == set(known[:20])
-    assert task.left == (20 * 19, len(NATURAL.names) * (len(NATURAL.names) - 1)) and task[:3].left == task.left
-    with pytest.raises(GimkitError, match="'capital': no usable prompt pair .* pairs of answers none is of single tok"):
+    assert task.answer_pairs == (20 * 19, len(NATURAL.names) * (len(NATURAL.names) - 1))
+    assert task[:3].answer_pairs == task.answer_pairs
+    with pytest.raises(GimkitError, match="'capital': no usable prompt pair .* pairs of answers are single tok"):
         tasks.capital(tokenizer, n=4)
 
 
@@ -209,7 +210,7 @@ def test_greater_than_follows_the_digits(real):
     """What each token may lead to, told from the digits alone: a later year, or this one and those before."""
     tokenizer, digits = real
     task = tasks.greater_than(tokenizer, n=48)
-    assert task.left[0] == {1: 8 * 9, 2: 8 * 97, 3: 8 * 88}[digits]
+    assert task.answer_pairs[0] == {1: 8 * 9, 2: 8 * 97, 3: 8 * 88}[digits]
     for pair, good, bad in zip(task.pairs, task.good, task.bad):
         year, end = re.findall(r"\d+", pair.clean)
         assert len(year) == 4 and year.startswith(end) and len(end) == {1: 2, 2: 2, 3: 3}[digits]
@@ -250,7 +251,7 @@ def test_no_usable_pair():
         tasks.ioi(PreTrainedTokenizerFast(tokenizer_object=letters._tokenizer), n=4)
     numbers = ByteLevelBPETokenizer()  # a token for each year
     numbers.train_from_iterator([f"in {year}" for year in range(1000, 2000)] * 3, show_progress=False)
-    with pytest.raises(GimkitError, match="greater_than.*none is of single tokens"):
+    with pytest.raises(GimkitError, match="greater_than.*none of the task.*are single tokens"):
         tasks.greater_than(PreTrainedTokenizerFast(tokenizer_object=numbers._tokenizer), n=4)
 
 
@@ -284,7 +285,7 @@ def test_own_pairs_from_ids():
     ({"answers": ["are"]}, r"n times \(good, bad\)"),
     ({"answers": [([], "is")]}, "an answer is empty"),
     ({"model": None}, "need model="),
-    ({"model": object()}, "carries no tokenizer"),
+    ({"model": object()}, "has no tokenizer"),
     ({"mask": torch.ones(1, 3)}, "mask goes with token ids"),
 ])
 def test_bad_strings(words, change, message):
@@ -454,11 +455,11 @@ def test_a_card_says_what_the_model_makes_of_the_task():
     card = tasks.card(model, task)
     assert card.accuracy == sum(value > 0 for value in values) / 40 and card.solved
     assert card.logit_difference == pytest.approx(sum(values) / 40, abs=1e-4)
-    assert card.tokens == (min(lengths), max(lengths)) and card.left == (2 * 29 * 3, 2 * 29 * 3)
+    assert card.tokens == (min(lengths), max(lengths)) and card.answer_pairs == (2 * 29 * 3, 2 * 29 * 3)
     assert str(card).startswith(f"agreement: 40 prompt pairs of {min(lengths)} to {max(lengths)} tokens; accuracy ")
-    assert card.frame().loc[0, ["task", "prompts", "left", "dropped"]].tolist() == ["agreement", 40, 174, ""]
+    assert card.frame().loc[0, ["task", "prompts", "single", "dropped"]].tolist() == ["agreement", 40, 174, ""]
 
-    turned = replace(task, good=task.bad, bad=task.good, dropped=("too long (3 prompts)",), left=None)
+    turned = replace(task, good=task.bad, bad=task.good, dropped=("too long (3 prompts)",), answer_pairs=None)
     failed = tasks.card(model, turned)
     assert failed.accuracy == 1 - card.accuracy and not failed.solved
     assert "\ndropped: too long (3 prompts)\nThe model fails this task: its accuracy is below 0.75." in str(failed)

@@ -156,5 +156,5 @@ def test_repair_explorer_shows_the_chosen_head(shown):
     assert "5 attention rows of a1.h0" in left.get_title() and "a1.h0" in right.get_title()
     grey, plain, flagged = left.collections
     assert len(grey.get_offsets()) == 25 and len(plain.get_offsets()) + len(flagged.get_offsets()) == 5
-    answers = heads.answer_frame().query("ablated == 'a1.h0'").answer
+    answers = heads.compensation_frame().query("ablated == 'a1.h0'").compensation
     assert sum(widths(right)) == pytest.approx(answers.sum())

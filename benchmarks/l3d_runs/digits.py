@@ -5,9 +5,8 @@ import torch
 from torch import nn
 
 from gimkit.errors import GimkitError
-from gimkit.l3d.attention import judged
-from gimkit.l3d.decompose import decompose
-from gimkit.l3d.decomposition import Decomposition
+from gimkit.l3d.decomposition import Decomposition, decompose
+from gimkit.l3d.selection import selection_with_controls
 
 SETTINGS = {"n": 24, "rank": 2, "divergence": "kl", "epochs": 100, "rate": 0.005, "every": 10,
             "warm": 20}  # with one warm epoch three quarters of the subnetworks end dead, with 20 a third
@@ -68,5 +67,6 @@ def digits_run(seed: int = 0, checkpoint=None, progress: bool = True,
     (x, y), parts = images(), (order[:1200], order[1200:])
     found = decompose(module, x[parts[0]], parameters="3.*", seed=seed, checkpoint=checkpoint, progress=progress,
                       **SETTINGS | settings)
-    table = judged(found, module, [x[rows] for rows in parts], [[str(int(d)) for d in y[rows]] for rows in parts], seed)
+    table = selection_with_controls(found, module, [x[rows] for rows in parts],
+                                    [[str(int(d)) for d in y[rows]] for rows in parts], seed)
     return found, table.sort_values("kind", ignore_index=True), accuracy

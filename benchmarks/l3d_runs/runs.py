@@ -10,10 +10,9 @@ from benchmarks.l3d_runs.digits import digits_run
 from gimkit.errors import GimkitError
 from gimkit.files import cached_table
 from gimkit.l3d import recovery, toys
-from gimkit.l3d.activity import activity
-from gimkit.l3d.attention import attention_run
-from gimkit.l3d.decompose import decompose_alike
-from gimkit.l3d.decomposition import Decomposition
+from gimkit.l3d.decomposition import Decomposition, decompose_alike
+from gimkit.l3d.language import attention_run
+from gimkit.l3d.selection import activity
 from gimkit.model.load import load
 
 SUMMARISED = ("new_squared", "new_norm", "cosine", "cosine_random", "r2", "dead", "squared", "norm", "auroc",
@@ -137,7 +136,7 @@ def summary(table: pandas.DataFrame) -> pandas.DataFrame:
 def row(toy: toys.Toy, variant: str, found: Decomposition) -> dict:
     """What is reported of one decomposition of a toy."""
     circuits, new = recovery.planted(toy), activity(found, toy.module, toy.inputs(1000, seed=1))
-    cosines, _ = recovery.matched(found.decoder, circuits)
+    cosines, _ = recovery.match_circuits(found.decoder, circuits)
     live = found.p_act[~found.dead]
     return {
         "toy": toy.name, "variant": variant, "seed": toy.seed, "n": len(found), "rank": found.settings["rank"],
@@ -145,7 +144,7 @@ def row(toy: toys.Toy, variant: str, found: Decomposition) -> dict:
         "norm": float(found.errors[-1, 0]), "squared": float(found.errors[-1, 1]),
         "new_norm": new.norm, "new_squared": new.squared,
         "cosine": float(cosines.mean()), "cosine_lowest": float(cosines.min()),
-        "cosine_random": float(recovery.unrelated(found, circuits).mean()),
+        "cosine_random": float(recovery.random_cosines(found, circuits).mean()),
         "r2": (recovery.r_squared(*recovery.coefficients(found, toy)) if toy.coefficients is not None
                and toy.family.group == 1 else float("nan")),
         "dead": float(found.dead.float().mean()), "p_act_live": float(live.mean()) if len(live) else 0.0,

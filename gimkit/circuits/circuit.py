@@ -1,4 +1,4 @@
-"""A circuit as data: edges of a model, made from names, compared, printed, kept in files."""
+"""A circuit as data: a set of edges of a model."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,10 @@ class Circuit:
     >>> len(circuit), circuit.edges[0]
     (200, 'input->a0.h0<q>')
 
-    graph: the model's shape. keep: [sources, targets], True on the circuit's edges. scores: [sources, targets] or None.
+    Attributes:
+        graph: the model's shape.
+        keep: [sources, targets], True on the circuit's edges.
+        scores: [sources, targets], or None.
     """
 
     graph: Graph
@@ -36,7 +39,8 @@ class Circuit:
         >>> len(Circuit.of(edges.graph, ["input->a0.h0<v>", "a0.h0->logits"]))
         2
 
-        Raises GimkitError for an edge that the model does not have.
+        Raises:
+            GimkitError: an edge that the model does not have.
         """
         known, keep = graph.edges, torch.zeros_like(graph.real)
         for name in edges:
@@ -52,8 +56,11 @@ class Circuit:
         >>> Circuit.between(edges.graph, ["input", "m0"]).edges
         ('input->m0', 'input->logits', 'm0->logits')
 
-        Raises GimkitError for a node that the model does not have. Source: EAP-IG's node-level circuits, which also
-        mark edges that run backward; here only edges that exist count.
+        Raises:
+            GimkitError: a node that the model does not have.
+
+        Source:
+            EAP-IG's node-level circuits. They also mark edges that run backward; here only real edges count.
         """
         unknown = [name for name in nodes if name not in graph.sources]
         if unknown:
@@ -69,7 +76,12 @@ class Circuit:
         >>> Circuit.load(path, model=model) == edges.top(100)
         True
 
-        model: refuse a file of another shape. Raises GimkitError as `gimkit.circuits.mib_files.read`.
+        Args:
+            path: of the file.
+            model: a file of another shape than this model's is refused.
+
+        Raises:
+            GimkitError: as `gimkit.circuits.mib_files.read`.
         """
         found = mib_files.read(path, model)
         return cls(found.graph, found.keep, found.scores)
@@ -80,7 +92,8 @@ class Circuit:
         >>> circuit.save("ioi.json")
         PosixPath('ioi.json')
 
-        Raises GimkitError for another ending and for NaN scores.
+        Raises:
+            GimkitError: another ending, NaN scores.
         """
         return mib_files.write(path, self.graph, self.keep.float() if self.scores is None else self.scores, self.keep)
 

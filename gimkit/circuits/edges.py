@@ -1,9 +1,10 @@
-"""How much each edge of a model matters for a task: every scoring method."""
+"""Scores of a model's edges on a task."""
 
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, get_args
 
 import numpy
 import pandas
@@ -14,7 +15,7 @@ from gimkit.circuits import mib_files
 from gimkit.circuits.chosen_edges import ChosenEdges, edges_among, forward_chosen
 from gimkit.circuits.circuit import Circuit
 from gimkit.circuits.integration_points import points
-from gimkit.circuits.metric import check_slope, metric_of
+from gimkit.circuits.metric import Metric, check_slope, metric_of
 from gimkit.errors import GimkitError, check_whole, require_finite
 from gimkit.interventions.edge_patching import exact_edge_scores
 from gimkit.interventions.edge_scores import edge_scores, scores_along_path
@@ -28,7 +29,10 @@ from gimkit.rules import GIM, PLAIN, RULES, Rules, rules_of
 from gimkit.tasks.task import answer_rows, answers_of, check_task, per_pair
 
 AVERAGED = {"ig-inputs": PLAIN, "gim-ig": GIM, "ig-activations": PLAIN, "clean-corrupted": PLAIN, "gp": PLAIN}
-METHODS = (*RULES, *AVERAGED, "exact", "random")
+Method = Literal["gradient", "freeze", "temperature", "gim", "transformer-lrp", "attnlrp", "relp", "ig-inputs",
+                 "gim-ig", "ig-activations", "clean-corrupted", "gp", "exact", "random"]
+METHODS = get_args(Method)
+assert METHODS == (*RULES, *AVERAGED, "exact", "random")
 NO_FORWARD = ("forward mode would need a row for each of {} edges; score nodes, or the edges among a few of them with "
               "score_edges(..., nodes=[...]), by any rules ('gim', 'gradient', 'relp', ...)")
 
@@ -42,7 +46,12 @@ class EdgeScores(Result):
     >>> edges.frame().columns.tolist()                           # a row per edge, 761
     ['task', 'method', 'metric', 'source', 'target', 'score']
 
-    scores: [sources, targets] in units of the metric, means over examples, 0 where there is no edge.
+    Attributes:
+        task: the task's name.
+        method: the method's name, or "own rules".
+        graph: the model's shape.
+        scores: [sources, targets] in units of the metric, means over examples, 0 where there is no edge.
+        metric: the metric's name.
     """
 
     task: str
@@ -63,7 +72,7 @@ class EdgeScores(Result):
 
     @property
     def fingerprint(self) -> str:
-        """What tells these scores from others, also after saving and loading."""
+        """A hash of the scores, the same after saving and loading."""
         held = self.scores[self.graph.real].float().contiguous()
         return hashlib.sha256(held.cpu().numpy().tobytes()).hexdigest()[:16]
 
@@ -81,14 +90,26 @@ class EdgeScores(Result):
         >>> str(edges.top(200))
         '200 of 761 edges, 26 of 26 nodes'
 
-        Raises GimkitError when the model has fewer edges.
+        Args:
+            n: number of edges.
+            absolute: rank by |score|.
+
+        Raises:
+            GimkitError: the model has fewer edges.
         """
         return Circuit(self.graph, prune(top_edges(self.scores, self.graph, n, absolute), self.graph), self.scores)
 
     def greedy(self, n: int, absolute: bool = False) -> Circuit:
         """The circuit of n edges grown upward from the logits, best edge first, without dead ends.
 
-        Raises GimkitError when the model has fewer edges. Fewer than n come back when no more can be reached.
+        Fewer than n edges are returned when no more can be reached.
+
+        Args:
+            n: number of edges.
+            absolute: rank by |score|.
+
+        Raises:
+            GimkitError: the model has fewer edges.
         """
         return Circuit(self.graph, prune(greedy_edges(self.scores, self.graph, n, absolute), self.graph), self.scores)
 
@@ -100,8 +121,12 @@ class EdgeScores(Result):
         >>> EdgeScores.load(path, model=model).method
         'gim'
 
-        model: refuse a file of another shape. Raises GimkitError for a file of node scores and as
-        `gimkit.circuits.mib_files.read`.
+        Args:
+            path: of the file.
+            model: a file of another shape than this model's is refused.
+
+        Raises:
+            GimkitError: a file of node scores, and as `gimkit.circuits.mib_files.read`.
         """
         found = mib_files.read(path, model)
         if found.node_scores is not None and not found.scores.any():
@@ -114,57 +139,73 @@ class EdgeScores(Result):
         >>> edges.save("ioi.json")
         PosixPath('ioi.json')
 
-        Raises GimkitError for another ending and for NaN scores.
+        Raises:
+            GimkitError: another ending, NaN scores.
         """
         labels = {key: getattr(self, key) for key in mib_files.LABELS}
         return mib_files.write(path, self.graph, self.scores, self.graph.real, labels=labels)
 
 
-def score_edges(model, task, method: str | Rules = "gim", *, metric: str = "logit", steps: int = 5,
+def score_edges(model, task, method: Method | Rules = "gim", *, metric: Metric = "logit", steps: int = 5,
                 nodes: Sequence[str] | None = None, batch_size: int | None = None, seed: int = 0,
                 backend: str = "auto", remote: bool | str = False) -> "EdgeScores | ChosenEdges":
-    """Score every edge of a model on a task, each head's queries, keys and values apart.
+    """Score every edge of a model on a task; a head's queries, keys and values are separate targets.
 
     >>> edges = gimkit.score_edges(model, gimkit.tasks.ioi(model, n=64), method="gim")
     >>> edges.scores.shape                                       # 26 sources, 66 targets
     torch.Size([26, 66])
 
     An edge's score is <clean - corrupt output of its source, gradient at what its target reads>, summed over positions,
-    averaged over examples; one forward and one backward pass per gradient. The methods differ in the gradient:
+    averaged over examples; one forward and one backward pass per gradient. The methods differ in the gradient
+    (docs/METHODS.md compares them):
 
-    "gradient" (EAP): at the clean run. Any rules ("gim", "relp", ..., or a `gimkit.Rules`) likewise.
-    "ig-inputs" (EAP-IG-inputs): mean over the embeddings corrupt + k/steps (clean - corrupt), k = 0 .. steps-1.
-    "gim-ig": the same under GIM's rules. "clean-corrupted": mean of the two ends.
-    "ig-activations": the embedding, each attention and each MLP in turn is put at corrupt + k/steps (clean - corrupt),
-        k = 1 .. steps; mean over all these runs.
-    "gp" (EAP-GP): mean over `steps` points on a path that starts at the clean embeddings and goes down the squared
-        distance between the logits and the corrupt run's, in steps of length one.
-        What the paper leaves open is decided so: the path lives in the embeddings, each example has its own unit step,
-        the distance is summed over all real positions and the whole vocabulary, the loss is the task's metric.
-        With answers of several tokens (`score_nodes`) each answer's row, prompt and answer, has a path of its own.
-    "exact": replace the one edge by its corrupt value and run the rest of the model.
-    "random": normal numbers by `seed`.
+    - "gradient" (EAP): at the clean run. The same under any rules ("gim", "relp", ..., or a `gimkit.Rules`).
+    - "ig-inputs" (EAP-IG-inputs): mean over the embeddings corrupt + k/steps (clean - corrupt), k = 0 .. steps-1.
+    - "gim-ig": the same under GIM's rules.
+    - "clean-corrupted": mean of the two ends.
+    - "ig-activations": the embedding, each attention and each MLP in turn is set to corrupt + k/steps (clean -
+      corrupt), k = 1 .. steps; mean over all these runs.
+    - "gp" (EAP-GP): mean over `steps` points on a path that starts at the clean embeddings and descends the squared
+      distance between the logits and the corrupt run's, in steps of length one. The paper leaves choices open; here
+      the path is in the embeddings, each example has its own unit step, the distance is summed over all real positions
+      and the whole vocabulary, and the loss is the task's metric.
+    - "exact": no gradient; the one edge carries its corrupt value and the rest of the model runs.
+    - "random": normal numbers by `seed`.
 
-    metric: "logit", "probability", "kl" or "kl-mean", as in `score_nodes`. The divergences' gradient is zero at the
-    clean run, so "gradient", other rules, and "ig-activations" with one step are refused them.
-    nodes: names of nodes, "input", "a0.h1", "m2", "logits": only the edges among them are scored, by any rules, and the
-        result is a `ChosenEdges`. "reverse" takes them out of all edges' scores. "forward" needs no autograd: what each
-        source writes to the residual stream is a row, and so is each edge, whose tangent starts where its target reads;
-        a forward pass of 3 + sources + edges rows a pair, batch_size 32 pairs unless told otherwise.
-    model: an unedited nnsight model. task: a `gimkit.tasks.Task`. batch_size: prompt pairs at a time (no effect on
-    the result); None: as many as keep about 2^26 numbers (256 MiB in float32) for the backward pass, at most 64.
-    backend: all edges need a backward pass; "forward" is refused, and so is a server that refuses gradients
-        (give nodes= there).
-    remote: as in `gimkit.attribute`.
-    Memory: what the backward pass keeps, about 32 widths per layer for each token of a pair's rows (2, or as many as
-    there are points and the clean and corrupt runs); sources meet targets a few positions at a time. A pair of a
-    Llama-3.1-8B (1,592,881 edges) in bfloat16 takes about 17 MB per token by this count. A random Llama of 8 layers and
-    width 512 in float32 took 1.2 times its count at 1024 tokens.
-    Raises GimkitError for an unknown method or metric, steps below 1, an architecture whose edges are not covered, NaN.
-    Source: hannamw/EAP-IG (names, order, formulas), arXiv 2502.06852 (EAP-GP), 2505.17630 (GIM). Differences from the
-    reference: scores do not depend on the batch size (it divides by it once more); parts followed by a norm
-    (Gemma-2 and 3, OLMo-2) count as what leaves that norm with its denominator constant. OLMo-2 normalises the queries
-    (and keys) of all heads together, so there an edge into one head's query also counts what that does to the others'.
+    Memory is what the backward pass keeps, about 32 widths per layer for each token of a pair's rows (2 rows, or as
+    many as there are points and the clean and corrupt runs). Sources meet targets a few positions at a time. A pair of
+    a Llama-3.1-8B (1,592,881 edges) in bfloat16 takes about 17 MB per token by this count. A random Llama of 8 layers
+    and width 512 in float32 took 1.2 times its count at 1024 tokens.
+
+    Args:
+        model: an unedited nnsight model whose edges are covered.
+        task: a `gimkit.tasks.Task` of n prompt pairs.
+        method: one of the above.
+        metric: as in `gimkit.score_nodes`. The divergences' gradient is zero at the clean run, so "gradient", other
+            rules, and "ig-activations" with one step are refused them.
+        steps: points of the averaged gradients.
+        nodes: names of nodes, "input", "a0.h1", "m2", "logits": only the edges among them are scored, by any rules.
+        batch_size: prompt pairs a pass, with no effect on the result. None: as many as keep about 2^26 numbers (256 MiB
+            in float32) for the backward pass, at most 64; with nodes= in forward mode 32.
+        seed: of "random".
+        backend: all edges need a backward pass: "forward", and a server that refuses gradients, are refused. With
+            nodes= "forward" needs no autograd: each source's output is a row, and so is each edge, whose tangent starts
+            where its target reads; a forward pass of 3 + sources + edges rows a pair.
+        remote: as in `gimkit.attribute`.
+
+    Returns:
+        `EdgeScores`; with nodes= a `ChosenEdges`.
+
+    Raises:
+        GimkitError: an unknown method or metric, steps below 1, an architecture whose edges are not covered, unknown
+            nodes or nodes that no edge joins, NaN. In forward mode also where what it recomputes of the clean run is
+            not the model's, and for OLMo-2, whose norms mix the queries of all heads, unless the rules freeze norms.
+
+    Source:
+        hannamw/EAP-IG (names, order, formulas), arXiv 2502.06852 (EAP-GP), 2505.17630 (GIM). Differences from the
+        reference: scores do not depend on the batch size (it divides by it once more); the output of a part followed by
+        a norm (Gemma-2 and 3, OLMo-2) is what leaves that norm, with its denominator constant. OLMo-2 normalises the
+        queries (and keys) of all heads together, so an edge into one head's query also counts the effect on the others.
     """
     check_task(model, task)
     if not isinstance(method, Rules) and method not in METHODS:

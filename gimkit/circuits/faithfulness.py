@@ -1,4 +1,4 @@
-"""How well scores, and the circuits cut from them, agree with the truth."""
+"""Faithfulness of circuits, and agreement of scores with exact patching or a known circuit."""
 
 from dataclasses import dataclass
 
@@ -6,6 +6,7 @@ import numpy
 import pandas
 import torch
 
+from gimkit import statistics
 from gimkit.circuits.circuit import Circuit
 from gimkit.circuits.edges import EdgeScores
 from gimkit.circuits.metric import DIVERGENCES, metric_of
@@ -29,9 +30,18 @@ def rank_correlation(scores, truth, *, level: float = 0.95, resamples: int = 999
     >>> print(gimkit.circuits.rank_correlation(nodes, gimkit.score_nodes(model, task, method="exact")))
     0.93 [0.91, 0.95]
 
-    scores, truth: `NodeScores` with the same nodes and examples; "input" is left out, for it is no component.
-    level, resamples, seed: of the percentile bootstrap (scipy.stats.bootstrap), which draws whole examples.
-    Raises GimkitError when nodes or examples differ.
+    Args:
+        scores: `NodeScores`; "input" is left out, since it is no component.
+        truth: `NodeScores` with the same nodes and examples.
+        level: of the percentile bootstrap (scipy.stats.bootstrap), which draws whole examples.
+        resamples: of the bootstrap.
+        seed: of the bootstrap.
+
+    Returns:
+        The correlation of the means as an `Interval`.
+
+    Raises:
+        GimkitError: nodes or examples differ.
     """
     if scores.nodes != truth.nodes or len(scores.per_example) != len(truth.per_example):
         raise GimkitError("the two scores are of different nodes or examples; score both on the same model and task")
@@ -55,11 +65,18 @@ class Curve(Result):
     >>> print(curve.cpr())                                       # area under faithfulness, with its interval
     0.89 [0.86, 0.91]
 
-    shares: requested shares of all edges. edges: how many each circuit really has. faithfulness: [sizes], 0 for the
-    corrupt model and 1 for the whole one. per_example: [sizes, n] the metric of each circuit; empty, full: [n] that of
-    no and of all edges. absolute: circuits were cut by |score|. greedy: grown from the logits.
-    metric: what the circuits were evaluated by; scored_by: the metric of the scores that they were cut from.
-    fingerprint: of those scores (`EdgeScores.fingerprint`), "" where it is not known.
+    Attributes:
+        task, method: of the scores.
+        absolute: circuits were cut by |score|.
+        greedy: circuits were grown from the logits.
+        shares: requested shares of all edges.
+        edges: how many edges each circuit has.
+        per_example: [sizes, n], the metric of each circuit.
+        empty, full: [n], the metric of no edges and of all edges.
+        metric: the circuits were evaluated by it.
+        scored_by: the metric of the scores that the circuits were cut from.
+        fingerprint: of those scores (`EdgeScores.fingerprint`), "" where it is not known.
+        faithfulness: [sizes], 0 for the corrupt model and 1 for the whole one.
     """
 
     task: str
@@ -88,15 +105,25 @@ class Curve(Result):
     def cpr(self, log: bool = False, **options) -> Interval:
         """Area under faithfulness over the share of edges (MIB's CPR): a perfect circuit of every size has .999.
 
-        log: over log10 of the share, divided by its span, instead of the share itself. Signed ranking is MIB's choice
-        for CPR; values above 1 mean that selection by sign overshoots the whole model: read CMD beside it.
-        options: level, resamples, seed of the bootstrap over examples. Source: MIB (Mueller et al. 2025), its trapezoid
-        from .001 to 1.
+        MIB ranks by signed score for CPR. Values above 1 mean that selection by sign overshoots the whole model: read
+        CMD beside it.
+
+        Args:
+            log: integrate over log10 of the share, divided by its span, instead of over the share.
+            options: level, resamples and seed of the bootstrap over examples.
+
+        Source:
+            MIB (Mueller et al. 2025), its trapezoid from .001 to 1.
         """
         return bootstrap(lambda index: self._area(self._faithfulness(index), log), len(self.full), **options)
 
     def cmd(self, log: bool = False, **options) -> Interval:
-        """Area under |1 - faithfulness| over the share of edges (MIB's CMD): 0 is best, MIB ranks by |score| for it."""
+        """Area under |1 - faithfulness| over the share of edges (MIB's CMD): 0 is best. MIB ranks by |score| for it.
+
+        Args:
+            log: as in `cpr`.
+            options: as in `cpr`.
+        """
         return bootstrap(lambda index: self._area(abs(1 - self._faithfulness(index)), log), len(self.full), **options)
 
     def _area(self, values, log: bool) -> float:
@@ -127,20 +154,33 @@ class Curve(Result):
 
 def faithfulness(model, task, edges: EdgeScores, *, absolute: bool, metric: str = "logit", sizes=SIZES,
                  greedy: bool = False, remote: bool | str = False) -> Curve:
-    """Cut circuits of growing size from scores, run them, and say how much of the model's behaviour they keep.
+    """Cut circuits of growing size from scores, run them, and measure how much of the model's behaviour they keep.
 
     >>> curve = gimkit.faithfulness(model, task[:16], edges, absolute=False)
     >>> curve.faithfulness.shape, curve.label                    # MIB's ten sizes
     ((10,), 'gim, signed, logit')
 
-    edges: `EdgeScores` of this model. absolute: rank by |score| (MIB's CMD) or by score (MIB's CPR); say which.
-    metric: evaluates the circuits, as in `score_nodes`; the curve also names the metric of the scores. For "kl" the
-    whole model has 0 and the corrupt one -KL.
-    sizes: increasing shares of all edges, int(share * edges) are asked for. greedy: grow circuits from the logits
-    instead of taking the top edges. remote: as in `gimkit.attribute`.
     Warns when the model gets less than 75% of the clean prompts right.
-    Raises GimkitError when the clean prompts do not beat the corrupt ones, for faithfulness divides by the difference.
-    Source: MIB's evaluation; as there, the x axis is the requested share, and dead ends are pruned before running.
+
+    Args:
+        model: an unedited nnsight model.
+        task: a `gimkit.tasks.Task` of n prompt pairs, other ones than the scores are from.
+        edges: `EdgeScores` of this model.
+        absolute: rank by |score| (MIB's CMD) or by score (MIB's CPR); it must be stated.
+        metric: evaluates the circuits, as in `gimkit.score_nodes`. With "kl" the whole model has 0, the corrupt -KL.
+        sizes: increasing shares of all edges; int(share * edges) edges are requested.
+        greedy: grow circuits from the logits instead of taking the top edges.
+        remote: as in `gimkit.attribute`.
+
+    Returns:
+        A `Curve`.
+
+    Raises:
+        GimkitError: clean prompts that do not beat the corrupt ones, since faithfulness divides by the difference;
+            scores of another model.
+
+    Source:
+        MIB's evaluation. As there, the x axis is the requested share, and dead ends are pruned before running.
     """
     check_task(model, task)
     metric = metric_of(task, metric)
@@ -172,19 +212,25 @@ def auroc(scores: EdgeScores | NodeScores, known: Circuit, *, absolute: bool = T
     >>> round(gimkit.circuits.auroc(edges, known), 2)
     0.88
 
-    Every real edge counts once, ties share their rank. Of node scores every head counts once, and it is known when an
-    edge of the circuit leaves it; embedding and MLPs are left out, for manual circuits seldom lack one of them.
-    MIB's InterpBench score instead joins ten greedy circuits by straight lines, without the point (0, 0).
-    Raises GimkitError when the circuit is of another model, empty or complete, and for NaN scores.
+    Every real edge counts once; ties share their rank. With node scores every head counts once, and it is in the
+    circuit when an edge of the circuit leaves it. Embedding and MLPs are left out, since manual circuits hold nearly
+    all of them. MIB's InterpBench score instead joins ten greedy circuits by straight lines, without the point (0, 0).
+
+    Args:
+        scores: `EdgeScores` or `NodeScores`.
+        known: the known circuit, of the same model shape.
+        absolute: rank by |score|.
+
+    Returns:
+        The area, 0 to 1.
+
+    Raises:
+        GimkitError: a circuit of another model, an empty or complete one, NaN scores.
     """
     hit, value = _both(scores, known, absolute)
     if hit.all() or not hit.any():
         raise GimkitError("a known circuit with some but not all edges (of node scores: heads) is needed")
-    from scipy import stats  # slow to import
-
-    ranks = stats.rankdata(value)
-    positives = hit.sum()
-    return float((ranks[hit].sum() - positives * (positives + 1) / 2) / (positives * (len(hit) - positives)))
+    return statistics.auroc(value, hit)
 
 
 def precision_recall(scores: EdgeScores | NodeScores, known: Circuit, *, absolute: bool = True) -> pandas.DataFrame:
@@ -194,8 +240,14 @@ def precision_recall(scores: EdgeScores | NodeScores, known: Circuit, *, absolut
     >>> gimkit.circuits.precision_recall(edges, known).tail(1)["recall"].item()   # all edges hold them
     1.0
 
-    precision: share of the n best edges that are in the known circuit. recall: share of its edges among them. Edges are
-    taken without pruning. Of node scores the same with heads, as in `auroc`.
+    Precision is the share of the n best edges that are in the known circuit, recall the share of its edges among them.
+    Edges are taken without pruning. With node scores the same is computed over heads, as in `auroc`.
+
+    Args:
+        scores, known, absolute: as in `auroc`.
+
+    Returns:
+        A pandas table with columns n, precision, recall.
     """
     hit, value = _both(scores, known, absolute)
     found = hit[numpy.argsort(-value, kind="stable")].cumsum()

@@ -1,4 +1,4 @@
-"""What each head does on a task, measured; and names for the roles that are known from the literature."""
+"""What each head attends to, writes and changes on a task, and the known roles that fit."""
 
 import pandas
 import torch
@@ -29,28 +29,49 @@ def head_roles(model, task, *, batch_size: int = 32, remote: bool | str = False)
     >>> roles.loc["a4.h2", "role"]
     'previous-token-like'
 
-    A row per head, on clean prompts. Mean attention, NaN where no prompt offers the occasion:
-    right, wrong: from the answer's position to the tokens of the right and of the wrong answer in the prompt.
-    previous: from each token to the one before. duplicate: from a token that came before to its earlier places.
-    induction: from a token that came before to what followed it there.
+    The table has a row per head, measured on clean prompts. Mean attention, NaN where no prompt has such positions:
+
+    - right, wrong: from the answer's position to the tokens of the right and of the wrong answer in the prompt.
+    - previous: from each token to the one before.
+    - duplicate: from a repeated token to its earlier places.
+    - induction: from a repeated token to the tokens that followed its earlier places.
+
     In logits, means over prompts:
-    writes_right, writes_wrong: what the head's output at the answer's position adds to these answers' logits, straight
-        through the final norm with its denominator held fixed, over what it adds to the mean logit.
-    direct: writes_right - writes_wrong, the direct logit attribution.
-    effect: what the metric loses when the head's output is the corrupt run's (exact patching, `score_nodes`).
-    queries, keys, values: what it loses when only the queries (keys, values) of all later heads read that output.
 
-    role: every name that fits, "" for none. With "attends" from .5 on, "writes" from a tenth of the mean clean metric
-    on, and "steers queries" when `queries` is a twentieth of the clean minus corrupt metric or more:
-    "name mover-like" attends right and writes for the answer, raising its logit; "negative name mover-like" attends
-    right and writes against the answer; "suppressor-like" attends wrong and writes for the answer, lowering the wrong
-    one's logit; "S-inhibition-like" attends wrong and steers queries; "previous-token-like", "duplicate-token-like",
-    "induction-like" attend so. A name says that the numbers fit, not that the head works as its namesake does.
+    - writes_right, writes_wrong: what the head's output at the answer's position adds to these answers' logits, through
+      the final norm with its denominator held fixed, minus what it adds to the mean logit.
+    - direct: writes_right - writes_wrong, the direct logit attribution.
+    - effect: the loss of the metric when the head's output is the corrupt run's (exact patching, `score_nodes`).
+    - queries, keys, values: the loss when only the queries (keys, values) of all later heads read that output.
 
-    model: an unedited nnsight model whose edges are covered (`score_edges`). remote: as in `gimkit.attribute`.
-    Raises GimkitError for a task with answers of several tokens, whose places to attend to and to write at are many.
-    Source: the roles of arXiv 2211.00593 (IOI) and 2310.04625 (copy suppression), the pattern scores of induction heads
-    (Olsson et al. 2022) on the task's own prompts instead of random tokens.
+    role holds every name whose numbers fit, "" for none. A head attends from a mean attention of .5 on, writes from a
+    tenth of the mean clean metric on, and steers queries when `queries` is at least a twentieth of the clean minus
+    corrupt metric:
+
+    - "name mover-like": attends right and writes for the answer, raising its logit.
+    - "negative name mover-like": attends right and writes against the answer.
+    - "suppressor-like": attends wrong and writes for the answer, lowering the wrong one's logit.
+    - "S-inhibition-like": attends wrong and steers queries.
+    - "previous-token-like", "duplicate-token-like", "induction-like": attend so.
+
+    A name means that the numbers fit, not that the head works as its namesake does.
+
+    Args:
+        model: an unedited nnsight model whose edges are covered (`gimkit.score_edges`).
+        task: a `gimkit.tasks.Task` with answers of one token.
+        batch_size: prompt pairs a forward pass; it does not change the result.
+        remote: as in `gimkit.attribute`.
+
+    Returns:
+        A pandas table with columns node, layer, head, the measures above, role.
+
+    Raises:
+        GimkitError: a task with answers of several tokens, which have many positions to attend to and to write at; an
+            edited model; edges that are not covered; NaN.
+
+    Source:
+        The roles of arXiv 2211.00593 (IOI) and 2310.04625 (copy suppression); the pattern scores of induction heads
+        (Olsson et al. 2022), here on the task's own prompts instead of random tokens.
     """
     check_task(model, task)
     check_one_token(task, "head_roles")

@@ -1,9 +1,9 @@
-"""Circuits of GPT-2 small that people found by hand, as data, to hold scores against.
+"""Circuits of GPT-2 small that people found by hand, as data to compare scores with.
 
-Which heads and MLPs: Wang et al. 2022 (arXiv 2211.00593) for indirect objects, Hanna et al. 2023 (arXiv 2305.00586) for
-greater-than. Which edges join them: the class-to-class rules of ACDC's code (Conmy et al. 2023, arXiv 2304.14997), with
-its positions left out, since here an edge is one for all positions. ACDC's input is the embedding with the position
-embedding in it, here it is the token embedding alone.
+Heads and MLPs are those of Wang et al. 2022 (arXiv 2211.00593) for indirect objects and of Hanna et al. 2023 (arXiv
+2305.00586) for greater-than. The edges between them follow the class-to-class rules of ACDC's code (Conmy et al. 2023,
+arXiv 2304.14997). Its positions are left out, since an edge here covers all positions. ACDC's input holds the position
+embedding too; here it is the token embedding alone.
 """
 
 import torch
@@ -61,8 +61,8 @@ def ioi() -> Circuit:
     >>> print(gimkit.circuits.known.ioi())
     963 of 32491 edges, 39 of 157 nodes
 
-    124 edges join heads to heads, as `IOI_RULES` says. Every MLP reads from and writes to every head of the circuit,
-    the MLPs, input and logits, as far as the layers allow: ACDC's convention for what the paper left untouched.
+    124 edges join heads to heads, by `IOI_RULES`. Every MLP reads from and writes to every head of the circuit,
+    the MLPs, input and logits, as far as the layers allow: ACDC's convention for parts that the paper does not cover.
     `IOI_HEADS` names the heads by class.
     """
     return _joined(ENDS | IOI_HEADS, IOI_RULES)
@@ -74,8 +74,8 @@ def greater_than() -> Circuit:
     >>> print(gimkit.circuits.known.greater_than())
     235 of 32491 edges, 22 of 157 nodes
 
-    The paper leaves the middle heads' queries clean; as in ACDC the edges from m0 ... m8 to them, and among these MLPs,
-    stand for that.
+    The paper leaves the middle heads' queries clean. As in ACDC, the edges from m0 ... m8 to them, and between these
+    MLPs, represent that.
     """
     return _joined(ENDS | GREATER_THAN_NODES, GREATER_THAN_RULES)
 

@@ -1,17 +1,22 @@
-"""What is scored: the task's metric by name."""
+"""The metrics of a task, by name."""
+
+from typing import Literal, get_args
 
 from gimkit.errors import GimkitError
 
+Metric = Literal["logit", "probability", "kl", "kl-mean"]
 SEQUENCES = "log-probability"  # what "logit" becomes where answers have several tokens
 METRICS = {"logit": "logits", "probability": "probability", "kl": "nats", "kl-mean": "nats / |vocabulary|"}
 UNITS = METRICS | {SEQUENCES: "nats"}
 DIVERGENCES = ("kl", "kl-mean")  # from the clean run
+assert get_args(Metric) == tuple(METRICS)
 
 
 def metric_of(task, metric: str) -> str:
     """The metric's name in results: "logit" is "log-probability" where the task's answers have several tokens.
 
-    Raises GimkitError for an unknown metric, and for a divergence, which has one next token, with such answers.
+    Raises:
+        GimkitError: an unknown metric; a divergence, which compares one next token, with answers of several tokens.
     """
     if metric not in (*METRICS, *([SEQUENCES] if task.sequences else [])):
         raise GimkitError(f"unknown metric {metric!r}; use {', '.join(METRICS)}")
@@ -22,7 +27,7 @@ def metric_of(task, metric: str) -> str:
 
 
 def check_slope(metric: str, method: str) -> None:
-    """Refuse a divergence to a method that takes gradients at the clean run only: it is least there."""
+    """Refuse a divergence for a method that takes gradients at the clean run only, where its gradient is zero."""
     if metric in DIVERGENCES:
         raise GimkitError(f"the gradient of {metric} is zero at the clean run, the only place where {method} takes it; "
                           "use method ig-inputs or exact (nodes: nap-ig or exact), or another metric")

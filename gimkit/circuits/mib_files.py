@@ -18,7 +18,7 @@ NEURONS = ("neurons", "neurons_scores", "neurons_in_graph")
 
 
 class Contents(NamedTuple):
-    """What a file holds: scores and keep are [sources, targets], node_scores [sources] or None."""
+    """The contents of a file: scores and keep are [sources, targets], node_scores is [sources] or None."""
 
     graph: Graph
     scores: torch.Tensor
@@ -31,13 +31,25 @@ def write(path, graph: Graph, scores: torch.Tensor, keep: torch.Tensor, node_sco
           labels: dict[str, str] | None = None) -> Path:
     """Write a graph file as MIB's evaluation reads it; the ending says how: .json or .pt.
 
-    An ending .safetensors makes a compact file of one number and one mark for each edge, which only gimkit reads.
+    An ending .safetensors makes a compact file of a number and a mark for each edge, which only gimkit reads.
 
-    node_scores: of every source, for node-level circuits. labels: task, method and metric of the scores, under a key
-    that MIB's loaders pass over.
-    Raises GimkitError for another ending and for NaN scores.
-    Source: EAP-IG's Graph.from_json and Graph.from_pt as pinned by MIB-circuit-track. Its own writer fails on
-    JSON of node scores, which its reader accepts.
+    Args:
+        path: of the file.
+        graph: the model's shape.
+        scores: [sources, targets].
+        keep: [sources, targets], True on edges in the graph.
+        node_scores: [sources], for node-level circuits.
+        labels: task, method and metric of the scores, under a key that MIB's loaders ignore.
+
+    Returns:
+        The path.
+
+    Raises:
+        GimkitError: another ending, NaN scores.
+
+    Source:
+        EAP-IG's Graph.from_json and Graph.from_pt as pinned by MIB-circuit-track. Its own writer fails on JSON of node
+        scores, which its reader accepts.
     """
     path = Path(path)
     require_finite(scores, f"{path.name} is not written: the scores")
@@ -71,12 +83,21 @@ def write(path, graph: Graph, scores: torch.Tensor, keep: torch.Tensor, node_sco
 
 
 def read(path, model=None) -> Contents:
-    """Read a graph file of MIB's format; .pt files are read without executing what they hold.
+    """Read a graph file of MIB's format; a .pt file cannot run code.
 
-    Edges that a JSON leaves out are outside the circuit with score 0, as MIB reads it; edges between nodes that run
-    backward, which EAP-IG marks in node-level circuits, are dropped. model: refuse a file of another shape.
-    Raises GimkitError for a file that is not there or no such graph, naming what is missing, for neuron-level circuits,
-    NaN scores.
+    Edges that a JSON leaves out are outside the circuit with score 0, as MIB reads it. Edges that run backward, which
+    EAP-IG marks in node-level circuits, are dropped.
+
+    Args:
+        path: of the file.
+        model: a file of another shape than this model's is refused.
+
+    Returns:
+        Its `Contents`.
+
+    Raises:
+        GimkitError: a missing file; a file that is no such graph (the message names what is missing); a neuron-level
+            circuit; NaN scores.
     """
     path = Path(path)
     if path.suffix not in READERS:

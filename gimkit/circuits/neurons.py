@@ -1,4 +1,4 @@
-"""How much each MLP neuron of a model matters for a task."""
+"""Scores of MLP neurons."""
 
 from dataclasses import dataclass
 
@@ -25,7 +25,9 @@ class NeuronScores(Result):
     >>> neurons.top(2, absolute=True).columns.tolist()
     ['task', 'method', 'metric', 'node', 'layer', 'neuron', 'score']
 
-    scores: [layers, neurons of an MLP] in units of the metric, means over examples.
+    Attributes:
+        task, method, metric: as in `EdgeScores`.
+        scores: [layers, neurons of an MLP] in units of the metric, means over examples.
     """
 
     task: str
@@ -45,7 +47,8 @@ class NeuronScores(Result):
     def top(self, n: int, absolute: bool = False) -> pandas.DataFrame:
         """The n rows of the table of highest score, or absolute score, best first.
 
-        Raises GimkitError when the model has fewer neurons.
+        Raises:
+            GimkitError: the model has fewer neurons.
         """
         n = check_whole("n, a number of neurons,", n, 0, self.scores.numel())
         require_finite(self.scores)
@@ -67,12 +70,23 @@ def score_neurons(model, task, method: str | Rules = "gim", *, metric: str = "lo
     flows from it to the two factors, so they do not shrink a neuron's own score; a neuron is patched as a whole.
     Without a norm after the MLP, a layer's neurons add up to the MLP's node score of the same method.
 
-    model: an unedited nnsight model. task: a `gimkit.tasks.Task`. method: any rules ("gim", "gradient", "relp", ..., or
-    a `gimkit.Rules`). metric: as in `score_nodes`; the divergences have no gradient at the clean run.
-    batch_size: prompt pairs per forward; it does not change the result. remote: as in `gimkit.attribute`.
-    Raises GimkitError for an unknown method or metric, a divergence, an edited model, mixtures of experts, NaN.
-    Source: attribution patching at MLP neurons (arXiv 2403.00745, AtP), signed, all positions together. EAP-IG's and
-    MIB's "neurons" are something else: the coordinates of what a node writes to the residual stream.
+    Args:
+        model: an unedited nnsight model.
+        task: a `gimkit.tasks.Task`.
+        method: any rules ("gim", "gradient", "relp", ..., or a `gimkit.Rules`).
+        metric: as in `gimkit.score_nodes`; the divergences have no gradient at the clean run.
+        batch_size: prompt pairs a forward pass; it does not change the result.
+        remote: as in `gimkit.attribute`.
+
+    Returns:
+        `NeuronScores`.
+
+    Raises:
+        GimkitError: an unknown method or metric, a divergence, an edited model, a mixture of experts, NaN.
+
+    Source:
+        Attribution patching at MLP neurons (arXiv 2403.00745, AtP), signed, all positions together. EAP-IG's and MIB's
+        "neurons" are different: the coordinates of what a node writes to the residual stream.
     """
     check_task(model, task)
     rules = rules_of(method)
@@ -97,7 +111,8 @@ def output_projections(model, architecture: Architecture) -> list[str]:
     >>> output_projections(model, architecture_of(model))[0]
     'model.layers.0.mlp.down_proj'
 
-    Raises GimkitError for mixtures of experts, and for MLPs of different widths.
+    Raises:
+        GimkitError: a mixture of experts, MLPs of different widths.
     """
     if architecture.experts:
         raise GimkitError(f"{architecture.name} routes tokens to experts, whose neurons run only for some tokens, "

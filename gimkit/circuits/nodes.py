@@ -1,7 +1,8 @@
-"""One score per node of a model: as a table, as a circuit, as a file, as a picture."""
+"""Scores of a model's nodes on a task."""
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, get_args
 
 import pandas
 import torch
@@ -10,7 +11,7 @@ from tqdm.auto import tqdm
 from gimkit.circuits import mib_files
 from gimkit.circuits.circuit import Circuit
 from gimkit.circuits.integration_points import points
-from gimkit.circuits.metric import check_slope, metric_of
+from gimkit.circuits.metric import Metric, check_slope, metric_of
 from gimkit.errors import GimkitError, check_flag, check_whole, require_finite
 from gimkit.interventions.node_patching import exact_node_scores
 from gimkit.interventions.node_scores import node_scores
@@ -38,8 +39,13 @@ class NodeScores(Result):
     >>> nodes.frame().columns.tolist()
     ['task', 'method', 'metric', 'node', 'kind', 'layer', 'head', 'score']
 
-    nodes: names, "input", "a0.h0", ..., "m0", ...; of "atp*" also `a0.h0<q>`, `a0.h0<k>`, `a0.h0<v>`, ... .
-    per_example: [n, nodes], in units of the metric. graph: the model's shape, None where its edges are not covered.
+    Attributes:
+        task: the task's name.
+        method: the method's name, or "own rules".
+        nodes: names, "input", "a0.h0", ..., "m0", ...; with "atp*" also `a0.h0<q>`, `a0.h0<k>`, `a0.h0<v>`, ... .
+        per_example: [n, nodes] in units of the metric.
+        metric: the metric's name.
+        graph: the model's shape, None where its edges are not covered.
     """
 
     task: str
@@ -57,7 +63,7 @@ class NodeScores(Result):
     def frame(self) -> pandas.DataFrame:
         """Tidy table with columns task, method, metric, node, kind, layer, head, score; no head is -1.
 
-        kind: "input", "head", "mlp"; of "atp*" also "query", "key", "value".
+        Kinds are "input", "head", "mlp"; with "atp*" also "query", "key", "value".
         """
         rows = []
         for name, score in zip(self.nodes, self.scores.tolist()):
@@ -131,12 +137,15 @@ class NodeScores(Result):
         return node_grid(self, ax=ax)
 
 
-METHODS = (*RULES, "nap-ig", "ig-activations", "atp*", "exact", "random")
+Method = Literal["gradient", "freeze", "temperature", "gim", "transformer-lrp", "attnlrp", "relp", "nap-ig",
+                 "ig-activations", "atp*", "exact", "random"]
+METHODS = get_args(Method)
+assert METHODS == (*RULES, "nap-ig", "ig-activations", "atp*", "exact", "random")
 NO_FORWARD = ("{} has no forward mode, which knows gradients at the clean run alone; use any rules ('gim', 'gradient', "
               "'relp', ...), or 'exact', which needs no gradient")
 
 
-def score_nodes(model, task, method: str | Rules = "gim", *, metric: str = "logit", steps: int = 5,
+def score_nodes(model, task, method: Method | Rules = "gim", *, metric: Metric = "logit", steps: int = 5,
                 batch_size: int = 32, seed: int = 0, backend: str = "auto", remote: bool | str = False) -> NodeScores:
     """Score the embedding, every attention head and every MLP of a model on a task.
 
@@ -144,42 +153,60 @@ def score_nodes(model, task, method: str | Rules = "gim", *, metric: str = "logi
     >>> scores.per_example.shape                                 # 5 layers of 4 heads and an MLP, and the embedding
     torch.Size([64, 26])
 
-    model: an unedited nnsight model. task: a `gimkit.tasks.Task` of n prompt pairs.
-    method: "exact" replaces each node's output by its value on the corrupt prompt and reports by how much the metric
-        falls. Any rules ("gim", "gradient", "relp", ..., or a `gimkit.Rules`) estimate that from one forward and one
-        backward pass: <clean - corrupt output, gradient at the clean run>, summed over positions.
-        "nap-ig" (NAP-IG): the gradient is the mean over the embeddings corrupt + k/steps (clean - corrupt),
-        k = 1 .. steps. "ig-activations": the embedding, each attention and each MLP in turn is put at
-        corrupt + k/steps (clean - corrupt); mean over all these runs, for every node.
-        "atp*": "gradient" for the embedding, heads and MLPs, and three more nodes for each head, its queries, keys and
-        values as they reach the attention kernel. Their score is <clean - changed output of the head, gradient at it>,
-        where the model's kernel has run once more with the corrupt queries (or keys, or values): the change of the
-        attention pattern is exact, saturated or not, and only what follows the head is linearised.
-        "random": a normal number for each node by `seed`, the same for every example.
-    metric: what is scored, at the answer's position, for each example.
-        "logit": logsumexp(good answers' logits) - logsumexp(bad answers'), the logit difference for single answers.
-        "probability": the good answers' summed probability minus the bad ones', for greater-than sum p(> yy) -
-        sum p(<= yy). Where the model is sure, its gradient vanishes.
-        With answers of several tokens: "logit" becomes "log-probability", the good answer's minus the bad one's, each
-        given the prompt and the answer's tokens before (teacher forcing), in nats; "probability" likewise. Good and bad
-        answer each stand behind their prompt in a row of their own, and a pair's scores are those of both rows.
-        "kl": minus KL(clean run || current run) of the next token, summed over the vocabulary, in nats; "kl-mean": its
-        mean over the vocabulary, which is EAP-IG's. Zero, with gradient zero, at the clean run.
-    steps: points of the averaged gradients. batch_size: prompt pairs per forward; it does not change the result.
-    backend: "reverse" is a backward pass; "forward" pushes each node's clean - corrupt output to the metric as a row of
-        its own, without autograd: the same numbers by a forward pass of n + 3 rows a pair for n nodes. It knows any
-        rules, and the architectures whose edges are covered, and refuses where what it recomputes of the clean run is
-        not the model's. "auto" is "reverse", and "forward", with a warning, where a server refuses gradients.
-    remote: as in `gimkit.attribute`.
-    Raises GimkitError for an unknown method or metric, steps below 1, a divergence's gradient at the clean run, an
-    edited model, NaN.
-    Source: attribution patching, as EAP-IG's node scores with three differences: the MLP's score uses the gradient at
-    its output (EAP-IG reads the one at its input), scores are means over examples (no further 1/batch), and where a
-    norm follows attention or MLP (Gemma-2 and 3, OLMo-2) an output is what leaves that norm, each run's denominator a
-    constant, so that outputs add up to the residual stream. "atp*": arXiv 2403.00745, its QK fix, signed as all scores
-    here. The paper's nodes are single positions, so it changes one key at a time; a node here is a head's keys at all
-    positions, which change together, each query head for itself where several share keys. GradDrop is left out: it
-    averages absolute values over a backward pass per layer, so it has no sign.
+    The methods (docs/METHODS.md compares them):
+
+    - "exact": each node's output is replaced by its value on the corrupt prompt; the score is the fall of the metric.
+    - any rules ("gim", "gradient", "relp", ..., or a `gimkit.Rules`) estimate that from one forward and one backward
+      pass: <clean - corrupt output, gradient at the clean run>, summed over positions.
+    - "nap-ig" (NAP-IG): the gradient is the mean over the embeddings corrupt + k/steps (clean - corrupt),
+      k = 1 .. steps.
+    - "ig-activations": the embedding, each attention and each MLP in turn is set to corrupt + k/steps (clean -
+      corrupt); mean over all these runs, for every node.
+    - "atp*": "gradient" for the embedding, heads and MLPs, and three more nodes for each head, its queries, keys and
+      values as they reach the attention kernel. Their score is <clean - changed output of the head, gradient at it>,
+      where the model's kernel runs once more with the corrupt queries (or keys, or values): the change of the
+      attention pattern is exact, saturated or not, and only what follows the head is linearised.
+    - "random": a normal number for each node by `seed`, the same for every example.
+
+    The metrics, at the answer's position, for each example:
+
+    - "logit": logsumexp(good answers' logits) - logsumexp(bad answers'), the logit difference for single answers.
+    - "probability": the good answers' summed probability minus the bad ones', for greater-than sum p(> yy) -
+      sum p(<= yy). Where the model is sure, its gradient vanishes.
+    - with answers of several tokens "logit" becomes "log-probability": the good answer's minus the bad one's, each
+      given the prompt and the answer's tokens before (teacher forcing), in nats; "probability" likewise. Good and bad
+      answer each follow their prompt in a row of their own, and a pair's scores are those of both rows.
+    - "kl": minus KL(clean run || current run) of the next token, summed over the vocabulary, in nats. "kl-mean": its
+      mean over the vocabulary, which is EAP-IG's. Both are zero, with gradient zero, at the clean run.
+
+    Args:
+        model: an unedited nnsight model.
+        task: a `gimkit.tasks.Task` of n prompt pairs.
+        method: one of the above.
+        metric: one of the above.
+        steps: points of the averaged gradients.
+        batch_size: prompt pairs a pass; it does not change the result.
+        seed: of "random".
+        backend: as in `gimkit.attribute`. "forward" pushes each node's clean - corrupt output to the metric as a row of
+            its own, a forward pass of n + 3 rows a pair for n nodes. It knows any rules, and the architectures whose
+            edges are covered, and refuses where what it recomputes of the clean run is not the model's.
+        remote: as in `gimkit.attribute`.
+
+    Returns:
+        `NodeScores` with per_example [n, nodes].
+
+    Raises:
+        GimkitError: an unknown method or metric, steps below 1, a divergence's gradient at the clean run, an edited
+            model, NaN.
+
+    Source:
+        Attribution patching, as EAP-IG's node scores with three differences. The MLP's score uses the gradient at its
+        output (EAP-IG reads the one at its input). Scores are means over examples (no further 1/batch). Where a norm
+        follows attention or MLP (Gemma-2 and 3, OLMo-2) an output is what leaves that norm, each run's denominator a
+        constant, so that outputs add up to the residual stream. "atp*" is arXiv 2403.00745's QK fix, signed as all
+        scores here. The paper's nodes are single positions, so it changes one key at a time; a node here is a head's
+        keys at all positions, which change together, each query head for itself where several share keys. GradDrop is
+        left out: it averages absolute values over a backward pass per layer, so it has no sign.
     """
     check_task(model, task)
     if not isinstance(method, Rules) and method not in METHODS:

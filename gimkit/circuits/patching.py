@@ -15,17 +15,29 @@ from gimkit.tasks.task import answer_rows, answers_of, check_task, per_pair
 
 def run(model, task, circuits: Circuit | list[Circuit], *, metric: str = "logit",
         remote: bool | str = False) -> torch.Tensor:
-    """The task's metric when only a circuit's edges carry what the clean prompt makes of them.
+    """The task's metric when only a circuit's edges carry the clean run, and all others the corrupt one.
 
     >>> gimkit.run(model, task, [edges.top(100), edges.top(200)]).shape      # circuits x examples
     torch.Size([2, 64])
 
-    circuits: one or several, run together as rows of a batch. No edges give the corrupt prompt's metric, all edges the
-    clean one's. metric: as in `score_nodes`. Returns [circuits, examples], or [examples] for a single circuit, in units
-    of the metric.
-    Raises GimkitError for a circuit of another model, an unknown metric.
-    Source: EAP-IG's evaluate_graph: a target reads the sum of current outputs over kept edges and corrupt ones over
-    dropped edges.
+    No edges give the corrupt prompt's metric, all edges the clean one's.
+
+    Args:
+        model: an unedited nnsight model.
+        task: a `gimkit.tasks.Task`.
+        circuits: a `Circuit`, or a list of them, which run together as rows of a batch.
+        metric: as in `gimkit.score_nodes`.
+        remote: as in `gimkit.attribute`.
+
+    Returns:
+        [circuits, examples], or [examples] for a single circuit, in units of the metric.
+
+    Raises:
+        GimkitError: a circuit of another model, an unknown metric.
+
+    Source:
+        EAP-IG's evaluate_graph: a target reads the sum of current outputs over kept edges and of corrupt outputs over
+        dropped edges.
     """
     check_task(model, task)
     metric = metric_of(task, metric)

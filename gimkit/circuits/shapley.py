@@ -1,4 +1,4 @@
-"""Shapley values of heads and MLPs, from sampled orders in which they turn from corrupt to clean."""
+"""Shapley values of heads and MLPs, from sampled orders in which they change from corrupt to clean."""
 
 from collections.abc import Callable
 
@@ -27,16 +27,29 @@ def shapley_nodes(model, task, *, orders: int = 8, seed: int = 0, batch_size: in
     >>> worth.per_example.shape, worth.method                    # 5 layers of 4 heads and an MLP, and the embedding
     (torch.Size([4, 26]), 'shapley')
 
-    The worth of a set of nodes: the logit metric on the clean prompt when the heads and MLPs outside it write, at all
-    positions, what the corrupt prompt makes of them; those inside answer to what they read. Each example draws `orders`
-    orders of its own, and each order is walked in both directions, so that interactions of pairs are shared exactly.
-    "input" is what the clean embedding does before any head or MLP turns clean, so scores sum to the clean metric
-    minus the corrupt one, in every example. Intervals over examples (`node_intervals`, `rank_correlation`) therefore
-    hold the sampling error too.
-    batch_size: prompt pairs per forward; it does not change the result. seed: of the orders.
-    remote: as in `gimkit.attribute`.
-    Raises GimkitError for an edited model, NaN.
-    Source: Castro et al. 2009 (sampled permutations); arXiv 2104.12199 (each with its reverse).
+    The value of a set of nodes is the logit metric on the clean prompt when the heads and MLPs outside the set write
+    their corrupt-run output at all positions; those inside compute from what they read. Each example draws `orders`
+    orders of its own. Each order is run in both directions, so that the interaction of two nodes is split exactly.
+    "input" is the effect of the clean embedding before any head or MLP turns clean, so in every example the scores sum
+    to the clean metric minus the corrupt one. Intervals over examples (`node_intervals`, `rank_correlation`) therefore
+    include the sampling error.
+
+    Args:
+        model: an unedited nnsight model.
+        task: a `gimkit.tasks.Task` of n prompt pairs.
+        orders: random orders for each example.
+        seed: of the orders.
+        batch_size: prompt pairs a forward pass; it does not change the result.
+        remote: as in `gimkit.attribute`.
+
+    Returns:
+        `NodeScores` with method "shapley", per_example [n, nodes] in units of the metric.
+
+    Raises:
+        GimkitError: an edited model, NaN.
+
+    Source:
+        Castro et al. 2009 (sampled permutations); arXiv 2104.12199 (each with its reverse).
     """
     check_task(model, task)
     orders, batch_size = check_whole("orders", orders), check_whole("batch_size", batch_size)
@@ -69,13 +82,14 @@ def shapley_nodes(model, task, *, orders: int = 8, seed: int = 0, batch_size: in
 
 
 def gains_in_order(worth: Callable, rank: torch.Tensor) -> torch.Tensor:
-    """What each player adds when it joins, [b, players].
+    """The gain of each player when it joins, [b, players].
 
     >>> gains_in_order(lambda present: present.sum(-1), torch.tensor([[1, 0]]))      # every player adds 1
     tensor([[1., 1.]], dtype=torch.float64)
 
-    worth: from who is present, [sets, b, players], to values [1 + sets, b], of which the first row is not used.
-    rank: [b, players] when each joins.
+    Args:
+        worth: maps which players are present, [sets, b, players], to values [1 + sets, b]; the first row is not used.
+        rank: [b, players], when each player joins.
     """
     players = rank.shape[1]
     values = worth(rank[None] < torch.arange(players + 1)[:, None, None])[-players - 1:].double()
@@ -88,7 +102,9 @@ def node_intervals(scores: NodeScores, **options) -> pandas.DataFrame:
     >>> gimkit.circuits.node_intervals(gimkit.score_nodes(model, task)).columns.tolist()
     ['node', 'score', 'low', 'high']
 
-    options: level, resamples, seed of the bootstrap.
+    Args:
+        scores: `NodeScores` of several examples.
+        options: level, resamples and seed of the bootstrap.
     """
     rows = []
     for name, values in zip(scores.nodes, scores.per_example.double().numpy().T):

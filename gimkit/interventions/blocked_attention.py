@@ -9,8 +9,7 @@ import torch
 
 from gimkit.errors import GimkitError
 
-BLOCK = 2**18  # scores at a time, about what a processor's cache holds
-QUERIES = 64  # at a time at most, so that little is computed above the diagonal
+BLOCK = 2**19  # scores at a time, about what a processor's cache holds
 
 
 def blocked_attention(output, module, q, k, v, mask, options: dict, temperature: float, scales: tuple):
@@ -66,7 +65,7 @@ def reproduces(output, q, k, v, mask, sinks, rule: tuple) -> bool:
     scores, _ = scores_of(q, k, queries, part, None if sinks is None else sinks[own], rule, 1)
     found = product(softmax(scores, part)[..., : k.shape[2]], v)
     largest = abs(rule[0]) * q.norm(dim=-1).max() * k.norm(dim=-1).max()  # scores are rounded to a part of this
-    tolerance = 1e-6 * (10 + largest) if output.dtype in (torch.float32, torch.float64) else 2e-2
+    tolerance = 3e-7 * (10 + largest) if output.dtype in (torch.float32, torch.float64) else 2e-2
     return bool((found - output).abs().max() <= tolerance * v.abs().max())
 
 
@@ -158,7 +157,8 @@ def blocks(g, mask, m: int, causal: bool):
     b, keys, group, n, _ = g.shape
     live = g.abs().amax((0, 1, 2, 4)).nonzero()
     first, last = (int(live[0]), int(live[-1]) + 1) if len(live) else (0, 0)
-    step = max(1, 32 // group, min(QUERIES, BLOCK // (group * m)))
+    few = min(128, max(64, m // 16))  # so that little is computed above the diagonal
+    step = max(1, 32 // group, min(few, BLOCK // (group * m)))
     for rows in pieces(0, b, BLOCK // (min(step, n) * group * m * keys)):
         for block in pieces(first, last, step):
             part, columns = None, slice(0, block.stop if causal else m)

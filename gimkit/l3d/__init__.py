@@ -1,13 +1,14 @@
-"""Local loss landscape decomposition (L3D): circuits as directions in parameter space.
+"""Local loss landscape decomposition (L3D, arXiv 2504.00194): circuits as directions in parameter space.
 
->>> module, inputs = gimkit.l3d.toys.Linear2(5, 2, 5), torch.rand(200, 5)
->>> found = gimkit.l3d.decompose(module, inputs, n=5, epochs=2)            # 1000 epochs, unless told otherwise
+The examples of this package share a toy and its decomposition, both trained far too short to be of use:
+
+>>> toy = gimkit.l3d.toys.train("tms", seeds=[0], epochs=2, n=1000)[0]                 # 1000 epochs by default
+>>> found = gimkit.l3d.decompose(toy.module, toy.inputs(200), n=5, epochs=2)           # 1000 epochs by default
 """
 
 from gimkit.l3d import toys
-from gimkit.l3d.activity import Activity, activity
-from gimkit.l3d.decompose import decompose, decompose_alike
-from gimkit.l3d.decomposition import Decomposition
+from gimkit.l3d.decomposition import Decomposition, decompose, decompose_alike
 from gimkit.l3d.language import NextToken
+from gimkit.l3d.selection import Activity, activity
 
 __all__ = ["Activity", "Decomposition", "NextToken", "activity", "decompose", "decompose_alike", "toys"]

@@ -1,4 +1,4 @@
-"""Moving a model's parameters along a direction, and which samples notice."""
+"""Moving a model's parameters along a direction, and which samples change."""
 
 from fnmatch import fnmatch
 
@@ -8,11 +8,11 @@ from torch.func import functional_call, jvp
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from gimkit.errors import GimkitError
-from gimkit.l3d.decompose import evaluating, given
 from gimkit.l3d.decomposition import Decomposition
-from gimkit.l3d.gradients import chosen
-from gimkit.l3d.recovery import matched, planted
+from gimkit.l3d.gradients import chosen_parameters, evaluating, module_and_inputs
+from gimkit.l3d.recovery import match_circuits, planted
 from gimkit.l3d.toys import Toy
+from gimkit.statistics import auroc
 
 Direction = dict[str, torch.Tensor]
 
@@ -24,19 +24,29 @@ def moved(module, direction: Direction, delta: float, inputs) -> torch.Tensor:
     >>> moved(toy.module, found.subnetwork(0), 1.0, toy.inputs(1000)).shape
     torch.Size([1000, 5])
 
-    direction: a tensor per parameter name, such as `Decomposition.subnetwork` gives; parameters it does not name stay.
-    inputs: as in `decompose`.
+    Args:
+        module, inputs: as in `decompose`.
+        direction: v, a tensor per parameter name, such as `Decomposition.subnetwork` returns; parameters that it does
+            not name stay.
+        delta: how far, in multiples of the direction.
     """
-    module, inputs = given(module, inputs)
+    module, inputs = module_and_inputs(module, inputs)
     values = dict(module.named_parameters())
     with evaluating([module], gradients=False):
         return functional_call(module, {name: values[name] + delta * part for name, part in direction.items()}, inputs)
 
 
-def only(direction: Direction, patterns) -> Direction:
-    """The part of a direction that lies in the parameters that fit the patterns, not made longer.
+def restricted(direction: Direction, patterns) -> Direction:
+    """The part of a direction that lies in some parameters; its length is not scaled back to 1.
 
-    >>> only(found.subnetwork(0), ["layers.[123].*"])                    # middle layers alone
+    >>> list(restricted(found.subnetwork(0), ["W_*"]))
+    ['W_in', 'W_out']
+
+    Args:
+        direction: a tensor per parameter name.
+        patterns: shell patterns of names.
+    Raises:
+        GimkitError: nothing is left.
     """
     kept = {name: part for name, part in direction.items() if any(fnmatch(name, pattern) for pattern in patterns)}
     if not kept:
@@ -45,37 +55,32 @@ def only(direction: Direction, patterns) -> Direction:
 
 
 def random_like(direction: Direction, seed: int = 0) -> Direction:
-    """The control: a random direction in the same parameters, of the same norm."""
+    """The control: a random direction in the same parameters, of the same norm.
+
+    >>> {name: part.shape for name, part in random_like({"b": torch.ones(5)}).items()}
+    {'b': torch.Size([5])}
+    """
     draw = torch.Generator().manual_seed(seed)
     noise = {name: torch.randn(part.shape, generator=draw) for name, part in direction.items()}
-    return {name: part * norm(direction) / norm(noise) for name, part in noise.items()}
+    return {name: part * _norm(direction) / _norm(noise) for name, part in noise.items()}
 
 
-def norm(direction: Direction) -> float:
-    """The joint L2 norm."""
+def _norm(direction: Direction) -> float:
+    """The joint L2 norm over all parameters."""
     return float(sum(part.square().sum() for part in direction.values()) ** 0.5)
 
 
 def change(module, direction: Direction, delta: float, inputs) -> torch.Tensor:
-    """How far every sample's output moves: |f(x, W + delta v) - f(x, W)|, [n]."""
+    """How far every sample's output moves: |f(x, W + delta v) - f(x, W)|, [n].
+
+    >>> change(toy.module, found.subnetwork(0), 1.0, toy.inputs(1000)).shape
+    torch.Size([1000])
+    """
     return (moved(module, direction, delta, inputs) - moved(module, direction, 0.0, inputs)).norm(dim=1)
 
 
-def auroc(scores: torch.Tensor, positive: torch.Tensor) -> float:
-    """The chance that a positive sample's score is above a negative one's, ties counting half; NaN without both.
-
-    >>> auroc(torch.tensor([0.1, 0.4, 0.35, 0.8]), torch.tensor([False, False, True, True]))
-    0.75
-    """
-    high, low = scores[positive].double(), scores[~positive].double().sort().values
-    if not len(high) or not len(low):
-        return float("nan")
-    below, up_to = torch.searchsorted(low, high), torch.searchsorted(low, high, right=True)
-    return float((below + up_to).double().mean() / 2 / len(low))
-
-
 def sweep(module, direction: Direction, deltas, inputs) -> torch.Tensor:
-    """Mean outputs' change at every delta, [deltas, n_o]: mean over samples of |f(x, W + delta v) - f(x, W)|.
+    """Each output's mean |f(x, W + delta v) - f(x, W)| over samples, at every delta, [deltas, n_o].
 
     >>> sweep(toy.module, found.subnetwork(0), torch.linspace(-3, 3, 31), toy.inputs(1000)).shape
     torch.Size([31, 5])
@@ -84,8 +89,12 @@ def sweep(module, direction: Direction, deltas, inputs) -> torch.Tensor:
     return torch.stack([(moved(module, direction, float(delta), inputs) - still).abs().mean(0) for delta in deltas])
 
 
-def pair(module, first: Direction, second: Direction, deltas, inputs) -> torch.Tensor:
-    """Two subnetworks moved at once: mean change of each output on a grid of deltas, [deltas, deltas, n_o]."""
+def pair_sweep(module, first: Direction, second: Direction, deltas, inputs) -> torch.Tensor:
+    """The mean change of each output as two subnetworks are moved at once, on a grid, [deltas, deltas, n_o].
+
+    >>> pair_sweep(toy.module, found.subnetwork(0), found.subnetwork(1), [-1, 0, 1], toy.inputs(100)).shape
+    torch.Size([3, 3, 5])
+    """
     still, grid = moved(module, first, 0.0, inputs), []
     for a in deltas:
         both = [{name: float(a) * first[name] + float(b) * second[name] for name in first} for b in deltas]
@@ -94,14 +103,20 @@ def pair(module, first: Direction, second: Direction, deltas, inputs) -> torch.T
 
 
 def top_logits(module, direction: Direction, inputs, k: int = 5) -> tuple[torch.Tensor, torch.Tensor]:
-    """The outputs that a small step along the direction moves most: slopes [n, k] of softmax(f) and their indices.
+    """The outputs that a small step along a direction moves most: slopes [n, k], and the outputs' indices [n, k].
 
-    >>> slopes, tokens = top_logits(l3d.NextToken(model), found.subnetwork(3), inputs)
+    >>> slopes, which = top_logits(toy.module, found.subnetwork(3), toy.inputs(100), k=2)
+    >>> slopes.shape, which.shape
+    (torch.Size([100, 2]), torch.Size([100, 2]))
 
-    d softmax f(x, W + delta v)_o / d delta at 0, the k largest by size ("Real world models" of arXiv 2504.00194).
+    Args:
+        module, direction, inputs: as in `moved`.
+        k: how many outputs.
+    Source: d softmax f(x, W + delta v)_o / d delta at 0, the k of largest size; "Real world models" of arXiv
+        2504.00194.
     """
-    module, inputs = given(module, inputs)
-    values = {name: value for name, value in chosen(module).items() if name in direction}
+    module, inputs = module_and_inputs(module, inputs)
+    values = {name: value for name, value in chosen_parameters(module).items() if name in direction}
 
     def probabilities(parameters):
         return functional_call(module, parameters, inputs).softmax(-1)
@@ -112,26 +127,35 @@ def top_logits(module, direction: Direction, inputs, k: int = 5) -> tuple[torch.
     return slopes.gather(1, order), order
 
 
-def interventions(toy: Toy, found: Decomposition, deltas=(-1.0, -0.3, 0.3, 1.0), parts=None, samples: int = 1000,
-                  random: int = 5) -> pandas.DataFrame:
+def intervention_table(toy: Toy, found: Decomposition, deltas=(-1.0, -0.3, 0.3, 1.0), parts=None,
+                       samples: int = 1000, random: int = 5) -> pandas.DataFrame:
     """Does moving along a circuit's subnetwork change the samples that use the circuit, and no others?
 
-    >>> interventions(toy, found).groupby(["direction", "delta"])[["auroc", "ratio"]].mean()
+    >>> intervention_table(toy, found, samples=100).groupby(["direction", "delta"])[["auroc", "ratio"]].mean().shape
+    (8, 2)
 
-    A row per circuit, delta and direction: "subnetwork", the one matched to the circuit, or "random", as long and in
-    the same parameters (means over `random` draws). relevant, irrelevant: mean change of samples that have, or have
-    not, one of the circuit's features active; ratio: one by the other; auroc: of the change, as a test for relevant.
-    own, others: mean |change| of the outputs with the circuit's number, and of the other ones, over all samples
-    (nothing where a circuit writes to all outputs). parts: patterns of parameters to move, None for all.
+    Args:
+        toy: a model whose circuits are known.
+        found: its decomposition.
+        deltas: as in `moved`.
+        parts: shell patterns of the parameters to move; None for all.
+        samples: new samples.
+        random: random directions of the control.
+    Returns:
+        A row for each circuit, delta and direction: "subnetwork", the one matched to the circuit, or "random", random
+        directions of its length in the same parameters (means over them). relevant, irrelevant: the mean change of
+        samples in which the circuit's features are, or are not, active. ratio: relevant / irrelevant. auroc: of the
+        change, as a test for relevant. own, others: the mean |change| of the output with the circuit's number and of
+        the other outputs, over all samples; NaN where a circuit writes to all outputs.
     """
     inputs = toy.inputs(samples, seed=2)
-    still, (_, which) = toy.module(inputs), matched(found.decoder, planted(toy))
+    still, (_, which) = toy.module(inputs), match_circuits(found.decoder, planted(toy))
     rows, group = [], toy.family.group
     for circuit, subnetwork in enumerate(which):
         if subnetwork < 0:
             continue
         direction = found.subnetwork(subnetwork)
-        direction = direction if parts is None else only(direction, parts)
+        direction = direction if parts is None else restricted(direction, parts)
         relevant = (inputs[:, circuit * group:(circuit + 1) * group] != 0).any(1)
         controls = [random_like(direction, seed) for seed in range(random)]
         for delta in deltas:

@@ -1,11 +1,21 @@
-"""A language model as L3D takes it: a sample is one position of a text, its output the logits there."""
+"""L3D on language models: a sample is one position of a text, its output the logits there."""
 
+import re
+
+import pandas
 import torch
 from torch import nn
 
+from gimkit import tasks
 from gimkit.errors import GimkitError
+from gimkit.l3d.decomposition import Decomposition, decompose
+from gimkit.l3d.selection import selection_with_controls
 from gimkit.model.apply import check_unedited
 from gimkit.remote.trace import steady
+
+TASKS = ("ioi", "ioi_twice", "greater_than", "agreement", "pronoun", "capital", "hypernymy", "induction")
+ELSEWHERE = "elsewhere"
+SETTINGS = {"n": 24, "rank": 2, "divergence": "kl", "epochs": 30, "rate": 0.005, "every": 3}
 
 
 class NextToken(nn.Module):
@@ -15,9 +25,14 @@ class NextToken(nn.Module):
     >>> module(*module.inputs(task.clean, task.last)).shape
     torch.Size([64, 561])
 
-    model: an nnsight language model, whose parameters keep their names behind "model.". Embeddings are looked up
-    beforehand, for token ids cannot pass through `torch.func.vmap` in every architecture; so the input embedding is not
-    decomposed where it is used. Sliding attention windows are not applied: texts must not be longer than they are.
+    Embeddings are looked up beforehand, because token ids cannot pass through `torch.func.vmap` in every architecture;
+    so the input embedding is not decomposed where it is used as an input. Sliding attention windows are not applied:
+    texts must not be longer than the window.
+
+    Args:
+        model: an nnsight language model; its parameters keep their names, with "model." in front.
+    Raises:
+        GimkitError: the model is an edited copy.
     """
 
     def __init__(self, model):
@@ -35,6 +50,83 @@ class NextToken(nn.Module):
     def forward(self, embeddings, last):
         seq = embeddings.shape[1]
         lowest = torch.finfo(embeddings.dtype).min
-        hidden = embeddings.new_full((seq, seq), lowest).triu(1)  # given with four axes, no model changes it
-        logits = self.model(inputs_embeds=embeddings, attention_mask=hidden[None, None], use_cache=False).logits
+        mask = embeddings.new_full((seq, seq), lowest).triu(1)  # given with four axes, no model changes it
+        logits = self.model(inputs_embeds=embeddings, attention_mask=mask[None, None], use_cache=False).logits
         return logits.gather(1, last[:, None, None].expand(-1, 1, logits.shape[-1]))[:, 0]
+
+
+def attention_names(module: nn.Module, blocks) -> list[str]:
+    """The parameters of the attention of some blocks.
+
+    >>> attention_names(gimkit.l3d.NextToken(gimkit.load("mini-gpt2")), [2])
+    ['model.transformer.h.2.attn.c_attn.weight', ..., 'model.transformer.h.2.attn.c_proj.bias']
+
+    Args:
+        module: a language model.
+        blocks: their numbers, from 0.
+    Raises:
+        GimkitError: a block has no parameter with "attn" or "attention" in its name.
+    """
+    found = []
+    for block in blocks:
+        mine = [name for name, _ in module.named_parameters()
+                if re.search(rf"\.{block}\.(\w*attn|\w*attention)\.", name)]
+        if not mine:
+            raise GimkitError(f"block {block} has no parameters of attention (a name such as 'h.{block}.attn.'); "
+                              "blocks are counted from 0")
+        found += mine
+    return found
+
+
+def task_samples(model, n: int, seed: int = 0, names=TASKS) -> tuple[tuple[torch.Tensor, ...], list[str]]:
+    """Two samples of each of n prompts of every task: the position of the answer, and another one at random.
+
+    >>> (embeddings, last), kinds = task_samples(gimkit.load("mini-gpt2"), n=4)
+    >>> len(last), kinds[0], kinds[4]
+    (64, 'ioi', 'elsewhere')
+
+    Args:
+        model: an nnsight model with its tokenizer.
+        n: prompts of each task.
+        seed: of prompts and positions.
+        names: of `gimkit.tasks`.
+    Returns:
+        The inputs of `NextToken`, and the kind of each sample: a task's name or "elsewhere". Prompts are padded on
+        the right to one length, which no position reads.
+    """
+    draw, ids, last, kinds = torch.Generator().manual_seed(seed), [], [], []
+    made = [getattr(tasks, name)(model, n=n, seed=seed) for name in names]
+    longest = max(task.clean.shape[1] for task in made)
+    for task in made:
+        padded = torch.nn.functional.pad(task.clean, (0, longest - task.clean.shape[1]))
+        other = (torch.rand(len(task), generator=draw) * (task.last - 1)).long() + 1
+        ids += [padded, padded]
+        last += [task.last, other]
+        kinds += [task.name] * len(task) + [ELSEWHERE] * len(task)
+    return NextToken(model).inputs(torch.cat(ids), torch.cat(last)), kinds
+
+
+def attention_run(model, blocks=(2,), prompts: int = 48, seed: int = 0, checkpoint=None, progress: bool = True,
+                  names=TASKS, **settings) -> tuple[Decomposition, pandas.DataFrame]:
+    """Decompose the attention of some blocks, and test whether its subnetworks select a task.
+
+    >>> found, table = attention_run(gimkit.load("mini-gpt2"), blocks=[2], prompts=2, names=["ioi"], epochs=1, n=4)
+    >>> table[["kind", "auroc", "untrained_auroc", "shuffled_auroc"]].shape
+    (2, 4)
+
+    Args:
+        model: an nnsight language model with its tokenizer.
+        blocks: their numbers, from 0.
+        prompts: of each task to train on, and as many new ones to judge by.
+        seed, checkpoint, progress: as in `decompose`.
+        names: of `gimkit.tasks`.
+        settings: fields of `gimkit.l3d.training.Settings`; the others are those of SETTINGS, which are smaller than
+            the paper's (100 subnetworks, 10000 texts, 100 epochs, ranks of a tenth of each axis).
+    Returns:
+        The decomposition, and the table of `selection_with_controls`.
+    """
+    module = NextToken(model)
+    inputs, kinds = zip(*(task_samples(model, prompts, seed + i, names) for i in (0, 10_000)))
+    found = decompose(module, inputs[0], parameters=attention_names(module, blocks), seed=seed, checkpoint=checkpoint,
+                      progress=progress, **SETTINGS | settings)
+    return found, selection_with_controls(found, module, inputs, kinds, seed)

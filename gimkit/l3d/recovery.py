@@ -1,26 +1,30 @@
-"""How well a decomposition finds the circuits that a toy is known to have."""
+"""How well a decomposition finds the known circuits of a toy."""
 
 import numpy
 import torch
 
 from gimkit.l3d import tucker
-from gimkit.l3d.decompose import divergence_of
 from gimkit.l3d.decomposition import Decomposition
-from gimkit.l3d.gradients import chosen, per_sample_gradients
+from gimkit.l3d.gradients import Divergence, chosen_parameters, divergence_of, per_sample_gradients
 from gimkit.l3d.toys import Toy
 
 
 @torch.inference_mode(False)
-def planted(toy: Toy, samples: int = 256, divergence: str = "mse") -> list[torch.Tensor]:
-    """The direction of each circuit that a toy has, norm 1: a tensor [circuits, *shape] per parameter.
+def planted(toy: Toy, samples: int = 256, divergence: Divergence = "mse") -> list[torch.Tensor]:
+    """The direction of each circuit of a toy, of norm 1: a tensor [circuits, *shape] per parameter.
 
     >>> planted(toy)[0].shape                                            # "tms": 5 circuits, W_in [5, 2]
     torch.Size([5, 5, 2])
 
-    A circuit's direction is the first singular vector of the gradients of samples in which nothing but its features are
-    active, each against the output of a random sample: where they all move the output.
+    A circuit's direction is the first right singular vector of gradients: of samples in which only its features are
+    active, each against the output of a random sample.
+
+    Args:
+        toy: a trained toy.
+        samples: gradients for each circuit.
+        divergence: a name in `DIVERGENCES`.
     """
-    parameters, references = chosen(toy.module), toy.module(toy.inputs(samples, seed=7))
+    parameters, references = chosen_parameters(toy.module), toy.module(toy.inputs(samples, seed=7))
     rows = []
     for circuit in range(toy.circuits):
         gradients = per_sample_gradients(toy.module, parameters, (toy.only(circuit, samples),), references,
@@ -31,13 +35,21 @@ def planted(toy: Toy, samples: int = 256, divergence: str = "mse") -> list[torch
             zip(torch.stack(rows).split([value.numel() for value in parameters.values()], 1), parameters.values())]
 
 
-def matched(directions: list[tucker.Factors], circuits: list[torch.Tensor]) -> tuple[torch.Tensor, list[int]]:
-    """Cosines of circuits with subnetworks, matched one to one for the largest sum: |cosine| and subnetwork of each.
+def match_circuits(directions: list[tucker.Factors],
+                   circuits: list[torch.Tensor]) -> tuple[torch.Tensor, list[int]]:
+    """Pair circuits with subnetworks one to one, for the largest sum of |cosine|.
 
-    >>> cosines, subnetworks = matched(found.decoder, planted(toy))
+    >>> cosines, subnetworks = match_circuits(found.decoder, planted(toy))
+    >>> cosines.shape, sorted(subnetworks)
+    (torch.Size([5]), [0, 1, 2, 3, 4])
 
-    With fewer subnetworks than circuits the ones left over have cosine 0 and subnetwork -1.
-    Signs are not compared: L3D finds a direction as readily as its opposite.
+    Signs are not compared, because L3D does not distinguish a direction from its opposite.
+
+    Args:
+        directions: the decoder of a decomposition.
+        circuits: of `planted`.
+    Returns:
+        |cosine| and subnetwork of each circuit; 0 and -1 for circuits without one, where subnetworks are fewer.
     """
     size = torch.sqrt(sum(part.flatten(1).square().sum(1) for part in circuits))[:, None] * tucker.norms(directions)
     cosines = (tucker.inner(directions, circuits) / size.clamp(min=1e-12)).abs()
@@ -50,22 +62,32 @@ def matched(directions: list[tucker.Factors], circuits: list[torch.Tensor]) -> t
     return best, which
 
 
-def unrelated(found: Decomposition, circuits: list[torch.Tensor], seed: int = 0) -> torch.Tensor:
-    """The control: the matched cosines of as many random directions of the same ranks, [circuits]."""
+def random_cosines(found: Decomposition, circuits: list[torch.Tensor], seed: int = 0) -> torch.Tensor:
+    """The control: the matched |cosines| of as many random directions of the same ranks, [circuits].
+
+    >>> random_cosines(found, planted(toy)).shape
+    torch.Size([5])
+    """
     shapes = [tuple(part.shape[1:]) for part in circuits]
     ranks = [tuple(factors[0].shape[1:]) for factors in found.decoder]
-    return matched(tucker.draw(shapes, ranks, len(found), torch.Generator().manual_seed(seed)), circuits)[0]
+    return match_circuits(tucker.draw(shapes, ranks, len(found), torch.Generator().manual_seed(seed)), circuits)[0]
 
 
 def coefficients(found: Decomposition, toy: Toy) -> tuple[numpy.ndarray, numpy.ndarray]:
-    """The coefficients that subnetworks spell out and the true ones, [subnetworks in use, outputs] each.
+    """The coefficients that subnetworks contain and the true ones, [subnetworks in use, outputs] each.
 
-    >>> guessed, true = coefficients(found, toy)                        # y = x A, toy "superposed"
-    >>> numpy.corrcoef(guessed.ravel(), true.ravel())[0, 1] ** 2        # r^2
+    >>> toy = gimkit.l3d.toys.train("superposed", seeds=[0], epochs=1, n=200)[0]       # y = x A
+    >>> guessed, true = coefficients(gimkit.l3d.decompose(toy.module, toy.inputs(200), n=10, epochs=1), toy)
+    >>> guessed.shape == true.shape
+    True
 
-    W_in W_out of a subnetwork, the row of the feature with the largest sum of |coefficients|, against that row of A; as
-    the reference implementation's notebook has it, but for dead subnetworks, which are left out. Up to scale: the
-    directions are unit vectors.
+    A subnetwork's coefficients are one row of its W_in W_out: the feature with the largest sum of |coefficients|. The
+    true ones are that row of A. Both agree up to a scale, because directions are unit vectors.
+
+    Args:
+        found: a decomposition of the toy.
+        toy: of the family "superposed".
+    Source: the reference implementation's notebook, without dead subnetworks, which are left out here.
     """
     guessed, true = [], []
     for which in (~found.dead).nonzero().flatten().tolist():
@@ -78,5 +100,9 @@ def coefficients(found: Decomposition, toy: Toy) -> tuple[numpy.ndarray, numpy.n
 
 
 def r_squared(guessed: numpy.ndarray, true: numpy.ndarray) -> float:
-    """The squared correlation of all numbers of one with those of the other."""
+    """The squared correlation of two arrays' numbers.
+
+    >>> r_squared(numpy.array([1.0, 2.0, 3.0]), numpy.array([2.0, 4.0, 6.0]))
+    1.0
+    """
     return float(numpy.corrcoef(guessed.ravel(), true.ravel())[0, 1] ** 2)

@@ -1,6 +1,7 @@
-"""Training the encoder and the decoder of subnetworks on gradients, epoch by epoch."""
+"""L3D's training: an encoder and a decoder of sparse, low-rank directions, trained to rebuild gradients."""
 
 from dataclasses import asdict, dataclass
+from typing import Literal
 
 import torch
 from torch.func import vmap
@@ -8,24 +9,89 @@ from tqdm.auto import tqdm
 
 from gimkit.errors import GimkitError, check_number, check_whole
 from gimkit.l3d import files, tucker
-from gimkit.l3d.gradients import others
-from gimkit.l3d.sparse import energies, reconstruct
+from gimkit.l3d.gradients import Divergence, random_references
+from gimkit.l3d.tucker import Factors, combine, inner
+
+
+def largest(h: torch.Tensor, k: float) -> torch.Tensor:
+    """Which coefficients belong to the share k with the largest |h| of the whole batch, [b, v], as 0 and 1.
+
+    >>> largest(torch.tensor([[3.0, 1.0], [0.5, -2.0]]), 0.5)
+    tensor([[1., 0.],
+            [0., 1.]])
+
+    The int(k b v) largest are kept, at least one; ties with the last one are kept too, zeros never.
+
+    Args:
+        h: coefficients [b, v].
+        k: a share, above 0 and at most 1.
+    Source: batch top-k in section 2 of arXiv 2504.00194. The reference implementation keeps one more: its threshold
+        is the next value, and is kept itself.
+    """
+    size = h.detach().abs()
+    threshold = size.flatten().topk(max(1, int(k * size.numel()))).values[-1]
+    return ((size >= threshold) & (size > 0)).to(h.dtype)
+
+
+def reconstruct(encoder: list[Factors], decoder: list[Factors], gradients: list[torch.Tensor],
+                k: float) -> tuple[list[torch.Tensor], torch.Tensor, torch.Tensor]:
+    """Encode gradients, keep the batch's largest coefficients, decode.
+
+    >>> rebuilt, h, kept = reconstruct(found.encoder, found.decoder, [torch.ones(7, 5, 2), torch.ones(7, 2, 5),
+    ...                                                               torch.ones(7, 5)], k=0.1)
+    >>> rebuilt[0].shape, h.shape, int(kept.sum())
+    (torch.Size([7, 5, 2]), torch.Size([7, 5]), 7)
+
+    Args:
+        encoder, decoder: v directions each, V_in and V_out.
+        gradients: a tensor [b, *shape] per parameter.
+        k: as in `largest`.
+    Returns:
+        Reconstructions [b, *shape]; h [b, v]; which coefficients were kept, [b, v].
+    Source: h = V_in g and g^ = V_out^T (h * kept), section 2 of arXiv 2504.00194.
+    """
+    h = inner(encoder, gradients)
+    kept = largest(h, k)
+    return combine(decoder, h * kept), h, kept
+
+
+def energies(gradients: list[torch.Tensor], reconstructions: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    """A batch's sums of squares: of what is missed, |g - g^|^2, and of all, |g|^2.
+
+    >>> energies([torch.ones(2, 3)], [torch.zeros(2, 3)])
+    (tensor(6.), tensor(6.))
+    """
+    missed = sum((gradient - found).square().sum() for gradient, found in zip(gradients, reconstructions))
+    return missed, sum(gradient.square().sum() for gradient in gradients)
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How a decomposition is trained; the defaults are the paper's for toy models (its section "L3D Model Training").
+    """How a decomposition is trained; the defaults are the paper's for toy models.
 
-    n: subnetworks. rank: a number, of every axis of every tensor but vectors, which get 1; or {name: (R1, ..., RN)}.
-    divergence: a name in `DIVERGENCES`. k: the share of a batch's coefficients that is kept. epochs. batch: samples.
-    rate: AdamW's, times `decay` every `every` epochs (the text says steps, the code epochs). weight_decay: AdamW's
-    (0 makes it Adam, which the code has). warm: epochs at the start with k = 0.999 (the code's; the text
-    does not mention them). loss: "norm", |g - g^| / |g| over the batch (the text), or "squared", its square (the code).
+    >>> Settings(n=5).epochs
+    1000
+
+    Args:
+        n: subnetworks.
+        rank: of every axis of every tensor; vectors have rank 1. Or {name: (R1, ..., RN)}.
+        divergence: a name in `gimkit.l3d.gradients.DIVERGENCES`.
+        k: the share of a batch's coefficients that is kept.
+        epochs: passes over the samples.
+        batch: samples in a batch.
+        rate: AdamW's learning rate.
+        decay, every: the rate is multiplied by `decay` every `every` epochs.
+        weight_decay: AdamW's.
+        warm: epochs at the start with k = 0.999.
+        loss: "norm", |g - g^| / |g| over the batch, or "squared", its square.
+    Source: "L3D Model Training" in arXiv 2504.00194. The reference implementation differs from that text: it has Adam
+        (`weight_decay=0`) and `loss="squared"`, counts `every` in epochs where the text says steps, and warms up,
+        which the text does not mention. `every` and `warm` follow the code, the others the text.
     """
 
     n: int
     rank: int | dict = 1
-    divergence: str = "mse"
+    divergence: Divergence = "mse"
     k: float = 0.1
     epochs: int = 1000
     batch: int = 32
@@ -34,7 +100,7 @@ class Settings:
     every: int = 100
     weight_decay: float = 0.01
     warm: int = 1
-    loss: str = "norm"
+    loss: Literal["norm", "squared"] = "norm"
 
     def __post_init__(self):
         for name, low in (("n", 1), ("epochs", 1), ("batch", 2), ("every", 1)):
@@ -46,9 +112,16 @@ class Settings:
 
 
 class Trained:
-    """Encoder and decoder in training, with the optimiser and what is told of the epochs so far.
+    """Encoder and decoder in training, with the optimiser and the errors of the epochs so far.
 
-    seeds: one, or several that are trained at once; then every factor has their number as its first axis.
+    >>> Trained([(5, 2), (5,)], [(1, 1), (1,)], Settings(n=3), seeds=[0]).decoder[0][1].shape
+    torch.Size([3, 1, 5])
+
+    Args:
+        shapes: of the parameter tensors.
+        ranks: of each tensor, one number per axis.
+        settings: of the training.
+        seeds: one, or several that are trained at once; then every factor has the seeds as its first axis.
     """
 
     def __init__(self, shapes, ranks, settings: Settings, seeds: list[int]):
@@ -63,19 +136,20 @@ class Trained:
         self.encoder = [tuple(part.clone() for part in factors) for factors in self.decoder]
         self.flat = [part.requires_grad_(True) for factors in self.encoder + self.decoder for part in factors]
         self.optimiser = torch.optim.AdamW(self.flat, lr=settings.rate, weight_decay=settings.weight_decay, fused=True)
-        self.errors: list[torch.Tensor] = []  # per epoch [2] or [seeds, 2]: means over batches, "norm" and "squared"
+        self.errors: list[torch.Tensor] = []  # for each epoch [2] or [seeds, 2]: "norm" and "squared", batch means
         self.p_act = None  # share of the last epoch's samples for which a subnetwork was kept, [v] or [seeds, v]
 
     def each(self, function, **options):
         """The function, or the same for all seeds at once."""
         return vmap(function, **options) if self.many else function
 
-    def epoch(self, gradients_at, samples: int, told: str) -> None:
-        """One pass over the samples, in an order that seed and epoch decide."""
+    def epoch(self, gradients_at, samples: int) -> None:
+        """One pass over the samples, in an order that seed and epoch decide; arguments as in `train`."""
         number, settings = len(self.errors), self.settings
+        # Every seed has its own order and its own references.
         draws = [torch.Generator().manual_seed(1_000_003 * (seed + 1) + number) for seed in self.seeds]
         order = torch.stack([torch.randperm(samples, generator=draw) for draw in draws])
-        references = torch.stack([others(samples, draw) for draw in draws]).gather(1, order)
+        references = torch.stack([random_references(samples, draw) for draw in draws]).gather(1, order)
         if not self.many:
             order, references = order[0], references[0]
         for group in self.optimiser.param_groups:
@@ -97,28 +171,28 @@ class Trained:
             self.optimiser.zero_grad()
             (squared if settings.loss == "squared" else norm).sum().backward()
             self.optimiser.step()
-            self._normalise()
+            self._normalise()  # the decoder's directions have norm 1 after every step
             errors = errors + torch.stack([norm.detach(), squared.detach()], -1)
             used, energy, batches = used + kept, energy + whole, batches + 1
         if not bool((energy > 0).all()):
-            raise GimkitError(f"{told} is zero for every sample: the output does not depend on the chosen parameters, "
-                              "or it is the same for all inputs")
+            raise GimkitError("the gradient of the divergence is zero for every sample: the output does not depend on "
+                              "the chosen parameters, or it is the same for all inputs")
         if not bool(errors.isfinite().all()):
-            raise GimkitError(f"{told} or its reconstruction became NaN or infinite in epoch {number}; check the "
-                              "model, or lower the rate")
+            raise GimkitError("the gradient of the divergence or its reconstruction became NaN or infinite in epoch "
+                              f"{number}; check the model, or lower the rate")
         self.errors.append(errors / batches)
         self.p_act = used / samples
 
     @torch.no_grad()
     def _normalise(self) -> None:
-        """The decoder's directions back to norm 1; the encoder's are left as they are."""
+        """Scale the decoder's directions to norm 1; the encoder's stay as they are."""
         if not self.many:
             return tucker.normalise(self.decoder)
         scale = vmap(tucker.norms)(self.decoder)
         tucker.divide(self.decoder, torch.where(scale > 0, scale, 1))
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """Everything that training goes on from, by name."""
+        """Everything that is needed to continue the training, by name."""
         found = {"errors": torch.stack(self.errors), "p_act": self.p_act}
         for name, directions in (("encoder", self.encoder), ("decoder", self.decoder)):
             found |= {f"{name}.{t}.{i}": part.detach() for t, factors in enumerate(directions)
@@ -129,7 +203,7 @@ class Trained:
 
     @torch.no_grad()
     def restore(self, tensors: dict[str, torch.Tensor]) -> None:
-        """Go on from what `tensors` gave."""
+        """Continue from what `tensors` returned."""
         self.errors, self.p_act = list(tensors["errors"]), tensors["p_act"]
         for name, directions in (("encoder", self.encoder), ("decoder", self.decoder)):
             for t, factors in enumerate(directions):
@@ -144,12 +218,22 @@ class Trained:
 def train(state: Trained, gradients_at, samples: int, checkpoint=None, progress: bool = True) -> Trained:
     """Train to the last epoch, from the checkpoint where there is one.
 
-    >>> train(Trained(shapes, ranks, Settings(n=5), seeds=[0]), gradients_at, samples=1000)
+    >>> state = Trained([(5,)], [(1,)], Settings(n=3, epochs=2), seeds=[0])
+    >>> def gradients_at(rows, references):                        # here made up, in L3D of a module
+    ...     return [torch.ones(len(rows), 5)]
+    >>> len(train(state, gradients_at, samples=64).errors)
+    2
 
-    gradients_at(rows, references): the batch's gradients, a tensor [b, *shape] per parameter, given which samples and
-    which other samples' outputs. checkpoint: (path, what is written beside it), or None.
+    Args:
+        state: encoder and decoder.
+        gradients_at: a function of sample indices [b] and of reference indices [b] that returns the batch's
+            gradients, a tensor [b, *shape] per parameter; with several seeds all have these as a first axis.
+        samples: how many there are.
+        checkpoint: (path, description), or None; written after every epoch.
+        progress: whether to show a bar.
+    Raises:
+        GimkitError: the checkpoint belongs to another decomposition, or a gradient is zero everywhere or not finite.
     """
-    told = "the gradient of the divergence"
     if checkpoint:
         path, about = checkpoint
         if (stored := files.read(path)) is not None:
@@ -161,7 +245,7 @@ def train(state: Trained, gradients_at, samples: int, checkpoint=None, progress:
     done, epochs = len(state.errors), state.settings.epochs
     with tqdm(total=epochs, initial=done, desc="subnetworks", unit="epoch", disable=not progress) as bar:
         for _ in range(done, epochs):
-            state.epoch(gradients_at, samples, told)
+            state.epoch(gradients_at, samples)
             bar.update()
             bar.set_postfix(error=f"{float(state.errors[-1][..., 0].mean()):.3f}", refresh=False)
             if checkpoint:
@@ -170,6 +254,10 @@ def train(state: Trained, gradients_at, samples: int, checkpoint=None, progress:
 
 
 def settings_of(settings: Settings) -> dict:
-    """The settings as JSON takes them."""
+    """The settings as JSON takes them.
+
+    >>> settings_of(Settings(n=5, rank={"W_in": (1, 1)}))["rank"]
+    [['W_in', (1, 1)]]
+    """
     return {key: list(map(list, value.items())) if isinstance(value, dict) else value
             for key, value in asdict(settings).items()}

@@ -1,8 +1,8 @@
 """Low-rank directions in parameter space: one Tucker decomposition per parameter tensor and subnetwork.
 
-A direction's part in a tensor [I1 ... IN] is core [R1 ... RN] times a factor [Rn, In] along each axis. Everything is
-stacked over subnetworks: a tensor's `Factors` are (core [v, R1 ... RN], factor [v, R1, I1], ..., factor [v, RN, IN]),
-and directions are a list of Factors, one per tensor. Nothing but `dense` writes a whole direction out.
+A direction's part in a tensor [I1 ... IN] is a core [R1 ... RN] times a factor [Rn, In] along each axis. Everything is
+stacked over v subnetworks: a tensor's `Factors` are (core [v, R1 ... RN], factor [v, R1, I1], ..., factor [v, RN, IN]),
+and directions are a list of Factors, one per tensor. Only `dense` writes a whole direction out.
 """
 
 import torch
@@ -12,10 +12,18 @@ AXES = "cdefghijklm"  # of a parameter tensor; ranks have the capital letters
 
 
 def draw(shapes, ranks, n: int, generator: torch.Generator, dtype=torch.float32) -> list[Factors]:
-    """n random directions: every core and factor is standard normal / n, as in the reference implementation.
+    """n random directions: every core and factor is standard normal, divided by n.
 
     >>> draw([(5, 2), (5,)], [(1, 1), (1,)], 3, torch.Generator())[0][1].shape          # [v, R1, I1]
     torch.Size([3, 1, 5])
+
+    Args:
+        shapes: of the parameter tensors.
+        ranks: of each tensor, one number per axis.
+        n: directions.
+        generator: of the random numbers.
+        dtype: of the factors.
+    Source: the reference implementation.
     """
     def normal(*size):
         return torch.randn(n, *size, generator=generator, dtype=dtype) / n
@@ -26,10 +34,13 @@ def draw(shapes, ranks, n: int, generator: torch.Generator, dtype=torch.float32)
 def inner(directions: list[Factors], gradients: list[torch.Tensor]) -> torch.Tensor:
     """Inner products of every gradient with every direction, [b, v].
 
+    >>> directions = draw([(5, 2), (5,)], [(1, 1), (1,)], 3, torch.Generator())
     >>> inner(directions, [torch.ones(7, 5, 2), torch.ones(7, 5)]).shape
     torch.Size([7, 3])
 
-    gradients: one tensor [b, I1 ... IN] per parameter.
+    Args:
+        directions: v of them.
+        gradients: one tensor [b, I1 ... IN] per parameter.
     """
     total = 0
     for factors, gradient in zip(directions, gradients):
@@ -37,16 +48,21 @@ def inner(directions: list[Factors], gradients: list[torch.Tensor]) -> torch.Ten
         b, size, rank = len(gradient), gradient.shape[axis + 1], factors[0].shape[axis + 1]
         rows = gradient.movedim(axis + 1, 1).reshape(b * size, -1)
         once = rows @ part.flatten(0, 1).reshape(part.shape[0] * rank, -1).T
-        once = once.view(b, size, -1, rank)  # [b, I, v, R] of the axis left out
+        once = once.view(b, size, -1, rank)  # [b, I, v, R]; I and R belong to the axis that was left out
         total = total + torch.einsum("bivr,vri->bv", once, factors[axis + 1])
     return total
 
 
 def combine(directions: list[Factors], coefficients: torch.Tensor) -> list[torch.Tensor]:
-    """Sums of directions, one per row of coefficients [b, v]: a tensor [b, I1 ... IN] per parameter.
+    """Weighted sums of directions: a tensor [b, I1 ... IN] per parameter.
 
+    >>> directions = draw([(5, 2), (5,)], [(1, 1), (1,)], 3, torch.Generator())
     >>> [part.shape for part in combine(directions, torch.ones(7, 3))]
     [torch.Size([7, 5, 2]), torch.Size([7, 5])]
+
+    Args:
+        directions: v of them.
+        coefficients: [b, v], a row for each sum.
     """
     sums = []
     for factors in directions:
@@ -61,7 +77,9 @@ def combine(directions: list[Factors], coefficients: torch.Tensor) -> list[torch
 def gram(a: list[Factors], b: list[Factors]) -> torch.Tensor:
     """Inner products of directions with directions, [v of a, v of b], from cores and factors alone.
 
-    >>> gram(directions, directions).diagonal().sqrt()                                   # their norms
+    >>> directions = draw([(5, 2), (5,)], [(1, 1), (1,)], 3, torch.Generator())
+    >>> torch.allclose(gram(directions, directions).diagonal().sqrt(), norms(directions))
+    True
     """
     total = 0
     for first, second in zip(a, b):
@@ -76,7 +94,11 @@ def gram(a: list[Factors], b: list[Factors]) -> torch.Tensor:
 
 
 def norms(directions: list[Factors]) -> torch.Tensor:
-    """The joint L2 norm of each direction over all its tensors, [v]."""
+    """The joint L2 norm of each direction over all its tensors, [v].
+
+    >>> norms([(torch.tensor([[3.0]]), torch.tensor([[[1.0, 0.0]]])), (torch.tensor([[4.0]]), torch.ones(1, 1, 1))])
+    tensor([5.])
+    """
     total = 0
     for core, *factors in directions:
         shared = core
@@ -89,17 +111,34 @@ def norms(directions: list[Factors]) -> torch.Tensor:
 
 @torch.no_grad()
 def normalise(directions: list[Factors]) -> None:
-    """Scale every direction to joint L2 norm 1, in place, the core and each factor of a tensor by the same number.
+    """Scale every direction to joint L2 norm 1, in place; a direction of norm 0 stays as it is.
 
-    Differs from the reference implementation, whose scaling ends where the norms per tensor sum to 1; the paper's text
-    says unit vectors. A direction of norm 0 is left alone.
+    The core and each factor of a tensor are divided by the same number.
+
+    >>> directions = draw([(5, 2), (5,)], [(1, 1), (1,)], 3, torch.Generator())
+    >>> normalise(directions)
+    >>> torch.allclose(norms(directions), torch.ones(3))
+    True
+
+    Source: "unit vectors" in section 2 of arXiv 2504.00194. The reference implementation scales so that the norms of
+    the tensors sum to 1.
     """
     scale = norms(directions)
     divide(directions, torch.where(scale > 0, scale, 1))
 
 
 def divide(directions: list[Factors], scale: torch.Tensor) -> None:
-    """Divide every direction by its number in scale, [v] (or [seeds, v], as the factors), in place."""
+    """Divide every direction by its number in scale, in place.
+
+    >>> directions = [(torch.tensor([[8.0]]), torch.tensor([[[4.0]]]))]
+    >>> divide(directions, torch.tensor([4.0]))
+    >>> directions
+    [(tensor([[4.]]), tensor([[[2.]]]))]
+
+    Args:
+        directions: v of them.
+        scale: [v], or [seeds, v] where the factors have an axis of seeds too.
+    """
     for factors in directions:
         root = scale ** (1 / len(factors))
         for factor in factors:
@@ -107,8 +146,9 @@ def divide(directions: list[Factors], scale: torch.Tensor) -> None:
 
 
 def dense(directions: list[Factors], which: int) -> list[torch.Tensor]:
-    """One direction written out: a tensor [I1 ... IN] per parameter, for looking at it and moving along it.
+    """One direction written out: a tensor [I1 ... IN] per parameter.
 
+    >>> directions = draw([(5, 2), (5,)], [(1, 1), (1,)], 3, torch.Generator())
     >>> [part.shape for part in dense(directions, 0)]
     [torch.Size([5, 2]), torch.Size([5])]
     """
@@ -117,7 +157,7 @@ def dense(directions: list[Factors], which: int) -> list[torch.Tensor]:
 
 
 def _all_but_one(factors: Factors) -> tuple[int, torch.Tensor]:
-    """The core times every factor but one, [v, R of it, other axes]; left out is the axis where low rank saves most."""
+    """The core times all factors except one, [v, its R, other axes], and that one's axis: where low rank saves most."""
     core, *rest = factors
     axis = max(range(len(rest)), key=lambda n: rest[n].shape[2] / rest[n].shape[1])
     names = AXES[:len(rest)]

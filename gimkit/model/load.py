@@ -13,6 +13,7 @@ from gimkit.model import gguf
 
 BUNDLED = ("mini-gpt2", "mini-llama")
 KNOWN = (*BUNDLED, *gguf.PACKAGED)
+ON_LOAD = []  # functions that every loaded model goes through: gimkit.remote adds how its traces go to a server
 
 
 class _Unfilled(logging.Filter):
@@ -101,4 +102,6 @@ def load(name: str, *, remote: bool | str = False, **kwargs):
         if noisy:
             bars.enable_progress_bar()
     model._module.requires_grad_(False)  # attribution needs no gradients of weights
+    for prepare in ON_LOAD:
+        prepare(model)
     return model

@@ -137,7 +137,7 @@ def repair_explorer(scores, heads) -> ipywidgets.VBox:
         with seaborn.axes_style("whitegrid"):
             figure, (left, right) = pyplot.subplots(1, 2, figsize=(12, 4.2), layout="constrained")
         plots.ablation_effect(scores, ax=left, head=f"a{layer}.h{head}")
-        plots.head_answers(heads, f"a{layer}.h{head}", ax=right)
+        plots.head_compensation(heads, f"a{layer}.h{head}", ax=right)
         _show(figure)
 
     return _explorer(controls, draw)

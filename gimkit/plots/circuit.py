@@ -1,34 +1,40 @@
-"""Circuits as pictures: layers from bottom to top, heads side by side, a line per edge."""
+"""Circuits as pictures: layers from bottom to top, heads side by side, a line for each edge."""
 
 import textwrap
 
 import networkx
 import numpy
+from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.patches import FancyBboxPatch
 
+from gimkit.circuits import Circuit
 from gimkit.errors import GimkitError
 from gimkit.plots.style import BLUE, DARK, GREY, ORANGE, _axes
 
 MOST_EDGES = 1000  # more are neither read nor drawn in seconds
 BOX = (0.47, 0.66)  # width and height of a node, in columns and rows
-STAGGER = (0.0, 0.5, 0.25, 0.75)  # how far layers are moved aside, so that edges pass between the boxes above
+STAGGER = (0.0, 0.5, 0.25, 0.75)  # shifts of layers to the right, in columns, so that edges pass between boxes
 PORTS = {"q": -0.16, "k": 0.0, "v": 0.16, "": 0.0}  # where an edge enters its target's box
 
 
-def circuit_graph(circuit, roles=None, ax=None):
+def circuit_graph(circuit: Circuit, roles=None, ax: Axes | None = None) -> Axes:
     """The edges of a circuit, layer above layer; blue edges help the answer, orange ones hurt it.
 
     >>> ax = circuit_graph(gimkit.score_edges(model, task).top(60, absolute=True))
 
-    A head's edges enter its box at q, k or v and leave at its top; an MLP stands half a layer above the heads that it
-    may read. The stronger an edge's |score|, the thicker and the less faint, so that a few of 200 stand out. Edges are
-    sums over token positions: a node's place in its layer is its number, nothing else. With at most 12 layers and
-    heads a node has the same place in every circuit; else layers and heads that the circuit leaves out take no room.
+    A head's edges enter its box at q, k or v and leave at its top. An MLP is half a layer above the heads that it
+    reads. Edges with larger |score| are thicker and less transparent, so that a few of 200 stand out. Edges are sums
+    over token positions: a node's place in its layer is its number and no position. With at most 12 layers and heads
+    a node has the same place in every circuit; else layers and heads that are not in the circuit take no space.
 
-    circuit: `Circuit`; without scores all edges look alike. roles: mapping from a node to a text for its box, such as
-    `head_roles(model, task).set_index("node")["role"]`. ax: matplotlib axes, made when None. Returns the axes.
-    Raises GimkitError for more than 1000 edges.
+    Args:
+        circuit: a `Circuit`; without scores all edges look the same.
+        roles: mapping from a node to a text for its box, such as `head_roles(model, task).set_index("node")["role"]`.
+        ax: matplotlib axes; made when None.
+
+    Raises:
+        GimkitError: more than 1000 edges.
     """
     if len(circuit) > MOST_EDGES:
         raise GimkitError(f"a picture shows at most {MOST_EDGES} edges and the circuit has {len(circuit)}; cut a "
@@ -44,7 +50,7 @@ def circuit_graph(circuit, roles=None, ax=None):
         points[start], points[end] = _ends(source, target, places, rows)
         net.add_edge(start, end, score=score)
     most = max((abs(score) for *_, score in edges), default=1) or 1
-    for bend in (-1, 0, 1):  # straight to input and logits, else upwards, over the boxes beside
+    for bend in (-1, 0, 1):  # straight to input and logits; else bent upwards, over the boxes in between
         drawn = [(start, end, score) for start, end, score in net.edges.data("score")
                  if bend == numpy.sign(points[start][0] - points[end][0])]
         shares = [abs(score) / most for *_, score in drawn]
@@ -69,7 +75,7 @@ def circuit_graph(circuit, roles=None, ax=None):
 
 
 def _edges(circuit) -> list[tuple[str, str, float]]:
-    """Source, target and score, the strongest last, so that they are drawn on top."""
+    """(source, target, score) of each edge, the strongest last, so that they are drawn on top."""
     sources, targets = circuit.graph.sources, circuit.graph.targets
     found = [(sources[i], targets[j], 1.0 if circuit.scores is None else float(circuit.scores[i, j]))
              for i, j in circuit.keep.nonzero().tolist()]
@@ -77,7 +83,7 @@ def _edges(circuit) -> list[tuple[str, str, float]]:
 
 
 def _places(graph, used) -> tuple[dict, float, int]:
-    """The middle of each node's box in columns and rows, and how many of both there are."""
+    """The centre of each node's box in columns and rows, and the numbers of columns and rows."""
     small = max(graph.layers, graph.heads) <= 12
     at = {name: (int(name[1:].partition(".")[0]), int(name.partition(".h")[2] or graph.heads)) for name in used}
     layers = range(graph.layers) if small else sorted({layer for layer, _ in at.values()})
@@ -93,7 +99,7 @@ def _places(graph, used) -> tuple[dict, float, int]:
 
 
 def _ends(source: str, target: str, places: dict, rows: float):
-    """Where an edge's line starts and ends: at the input and the logits straight below or above its other end."""
+    """Where an edge's line starts and ends; at the input and the logits, right below or above its other end."""
     owner, _, which = target.partition("<")
     start = places.get(source, (None, 0.2 - BOX[1] / 2))
     end = places.get(owner, (None, rows - 0.2 + BOX[1] / 2))

@@ -1,34 +1,44 @@
-"""Circuits in parameter space as figures: matplotlib only, nothing trained here."""
+"""L3D's circuits in parameter space, as figures."""
 
 import numpy
+import pandas
 import seaborn
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from gimkit.l3d import Decomposition
 from gimkit.plots.style import BLUE, DARK, GREY, MARKERS, ORANGE, _axes, _plain, panels
 
 
-def reads(found, first: str, inputs_first: bool = True) -> numpy.ndarray:
-    """How much each subnetwork's first layer reads each input, [v, inputs]: norms, each row's largest 1.
+def reads(found: Decomposition, first: str, inputs_first: bool = True) -> numpy.ndarray:
+    """How much each subnetwork's first layer reads each input, [v, inputs]: norms, scaled so that a row's maximum is 1.
 
     >>> module, inputs = gimkit.l3d.toys.Linear2(5, 2, 5), torch.rand(40, 5)
     >>> reads(gimkit.l3d.decompose(module, inputs, n=5, epochs=1, progress=False), "W_in").shape
     (5, 5)
 
-    found: `Decomposition`. first: the name of the first layer's weight. inputs_first: whether that is [inputs, hidden],
-    as in the toys of two layers, or [hidden, inputs], as in `torch.nn.Linear`.
+    Args:
+        found: a decomposition.
+        first: the name of the first layer's weight.
+        inputs_first: whether that weight is [inputs, hidden], as in the toys of two layers, or [hidden, inputs], as in
+            `torch.nn.Linear`.
     """
     weights = torch.stack([found.subnetwork(which)[first] for which in range(len(found))])
     sizes = weights.norm(dim=2 if inputs_first else 1)
     return (sizes / sizes.max(1, keepdim=True).values.clamp(min=1e-12)).numpy()
 
 
-def reading_grid(table: numpy.ndarray, names, title: str, ax=None):
-    """Which inputs each subnetwork reads: a row per subnetwork, dark where it reads; in order of the input most read.
+def reading_grid(table: numpy.ndarray, names, title: str, ax: Axes | None = None) -> Axes:
+    """Which inputs each subnetwork reads: a row per subnetwork, dark where it reads, sorted by the input most read.
 
     >>> ax = reading_grid(numpy.eye(3), ["0", "1", "2"], "what W_in reads")
 
-    table: [v, inputs], of `reads`. names: of the rows, such as "2 (0.11)". ax: made when None. Returns the axes.
+    Args:
+        table: of `reads`, [v, inputs].
+        names: of the rows, such as "2 (0.11)".
+        title: of the axes.
+        ax: matplotlib axes; made when None.
     """
     ax = _axes(ax, 1.6 + 0.28 * table.shape[1], 1.2 + 0.3 * len(table))
     order = numpy.lexsort((-table.max(1), table.argmax(1)))
@@ -42,12 +52,15 @@ def reading_grid(table: numpy.ndarray, names, title: str, ax=None):
     return ax
 
 
-def encoder_plane(original: numpy.ndarray, found: numpy.ndarray, ax=None):
+def encoder_plane(original: numpy.ndarray, found: numpy.ndarray, ax: Axes | None = None) -> Axes:
     """The encoder's rows of a toy with two hidden units, and the strongest row of each subnetwork's encoder.
 
     >>> ax = encoder_plane(numpy.eye(2), -numpy.eye(2))
 
-    original: [features, 2]. found: [v, 2], scaled and signed to lie beside them. ax: made when None. Returns the axes.
+    Args:
+        original: the model's rows, [features, 2].
+        found: the subnetworks' rows, [v, 2], with scale and sign chosen to match them.
+        ax: matplotlib axes; made when None.
     """
     ax = _axes(ax, 4.2, 4.2)
     for which, (rows, colour, style, label) in enumerate(((original, GREY, "-", "the model's encoder"),
@@ -62,13 +75,18 @@ def encoder_plane(original: numpy.ndarray, found: numpy.ndarray, ax=None):
     return ax
 
 
-def sweep_lines(deltas, change: numpy.ndarray, own: int, control: numpy.ndarray | None = None, ax=None):
-    """Mean change of every output as the parameters move along a subnetwork; its own output is blue.
+def sweep_lines(deltas, change: numpy.ndarray, own: int, control: numpy.ndarray | None = None,
+                ax: Axes | None = None) -> Axes:
+    """The mean change of every output as the parameters move along a subnetwork; its own output is blue.
 
     >>> ax = sweep_lines(numpy.linspace(-1, 1, 5), numpy.ones((5, 3)), own=0)
 
-    deltas: [d]. change: [d, outputs]. own: the output that belongs to it. control: the same for a random direction of
-    equal norm, drawn dotted as the mean over outputs. ax: made when None. Returns the axes.
+    Args:
+        deltas: how far the parameters moved, [d].
+        change: mean |change| of each output, [d, outputs].
+        own: the number of the output that belongs to the subnetwork.
+        control: the same as `change` for a random direction of equal norm; its mean over outputs is a dotted line.
+        ax: matplotlib axes; made when None.
     """
     ax = _axes(ax, 4.2, 3.2)
     others = [i for i in range(change.shape[1]) if i != own]
@@ -82,12 +100,17 @@ def sweep_lines(deltas, change: numpy.ndarray, own: int, control: numpy.ndarray 
     return ax
 
 
-def change_scatter(value, change, relevant, ax=None, what: str = "the circuit's input"):
-    """How far each sample's output moves, over the value of the input that the circuit reads.
+def change_scatter(value, change, relevant, ax: Axes | None = None, what: str = "the circuit's input") -> Axes:
+    """How far each sample's output moves, against the value of the input that the circuit reads.
 
     >>> ax = change_scatter(numpy.arange(4), numpy.arange(4), numpy.arange(4) > 1)
 
-    value, change: [n]. relevant: [n], drawn blue. ax: made when None. Returns the axes.
+    Args:
+        value: of the input, [n].
+        change: |change| of the outputs, [n].
+        relevant: which samples are blue, [n].
+        ax: matplotlib axes; made when None.
+        what: the label of the x axis.
     """
     ax = _axes(ax, 4.2, 3.2)
     for where, colour, label in ((~relevant, GREY, "input not active"), (relevant, BLUE, "input active")):
@@ -98,12 +121,15 @@ def change_scatter(value, change, relevant, ax=None, what: str = "the circuit's 
     return ax
 
 
-def coefficient_scatter(guessed: numpy.ndarray, true: numpy.ndarray, r2: float, ax=None):
-    """The coefficients that subnetworks spell out against the true ones, a colour per subnetwork.
+def coefficient_scatter(guessed: numpy.ndarray, true: numpy.ndarray, r2: float, ax: Axes | None = None) -> Axes:
+    """The coefficients of subnetworks against the true ones, a colour per subnetwork.
 
     >>> ax = coefficient_scatter(numpy.eye(3), numpy.eye(3), r2=1.0)
 
-    guessed, true: [v, outputs]. ax: made when None. Returns the axes.
+    Args:
+        guessed, true: coefficients, [v, outputs].
+        r2: their squared correlation, for the title.
+        ax: matplotlib axes; made when None.
     """
     ax = _axes(ax, 4.2, 3.6)
     for which, colour in enumerate(seaborn.color_palette("husl", len(guessed))):
@@ -114,14 +140,16 @@ def coefficient_scatter(guessed: numpy.ndarray, true: numpy.ndarray, r2: float, 
     return ax
 
 
-def error_bars(frame, targets: dict, ax=None):
+def error_bars(frame: pandas.DataFrame, targets: dict, ax: Axes | None = None) -> Axes:
     """Errors of toys: a dot per seed, the mean with its 95% t interval, and the paper's number as a line.
 
     >>> frame = pandas.DataFrame({"group": "tms, paper", "seed": [0, 1], "error": [0.2, 0.22]})
     >>> ax = error_bars(frame, {"tms, paper": 0.19})
 
-    frame: columns group, seed, error. targets: the paper's number by group, where there is one. ax: made when None.
-    Returns the axes.
+    Args:
+        frame: columns group, seed, error.
+        targets: the paper's number by group, where there is one.
+        ax: matplotlib axes; made when None.
     """
     from scipy.stats import t  # slow to import
 
@@ -146,13 +174,15 @@ def error_bars(frame, targets: dict, ax=None):
     return ax
 
 
-def selection_dots(table, ax=None):
+def selection_dots(table: pandas.DataFrame, ax: Axes | None = None) -> Axes:
     """How well the best subnetwork selects each kind of sample on new samples, beside both controls.
 
     >>> table = pandas.DataFrame({"kind": ["ioi"], "auroc": [0.9], "untrained_auroc": [0.7], "shuffled_auroc": [0.5]})
     >>> ax = selection_dots(table)
 
-    table: of `attention_run` or `digits_run`. ax: made when None. Returns the axes.
+    Args:
+        table: columns kind, auroc, untrained_auroc and shuffled_auroc, as of `gimkit.l3d.language.attention_run`.
+        ax: matplotlib axes; made when None.
     """
     kinds = table["kind"].tolist()
     ax = _axes(ax, 6.0, 1.2 + 0.34 * len(kinds))
@@ -169,14 +199,19 @@ def selection_dots(table, ax=None):
     return ax
 
 
-def beside_gim(shares, scores, rhos, chosen: int, task: str) -> Figure:
+def beside_gim(shares: pandas.Series, scores: pandas.Series, rhos: list, chosen: int, task: str) -> Figure:
     """A subnetwork's share in each head against GIM's score of the head, and the correlations of all subnetworks.
 
     >>> heads = pandas.Series({"a3.h0": 0.7, "a3.h1": 0.3})
     >>> figure = beside_gim(heads, heads, [0.1, 0.9], chosen=1, task="ioi")
 
-    shares, scores: a number per head, pandas Series by head. rhos: correlation of every subnetwork. chosen: which one
-    was chosen for the task.
+    Args:
+        shares, scores: a number for each head, by its name.
+        rhos: the correlation of each subnetwork.
+        chosen: the number of the subnetwork that was chosen for the task.
+        task: the task's name.
+    Returns:
+        The figure.
     """
     figure, (left, right) = panels(2, 10, 3.8, width_ratios=(1.6, 1))
     blocks = [int(head[1:].partition(".")[0]) for head in shares.index]

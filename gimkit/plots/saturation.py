@@ -4,18 +4,20 @@ import numpy
 import pandas
 import seaborn
 from matplotlib import pyplot
+from matplotlib.axes import Axes
 
 from gimkit.errors import GimkitError
 from gimkit.plots.style import BLUE, DARK, GREY, ORANGE, _axes, _plain
 
 
-def rule_changes(frame, ax=None):
-    """A bar per set of rules: how far it moves the gradient away from the plain one.
+def rule_changes(frame: pandas.DataFrame, ax: Axes | None = None) -> Axes:
+    """A bar for each set of rules: how far it moves the gradient away from the plain one.
 
     >>> ax = rule_changes(pandas.DataFrame({"rules": ["norm", "norm + gate"], "change": [0.31, 0.42]}))
 
-    frame: columns rules (names) and change (|g_rules - g_plain| / |g_plain|), drawn from top to bottom in its order.
-    ax: matplotlib axes, made when None. Returns the axes.
+    Args:
+        frame: columns rules (names) and change (|g_rules - g_plain| / |g_plain|), drawn from top to bottom.
+        ax: matplotlib axes; made when None.
     """
     ax = _axes(ax, 5.5, 1.0 + 0.27 * len(frame))
     bars = ax.barh(range(len(frame)), frame["change"], color=BLUE, height=0.75)
@@ -32,18 +34,26 @@ LOWERED = {"first": [0], "second": [1], "both": [0, 1]}
 
 
 def saturation_effects(scores=(6, 6, 0, 0, 0), values=(10, 10, 0, 0, 0), temperature: float = 2.0) -> pandas.DataFrame:
-    """How far the output of one softmax row falls as its first two scores are lowered, in truth and by gradient.
+    """The fall of one softmax row's output as its first two scores are lowered: the true one, and by gradients.
 
     >>> effects = saturation_effects()
     >>> at_ablation = effects.query("share == 1 and lowered == 'both'")
     >>> at_ablation.set_index("by")["effect"].round(2).to_dict()
     {'truth': 1.16, 'sum of single': 0.07, 'gradient': 0.13, 'gradient, T = 2': 2.33}
 
-    The output is sum_k softmax(scores)_k values_k, in logits. A score is ablated by putting it at its row's mean;
-    share is how far it has gone there (0 intact, 1 ablated, up to 1.5). lowered: "first", "second" or "both".
-    by: "truth", "sum of single" (truth for the first plus truth for the second), or a gradient times the distance,
-    "gradient" at T = 1 and "gradient, T = ..." under the temperature rule, without a further 1/T.
-    Raises GimkitError unless scores and values have the same length, two or more.
+    The output is sum_k softmax(scores)_k values_k, in logits. A score is ablated by moving it to the mean of its row.
+
+    Args:
+        scores: of one attention row; the first two are lowered.
+        values: of the same positions, in logits.
+        temperature: of the softmax, under the temperature rule.
+    Returns:
+        Columns by, lowered, share, effect. share: how far a score has moved to the mean (0 intact, 1 ablated, up to
+        1.5). lowered: "first", "second" or "both". by: "truth", "sum of single" (truth for the first plus truth for
+        the second), or a gradient times the distance: "gradient" at T = 1, and "gradient, T = ..." under the
+        temperature rule, without a further 1/T.
+    Raises:
+        GimkitError: scores and values differ in length, or have fewer than two numbers.
     Source: the self-repair measurement of arXiv 2505.17630, on five numbers instead of a model.
     """
     a, c = numpy.asarray(scores, dtype=float), numpy.asarray(values, dtype=float)
@@ -74,13 +84,16 @@ def saturation_effects(scores=(6, 6, 0, 0, 0), values=(10, 10, 0, 0, 0), tempera
                           for (by, lowered), effect in rows.items()], ignore_index=True)
 
 
-def saturation(effects, axes=None):
-    """When gradients lie: the true effect of lowering two attention scores beside what gradients foretell.
+def saturation(effects: pandas.DataFrame, axes=None):
+    """When gradients lie: the true effect of lowering two attention scores, and the effect that gradients predict.
 
     >>> left, right = saturation(saturation_effects())
 
-    effects: the table of `saturation_effects`. Left, the output's fall on the way to ablation; right, at ablation.
-    axes: two matplotlib axes, made when None. Returns both.
+    Args:
+        effects: the table of `saturation_effects`.
+        axes: two matplotlib axes; made when None.
+    Returns:
+        Both axes. Left, the output's fall on the way to ablation; right, at ablation.
     """
     if axes is None:
         with seaborn.axes_style("whitegrid"):

@@ -1,20 +1,25 @@
 """Scores of heads and MLPs, and faithfulness of circuits, as figures."""
 
 import seaborn
+from matplotlib.axes import Axes
 
+from gimkit.circuits import NodeScores
 from gimkit.circuits.faithfulness import rank_correlation
 from gimkit.circuits.metric import UNITS
 from gimkit.plots.style import BLUE, DARK, DIVERGING, ORANGE, _axes, _name_points, _plain
 
 
-def node_grid(scores, ax=None):
-    """Heads and MLPs as a grid, a row per layer, the MLP in the last column; blue helps the answer, orange hurts.
+def node_grid(scores: NodeScores, ax: Axes | None = None) -> Axes:
+    """Heads and MLPs as a grid, a row for each layer, the MLP in the last column; blue helps the answer, orange hurts.
 
     >>> ax = node_grid(gimkit.score_nodes(model, task, method="gim"))
 
-    scores: `NodeScores`; the cells are means over examples, with numbers when the grid is at most 12 x 12.
-    The embedding ("input") has no layer and is left out, as are queries, keys and values. ax: matplotlib axes, made
-    when None. Returns the axes.
+    The cells are means over examples, with numbers when the grid is at most 12 x 12. The embedding ("input") has no
+    layer and is left out, and so are queries, keys and values.
+
+    Args:
+        scores: of the heads and MLPs of one model.
+        ax: matplotlib axes; made when None.
     """
     table = scores.frame().query("kind in ('head', 'mlp')").copy()
     heads = int(table["head"].max()) + 1
@@ -34,16 +39,19 @@ def node_grid(scores, ax=None):
     return ax
 
 
-def method_scatter(scores, exact, ax=None):
+def method_scatter(scores: NodeScores, exact: NodeScores, ax: Axes | None = None) -> Axes:
     """A method's node scores against exact patching; on the dashed diagonal both agree.
 
     >>> ax = method_scatter(nodes, gimkit.score_nodes(model, task, method="exact"))
 
-    scores, exact: `NodeScores` of the same nodes and examples. The nodes that exact patching finds most important are
-    named, as far as names find room. The title holds Spearman's rank correlation with its bootstrap interval
-    (`gimkit.circuits.rank_correlation`).
-    ax: matplotlib axes, made when None. Returns the axes.
-    Raises GimkitError when nodes or examples differ.
+    The nodes with the largest |score| by exact patching are named where there is room. The title has Spearman's rank
+    correlation with its bootstrap interval (`gimkit.circuits.rank_correlation`).
+
+    Args:
+        scores, exact: of the same nodes and examples.
+        ax: matplotlib axes; made when None.
+    Raises:
+        GimkitError: nodes or examples differ.
     """
     rho = rank_correlation(scores, exact)
     table = exact.frame().assign(method_score=scores.scores.tolist()).query("kind in ('head', 'mlp')")
@@ -64,13 +72,17 @@ def method_scatter(scores, exact, ax=None):
     return ax
 
 
-def faithfulness_curves(curves, ax=None):
-    """How much of the model's behaviour circuits of growing size keep, a line per curve; 1 is the whole model.
+def faithfulness_curves(curves: list, ax: Axes | None = None) -> Axes:
+    """How much of the model's behaviour circuits of growing size keep, a line for each curve; 1 is the whole model.
 
     >>> ax = faithfulness_curves([curve, gimkit.faithfulness(model, task[:16], edges, absolute=False)])
 
-    curves: list of `Curve`; dashed where circuits were cut by |score|, a colour per method. The x axis is the requested
-    share of all edges. ax: matplotlib axes, made when None. Returns the axes.
+    The x axis is the requested share of all edges. Each method has a colour; lines are dashed where circuits were cut
+    by |score|.
+
+    Args:
+        curves: `Curve`s of `gimkit.faithfulness`.
+        ax: matplotlib axes; made when None.
     """
     ax = _axes(ax, 6.5, 4.0)
     colours = dict(zip(dict.fromkeys(curve.method for curve in curves), seaborn.color_palette("colorblind", 10)))

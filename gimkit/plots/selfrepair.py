@@ -1,18 +1,24 @@
-"""Self-repair as figures: matplotlib axes, nothing computed here."""
+"""Self-repair as figures."""
 
 import numpy
+from matplotlib.axes import Axes
 
 from gimkit.plots.style import BLUE, DARK, GREY, ORANGE, _axes, _name_points, _plain
+from gimkit.selfrepair import HeadRepair, SelfRepair
 
 
-def ablation_effect(repair, ax=None, head: str | None = None):
-    """A dot per attention row: the joint effect of two scores against the sum of their single effects.
+def ablation_effect(repair: SelfRepair, ax: Axes | None = None, head: str | None = None) -> Axes:
+    """A dot for each attention row: the joint effect of two scores against the sum of their single effects.
 
     >>> ax = ablation_effect(gimkit.self_repair(model, task[:8]))
 
-    repair: `SelfRepair`. Above the dashed diagonal the two scores stand in for each other; rows whose interaction is
-    above its 95% quantile have the second colour. head: a name such as "a4.h2": only its rows have colours, the others
-    are grey. ax: matplotlib axes, made when None. Returns the axes.
+    Above the dashed diagonal the two scores compensate for each other. Rows whose interaction is above its 95% quantile
+    have the second colour.
+
+    Args:
+        repair: of `gimkit.self_repair`.
+        ax: matplotlib axes; made when None.
+        head: a name such as "a4.h2"; only its rows have colours then, the others are grey.
     Source: the figure "ablation_effect" of arXiv 2505.17630.
     """
     frame = repair.frame()
@@ -20,12 +26,14 @@ def ablation_effect(repair, ax=None, head: str | None = None):
                         "sum of individual ablation effects", "joint ablation effect", head)
 
 
-def grad_vs_tsg(repair, ax=None):
-    """A dot per attention row: the gradient sum of its two scores at softmax temperature 2 against the plain one.
+def grad_vs_tsg(repair: SelfRepair, ax: Axes | None = None) -> Axes:
+    """A dot for each attention row: the gradient, summed over its two scores, at softmax temperature 2 and plain.
 
     >>> ax = grad_vs_tsg(gimkit.self_repair(model, task[:8]))
 
-    repair: `SelfRepair`; colours as in `ablation_effect`. ax: matplotlib axes, made when None. Returns the axes.
+    Args:
+        repair: of `gimkit.self_repair`; colours are as in `ablation_effect`.
+        ax: matplotlib axes; made when None.
     Source: the figure "grad_vs_tsg" of arXiv 2505.17630.
     """
     frame = repair.frame()
@@ -34,6 +42,7 @@ def grad_vs_tsg(repair, ax=None):
 
 
 def _two_colours(frame, x, y, repair, ax, xlabel: str, ylabel: str, head: str | None = None):
+    """The scatter of both figures: a dot for each row, the diagonal, the rows of largest interaction in orange."""
     ax = _axes(ax, 4.8, 4.4)
     flagged = frame["flagged"].to_numpy(dtype=bool)
     shown = numpy.ones(len(frame), dtype=bool)
@@ -56,16 +65,19 @@ def _two_colours(frame, x, y, repair, ax, xlabel: str, ylabel: str, head: str | 
     return ax
 
 
-def direct_against_total(repair, ax=None):
+def direct_against_total(repair: HeadRepair, ax: Axes | None = None) -> Axes:
     """The total against the direct effect of ablating each head, as measured and with the final norm frozen.
 
     >>> ax = direct_against_total(gimkit.selfrepair.head_repair(model, task[:8]))
 
-    repair: `HeadRepair`; means over examples in logits, bars are 95% bootstrap intervals over examples of
-    direct - total. On the dashed diagonal nobody answers; for positive effects, below it the rest of the model makes up
-    for the head, above it the head also acts through later parts. The grey ring is the total effect with the final
-    norm's denominator of the clean run: from ring to dot is that norm's share. ax: matplotlib axes, made when None.
-    Returns the axes.
+    Values are means over examples in logits; bars are 95% bootstrap intervals over examples of direct - total. On the
+    dashed diagonal no part compensates. For positive effects, below the diagonal the rest of the model compensates for
+    the head; above it the head also acts through later parts. The grey ring is the total effect with the final norm's
+    denominator of the clean run: the distance from ring to dot is the share of that norm.
+
+    Args:
+        repair: of `gimkit.selfrepair.head_repair`.
+        ax: matplotlib axes; made when None.
     """
     frame = repair.frame()
     ax = _axes(ax, 5.4, 4.6)
@@ -87,28 +99,33 @@ def direct_against_total(repair, ax=None):
     return ax
 
 
-def head_answers(repair, head: str, ax=None, most: int = 8):
-    """A bar per part: by how much it makes up for one ablated head.
+def head_compensation(repair: HeadRepair, head: str, ax: Axes | None = None, most: int = 8) -> Axes:
+    """A bar for each part: how much it compensates for one ablated head.
 
-    >>> ax = head_answers(gimkit.selfrepair.head_repair(model, task[:8]), "a4.h2")
+    >>> ax = head_compensation(gimkit.selfrepair.head_repair(model, task[:8]), "a4.h2")
 
-    repair: `HeadRepair`. head: the ablated head's name. The `most` largest answers in logits, largest first, the others
-    together; all bars sum to direct - total. ax: matplotlib axes, made when None. Returns the axes.
+    The largest compensations come first, and the others are one bar; all bars sum to direct - total.
+
+    Args:
+        repair: of `gimkit.selfrepair.head_repair`.
+        head: the ablated head's name.
+        ax: matplotlib axes; made when None.
+        most: how many parts have a bar of their own.
     """
-    answers = repair.answer_frame().query("ablated == @head").set_index("part")["answer"]
-    answers = answers[answers.abs().sort_values(ascending=False).index]
-    if len(answers) > most:
-        named, others = answers[:most], answers[most:]
-        answers = named.copy()
-        answers[f"{len(others)} others"] = others.sum()
-    ax = _axes(ax, 5.0, 1.0 + 0.3 * len(answers))
-    colours = [BLUE if value > 0 else ORANGE for value in answers]
-    bars = ax.barh(range(len(answers)), answers, color=colours, height=0.75)
+    values = repair.compensation_frame().query("ablated == @head").set_index("part")["compensation"]
+    values = values[values.abs().sort_values(ascending=False).index]
+    if len(values) > most:
+        named, others = values[:most], values[most:]
+        values = named.copy()
+        values[f"{len(others)} others"] = others.sum()
+    ax = _axes(ax, 5.0, 1.0 + 0.3 * len(values))
+    colours = [BLUE if value > 0 else ORANGE for value in values]
+    bars = ax.barh(range(len(values)), values, color=colours, height=0.75)
     ax.bar_label(bars, fmt="%+.2f", padding=3, fontsize=8)
-    ax.set_yticks(range(len(answers)), [_plain(part) for part in answers.index])
+    ax.set_yticks(range(len(values)), [_plain(part) for part in values.index])
     ax.invert_yaxis()
     ax.axvline(0, color=DARK, linewidth=0.8)
     ax.margins(x=0.2)
     ax.grid(False, axis="y")
-    ax.set(xlabel="answer (logits)", ylabel="", title=_plain(f"Who answers for {head} on {repair.task}"))
+    ax.set(xlabel="compensation (logits)", ylabel="", title=_plain(f"What compensates for {head} on {repair.task}"))
     return ax

@@ -22,6 +22,11 @@ def panels(n: int, width: float, height: float, **options):
     """A figure with n axes side by side, in the kit's style.
 
     >>> figure, (left, right) = panels(2, 10, 4)
+
+    Args:
+        n: axes.
+        width, height: of the figure, in inches.
+        options: as in `matplotlib.figure.Figure.subplots`.
     """
     figure = Figure(figsize=(width, height), layout="constrained")
     with seaborn.axes_style("whitegrid"):
@@ -29,7 +34,7 @@ def panels(n: int, width: float, height: float, **options):
 
 
 def _axes(ax, width: float, height: float):
-    """The axes given, or new ones in the house style."""
+    """The given axes, or new ones in the kit's style."""
     if ax is not None:
         return ax
     with seaborn.axes_style("whitegrid"):
@@ -37,13 +42,13 @@ def _axes(ax, width: float, height: float):
 
 
 def _plain(text) -> str:
-    """A text that matplotlib draws as it is: no mathematics between dollar signs, blanks and line ends visible."""
+    """A text for matplotlib without mathematics between dollar signs, and with visible blanks and line ends."""
     text = str(text).replace("$", r"\$")
     return text.replace("\n", "⏎") if text.strip(" ") else "␣" * max(1, len(text))
 
 
 def _name_points(ax, named, points) -> None:
-    """Write names beside points, the first ones first, where no name, point or piece of the diagonal is in the way."""
+    """Write names next to points, in their order, where no other name, point or piece of the diagonal is in the way."""
     ax.figure.draw_without_rendering()  # fixes the limits, so that distances in pixels are known
     diagonal = numpy.linspace(*ax.get_xlim(), 200)[:, None].repeat(2, 1)
     taken = [Bbox.from_extents(x - size, y - size, x + size, y + size) for places, size in ((points, 5), (diagonal, 1))
@@ -68,7 +73,7 @@ plotted numbers are in data/.
 
 
 def save(fig, path, frame, alt: str, **about: str) -> Path:
-    """Write a figure as png and svg, its numbers to data/ as csv, its caption to CAPTIONS.md; reruns give equal bytes.
+    """Write a figure as png and svg, its numbers as csv in data/, its caption to CAPTIONS.md; reruns give equal bytes.
 
     >>> save(gimkit.plots.node_grid(nodes).figure, "figures/ioi-nodes", nodes.frame(), "Grid: a4.h2 matters most.")
     PosixPath('figures/ioi-nodes.png')
@@ -77,7 +82,7 @@ def save(fig, path, frame, alt: str, **about: str) -> Path:
         fig: matplotlib figure.
         path: of the files, without ending; folders are made.
         frame: the plotted numbers, a pandas table.
-        alt: what a reader who cannot see the figure should know.
+        alt: the figure in words, for readers who cannot see it.
         about: further lines of the caption, such as Differs="..."; an underscore in a name becomes a space.
 
     Returns:
@@ -94,12 +99,12 @@ def save(fig, path, frame, alt: str, **about: str) -> Path:
 
 
 def _write_caption(path: Path, lines: dict[str, str]) -> None:
-    """Put one figure's section into CAPTIONS.md, in alphabetical order; the other sections stay."""
+    """Write one figure's section of CAPTIONS.md; sections are in alphabetical order, and the others stay."""
     file, sections = path.parent / "CAPTIONS.md", {}
     if file.is_file():
         for section in file.read_text(encoding="utf-8").split("\n## ")[1:]:
             sections[section.partition("\n")[0]] = section.strip()
-    said = "\n".join(f"- **{name}:** {text}" for name, text in lines.items())
-    sections[path.name] = f"{path.name}\n\n![{path.name}]({path.name}.png)\n\n{said}"
+    listed = "\n".join(f"- **{name}:** {text}" for name, text in lines.items())
+    sections[path.name] = f"{path.name}\n\n![{path.name}]({path.name}.png)\n\n{listed}"
     text = CAPTIONS + "".join(f"\n## {sections[name]}\n" for name in sorted(sections))
     write_text(file, text)

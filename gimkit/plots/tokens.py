@@ -1,18 +1,21 @@
 """Token scores as figures."""
 
 import torch
+from matplotlib.axes import Axes
 
 from gimkit.circuits.metric import UNITS
 from gimkit.plots.style import BLUE, DARK, ORANGE, _axes, _plain
+from gimkit.tokens import TokenScores
 
 
-def token_bars(scores, ax=None):
-    """A bar per token, blue for the target and orange against it.
+def token_bars(scores: TokenScores, ax: Axes | None = None) -> Axes:
+    """A bar for each token, blue for the target and orange against it.
 
     >>> ax = token_bars(gimkit.attribute(model, "Mary drove to the farm with John. John lent a map to", "Mary"))
 
-    scores: `TokenScores`, [seq] in units of their metric; a token that comes twice has two bars. ax: matplotlib axes,
-    made when None. Returns the axes.
+    Args:
+        scores: of `gimkit.attribute`; a token that comes twice has two bars.
+        ax: matplotlib axes; made when None.
     """
     ax = _axes(ax, min(24.0, max(4.0, 1.2 + 0.42 * len(scores.tokens))), 3.2)
     values = torch.as_tensor(scores.scores).double().numpy()

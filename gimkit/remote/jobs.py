@@ -11,6 +11,7 @@ from gimkit.remote.server import Server
 from gimkit.remote.trace import JOB
 
 SHORTEST, LONGEST = 0.1, 5.0  # seconds between two looks at a request
+UNKNOWN = 300.0  # seconds until a server that has no word of a request never will
 
 
 class Job:
@@ -60,13 +61,17 @@ class Job:
         if turn == len(self.ids):
             server.submit(tracer)
             self.ids.append(server.job_id)
-        server.job_id, pause = self.ids[turn], SHORTEST
+            self.status = server.status.value
+        server.job_id, server.status, pause, start = self.ids[turn], None, SHORTEST, time.monotonic()
         self._sent.set()
         while True:
             found = server.poll(tracer)
             self.status = server.status.value if server.status else self.status
             if found is not None:
                 return found
+            if server.status is None and time.monotonic() - start > UNKNOWN:
+                raise GimkitError(f"the server knows nothing of {server.job_id}: it restarted, or results are not kept "
+                                  "that long; submit the job again")
             time.sleep(pause)
             pause = min(2 * pause, LONGEST)
 

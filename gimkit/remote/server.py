@@ -125,8 +125,31 @@ class Server(RemoteBackend):
         super()._push(result, tracer)
 
 
-def server_of(model, remote: bool | str) -> Server:
-    """The server for a model: the configured one (True), or the one at an address.
+class Sender:
+    """The backend of a loaded model's own `trace(remote=...)`: a `Server`, where nnsight would execute what comes back.
+
+    It stays at home: a server gets an empty text in its place.
+    """
+
+    def __init__(self, model):
+        self.model = model
+
+    def __call__(self, remote, blocking=True, job_id=None, verbose=False):
+        if remote == "local":
+            return type(self.model)._remote_backend(self.model, remote, blocking, job_id, verbose)
+        return server_of(self.model, remote, blocking=blocking, job_id=job_id, verbose=verbose)
+
+    def __reduce__(self):
+        return str, ()
+
+
+def send_safely(model) -> None:
+    """Let the traces that a user opens on a model, or on an edited copy, go to a server by way of `Server`."""
+    model._remote_backend = Sender(model)
+
+
+def server_of(model, remote: bool | str, **options) -> Server:
+    """The server for a model: the configured one (True), or the one at an address. options: nnsight's.
 
     Raises GimkitError for a model that no server can know, where the hub cannot be asked for its name, and for what is
     no address.
@@ -142,7 +165,7 @@ def server_of(model, remote: bool | str) -> Server:
         raise GimkitError(f"the hub has no answer for {name!r}: servers host models by their hub id, so bundled models "
                           "and folders run there only by remote='local'; else check the name and the network"
                           ) from None
-    return Server(key, host=host, env=model._remoteable_get_env())
+    return Server(key, host=host, env=model._remoteable_get_env(), **options)
 
 
 def address_of(host: str) -> str:

@@ -12,7 +12,8 @@ import torch
 from gimkit import interventions
 from gimkit.errors import GimkitError
 from gimkit.interventions.token_scores import on_cpu
-from gimkit.remote.server import server_of
+from gimkit.model.load import ON_LOAD
+from gimkit.remote.server import send_safely, server_of
 from gimkit.remote.transport import NONSENSE
 
 JOB = ContextVar("job", default=None)  # the job whose thread this is
@@ -24,9 +25,14 @@ SHIPPED = ("gimkit.errors", *(f"{interventions.__name__}.{found.name}" for found
 
 
 def register() -> None:
-    """Tell nnsight to send gimkit's traced functions by value, so that a server needs no gimkit."""
+    """Tell nnsight to send gimkit's traced functions by value, so that a server needs no gimkit.
+
+    And let the models that `gimkit.load` returns read what a server answers without executing it.
+    """
     for name in SHIPPED:
         nnsight.register(name)
+    if send_safely not in ON_LOAD:
+        ON_LOAD.append(send_safely)
 
 
 def in_trace(model, ids: torch.Tensor, body, *arguments, remote=False, gradients=True):

@@ -1,4 +1,4 @@
-"""Self-repair: what is left of an effect when other attention scores, or later heads, answer for an ablated one."""
+"""Self-repair: what is left of an effect when other attention scores, or later heads, compensate for an ablated one."""
 
 from gimkit.selfrepair.attention import SelfRepair, self_repair
 from gimkit.selfrepair.heads import HeadRepair, head_repair

@@ -1,4 +1,4 @@
-"""Attention that repairs itself: ablate the two scores that contribute most to a row, one at a time and together."""
+"""Self-repair of attention: ablate the two scores that contribute most to a row, one at a time and together."""
 
 from dataclasses import dataclass
 
@@ -30,9 +30,12 @@ class SelfRepair(Result):
     >>> repair.frame().columns.tolist()[:6]
     ['example', 'layer', 'head', 'query', 'i', 'j']
 
-    name: of the task, or "prompts". threshold: in units of a head's squared output. rows: one line for each kept row
-    (see `self_repair`). skipped: number of rows with fewer than two such contributions. largest_second: the largest
-    second contribution of any row.
+    Attributes:
+        name: of the task, or "prompts".
+        threshold: in units of a head's squared output.
+        rows: one line for each kept attention row (see `self_repair`).
+        skipped: how many rows have fewer than two such contributions.
+        largest_second: the largest second contribution of any row.
     """
 
     name: str
@@ -79,22 +82,36 @@ def self_repair(model, prompts, *, threshold: float = 1.0, batch_size: int = 32,
     ['example', 'layer', 'head', 'query', 'i', 'j', 'contribution_i', 'contribution_j', 'd1', 'd2', 'd12', 'gradient',
      'tsg', 'interaction', 'flagged']
 
-    A row is one head's query in one prompt, with scores a (after scaling, softcap and mask), weights s = softmax(a),
-    output z and o = z . z = sum_k s_k c_k, where c_k = z . v_k is what position k is worth. i and j are the positions
-    with the two largest contributions s_k c_k. Ablating puts a score at the mean of the row's unmasked scores and takes
-    softmax again. d1, d2, d12: what o loses with i, j, both ablated, in units of o (a head's squared output).
-    interaction: (d12 - d1 - d2) / d12, and 0 where d12 is 0. gradient: the sum over i and j of s_k (c_k - o), the slope
-    of o where z in c_k is a constant; tsg: the same with softmax(a / 2) in both places, GIM's rule.
+    A row is one head's query in one prompt. It has scores a (after scaling, softcap and mask), weights s = softmax(a),
+    output z, and o = z . z = sum_k s_k c_k with c_k = z . v_k. Positions i and j have the two largest contributions
+    s_k c_k. Ablating sets a score to the mean of the row's unmasked scores and takes the softmax again. The columns:
 
-    model: an unedited nnsight model. prompts: a `gimkit.tasks.Task` (its clean prompts), a prompt as in
-    `gimkit.attribute`, or a list of them. threshold: kept are rows with two contributions above it, 1 in the paper.
-    batch_size: prompts per forward; it does not change the result. remote: as in `gimkit.attribute`.
-    No row above the threshold is no error: the result says so and its table is empty.
-    Raises GimkitError for a prompt of a single token or longer than the model's context, an edited model, attention
-    that cannot be recomputed exactly.
-    Source: arXiv 2505.17630, the self-repair analysis as its code does it. Attention is recomputed from queries, keys
-    and mask as they reach the kernel, in float64, so that it works with sdpa as with eager attention.
-    Differences: real biases and softcaps are the model's own (the authors run TransformerLens with folded weights).
+    - d1, d2, d12: the loss of o with i, j, or both ablated, in units of o (a head's squared output). A loss can exceed
+      o, since o can become negative.
+    - interaction: (d12 - d1 - d2) / d12, and 0 where d12 is 0.
+    - gradient: the sum over i and j of s_k (c_k - o), the slope of o with the z in c_k held constant.
+    - tsg: the same with softmax(a / 2) in both places, GIM's rule.
+
+    Where no row is above the threshold the table is empty and the result's text says so.
+
+    Args:
+        model: an unedited nnsight model.
+        prompts: a `gimkit.tasks.Task` (its clean prompts), a prompt as in `gimkit.attribute`, or a list of them.
+        threshold: rows with two contributions above it are kept; 1 in the paper.
+        batch_size: prompts a forward pass; it does not change the result.
+        remote: as in `gimkit.attribute`.
+
+    Returns:
+        A `SelfRepair`.
+
+    Raises:
+        GimkitError: a prompt of a single token or longer than the model's context, an edited model, attention that
+            cannot be recomputed exactly.
+
+    Source:
+        arXiv 2505.17630, the self-repair analysis as its code does it. Attention is recomputed from queries, keys and
+        mask as they reach the kernel, in float64, so that it works with sdpa as with eager attention. Difference: real
+        biases and softcaps are the model's own (the authors run TransformerLens with folded weights).
     """
     batch_size = check_whole("batch_size", batch_size)
     if not check_number("threshold", threshold) >= 0:

@@ -1,4 +1,4 @@
-"""Heads that answer for one another: ablate a head, and see what the rest of the model makes up for."""
+"""Heads that compensate for one another: ablate a head, and measure what the rest of the model makes up for."""
 
 from dataclasses import dataclass
 
@@ -21,25 +21,32 @@ EFFECTS = ("direct", "direct_live", "total", "total_frozen")
 
 @dataclass(frozen=True, eq=False)
 class HeadRepair(Result):
-    """What ablating each head costs directly and in all, and which parts answer; in logits.
+    """The direct and the total effect of ablating each head, and which parts compensate; in logits.
 
     >>> repair = gimkit.selfrepair.head_repair(model, task[:8])
-    >>> repair.effects.shape, repair.answers.shape               # 20 heads; those, 5 MLPs and the final norm may answer
+    >>> repair.effects.shape, repair.compensation.shape          # parts: 20 heads, 5 MLPs, the final norm, the rest
     (torch.Size([8, 20, 4]), torch.Size([8, 20, 27]))
 
-    heads: names of the ablated heads. effects: [n, heads, 4], in the order of EFFECTS (see `head_repair`).
-    parts: names of the parts that may answer. answers: [n, heads, parts], positive where a part makes up for the loss.
+    Attributes:
+        task: the task's name.
+        heads: names of the ablated heads.
+        effects: [n, heads, 4] logits, in the order of EFFECTS (see `head_repair`).
+        parts: names of the parts that may compensate.
+        compensation: [n, heads, parts] logits, positive where a part makes up for the loss.
     """
 
     task: str
     heads: tuple[str, ...]
     effects: torch.Tensor
     parts: tuple[str, ...]
-    answers: torch.Tensor
+    compensation: torch.Tensor
 
     def frame(self) -> pandas.DataFrame:
-        """Tidy table, a line per ablated head: means over examples of the effects, of repaired = direct - total with a
-        95% bootstrap interval over examples, and of by_norm, the final norm's share of it (total_frozen - total)."""
+        """Tidy table with a row per ablated head.
+
+        Columns: means over examples of the effects; repaired = direct - total with its 95% bootstrap interval over
+        examples (low, high); by_norm = total_frozen - total, the final norm's share of it.
+        """
         rows = []
         for i, head in enumerate(self.heads):
             effects = self.effects[:, i].double()
@@ -51,16 +58,16 @@ class HeadRepair(Result):
         return pandas.DataFrame(rows, columns=["task", "ablated", "layer", "head", *EFFECTS, "repaired", "low", "high",
                                                "by_norm"])
 
-    def answer_frame(self) -> pandas.DataFrame:
-        """Tidy table, a line per ablated head and part behind it: the part's mean answer. They sum to `repaired`."""
-        means, rows = self.answers.double().mean(0), []
+    def compensation_frame(self) -> pandas.DataFrame:
+        """Tidy table with a row per ablated head and later part: the mean compensation. They sum to `repaired`."""
+        means, rows = self.compensation.double().mean(0), []
         for i, head in enumerate(self.heads):
             layer, _ = places_of(head)
-            for part, answer in zip(self.parts, means[i].tolist()):
+            for part, mean in zip(self.parts, means[i].tolist()):
                 kind = kind_of(part)
-                if kind in ("norm", "rest") or places_of(part)[0] > layer or (kind == "mlp" and answer != 0):
-                    rows.append((self.task, head, part, kind, answer))
-        return pandas.DataFrame(rows, columns=["task", "ablated", "part", "kind", "answer"])
+                if kind in ("norm", "rest") or places_of(part)[0] > layer or (kind == "mlp" and mean != 0):
+                    rows.append((self.task, head, part, kind, mean))
+        return pandas.DataFrame(rows, columns=["task", "ablated", "part", "kind", "compensation"])
 
     def plot(self, ax=None):
         """Draw the total against the direct effect of each head; returns the matplotlib axes."""
@@ -81,32 +88,44 @@ def places_of(name: str) -> tuple[int, int]:
 
 
 def head_repair(model, task, *, batch_size: int = 32, remote: bool | str = False) -> HeadRepair:
-    """Ablate each head, compare its direct with its total effect, and see who answers for it.
+    """Ablate each head, and compare its direct with its total effect.
 
     >>> repair = gimkit.selfrepair.head_repair(model, gimkit.tasks.ioi(model, n=32))
-    >>> repair.effects.shape, repair.answers.shape       # 5 layers of 4 heads; 20 heads, 5 MLPs, final norm, the rest
+    >>> repair.effects.shape, repair.compensation.shape  # 5 layers of 4 heads; 20 heads, 5 MLPs, final norm, the rest
     (torch.Size([32, 20, 4]), torch.Size([32, 20, 27]))
 
     A head is ablated by resampling: its output, at all positions, becomes that of the corrupt run. Its effects on the
-    task's metric (logits; positive where ablating hurts):
-    total: what the metric loses when the model runs on with the ablated head (`score_nodes(method="exact")`).
-    direct: what it loses if no other part notices: the change of the head's output at the last position, read by the
-    final norm with the clean run's denominator and by the unembedding (direct logit attribution, to first order of the
-    metric: exact for single answers without a final softcap).
-    direct_live: the same with the final norm's own denominator, recomputed without the head's contribution.
-    total_frozen: the total effect with the clean run's denominator in the final norm.
-    repaired = direct - total is self-repair where it has the sign of direct; where a head acts through later parts it
-    is negative. It is the sum of the answers: of each later head and MLP, by how much its direct contribution is larger
-    when the head is ablated; "final norm", total_frozen - total, the change of its denominator; "norm after attention"
-    (Gemma-2 and 3, OLMo-2 only), the same there; "rest", the metric's curvature, 0 where direct is exact.
+    task's metric, in logits, positive where ablating hurts:
 
-    model: an unedited nnsight model. task: a `gimkit.tasks.Task` of n prompt pairs. batch_size: prompt pairs per
-    forward; it does not change the result. remote: as in `gimkit.attribute`.
-    Raises GimkitError for an architecture whose edges are not covered, an edited model, an empty task, answers
-    of several tokens, NaN.
-    Source: McGrath et al. 2023 (the Hydra effect, arXiv 2307.15771) and Rushing and Nanda 2024 (arXiv 2402.15390), who
-    separate the final norm's share; Wang et al. 2022 (arXiv 2211.00593) for heads that answer. Difference: they ablate
-    on the training distribution or in layers, here each head is resampled from the pair's corrupt prompt, everywhere.
+    - total: the loss of the metric when the model runs on with the ablated head (`score_nodes(method="exact")`).
+    - direct: the loss if no other part changes. The change of the head's output at the last position goes through the
+      final norm, with the clean run's denominator, and the unembedding (direct logit attribution, to first order of
+      the metric: exact for single answers without a final softcap).
+    - direct_live: the same with the final norm's denominator recomputed without the head's contribution.
+    - total_frozen: the total effect with the clean run's denominator in the final norm.
+
+    repaired = direct - total is self-repair where it has the sign of direct. Where a head acts through later parts it
+    is negative. It is the sum of the compensations. For a later head or MLP: by how much its direct contribution is
+    larger when the head is ablated. "final norm": total_frozen - total, the change of its denominator. "norm after
+    attention" (Gemma-2 and 3, OLMo-2 only): the same there. "rest": the metric's curvature, 0 where direct is exact.
+
+    Args:
+        model: an unedited nnsight model whose edges are covered.
+        task: a `gimkit.tasks.Task` of n prompt pairs with answers of one token.
+        batch_size: prompt pairs a forward pass; it does not change the result.
+        remote: as in `gimkit.attribute`.
+
+    Returns:
+        A `HeadRepair`.
+
+    Raises:
+        GimkitError: an architecture whose edges are not covered, an edited model, an empty task, answers of several
+            tokens, NaN.
+
+    Source:
+        McGrath et al. 2023 (the Hydra effect, arXiv 2307.15771) and Rushing and Nanda 2024 (arXiv 2402.15390), who
+        separate the final norm's share; Wang et al. 2022 (arXiv 2211.00593) for backup heads. Difference: they ablate
+        over the training distribution; here each head is resampled from the pair's corrupt prompt, at all positions.
     """
     check_task(model, task)
     check_one_token(task, "head_repair")
@@ -131,11 +150,11 @@ def head_repair(model, task, *, batch_size: int = 32, remote: bool | str = False
     effects, gains = (torch.cat(group).float() for group in zip(*found))
     require_finite(effects, "the heads' effects")
     return HeadRepair(task.name, tuple(f"a{layer}.h{head}" for layer, head in places), effects,
-                      *_answers(effects, gains, places, layers[0][1] is not None))
+                      *_compensation(effects, gains, places, layers[0][1] is not None))
 
 
-def _answers(effects: torch.Tensor, gains: torch.Tensor, places: list, norm_after: bool):
-    """Names of the parts, and their answers [n, heads, parts], out of gains [n, heads, layers, heads + 1]."""
+def _compensation(effects: torch.Tensor, gains: torch.Tensor, places: list, norm_after: bool):
+    """Names of the parts, and their compensation [n, heads, parts], from gains [n, heads, layers, heads + 1]."""
     direct, _, total, total_frozen = effects.unbind(-1)
     heads = gains.shape[-1] - 1
     own = torch.stack([gains[:, i, layer, :heads].sum(-1) for i, (layer, _) in enumerate(places)], 1)

@@ -1,4 +1,4 @@
-"""Prompt pairs with answers: each task gives clean and corrupt prompts of equal token length."""
+"""Tasks: clean and corrupt prompts of equal token length, with right and wrong answers."""
 
 from gimkit.tasks.facts import agreement, capital, greater_than, hypernymy, induction, pronoun
 from gimkit.tasks.measure import Card, card

@@ -1,4 +1,4 @@
-"""What a model makes of a task: the metric of its clean prompts, and a data card."""
+"""How well a model solves a task: the metric of the clean prompts, and a data card."""
 
 import warnings
 from dataclasses import dataclass
@@ -16,11 +16,17 @@ BAR = 0.75  # accuracy at which a task counts as solved: half way from chance to
 
 
 def metric(model, task: Task, *, batch_size: int = 32, remote: bool | str = False) -> torch.Tensor:
-    """The task's metric behind each clean prompt, [n]: the logit difference, or of answers of several tokens that of
-    their log-probabilities.
+    """The task's metric after each clean prompt, [n]: the logit difference of right and wrong answers.
 
     >>> metric(model, task).shape
     torch.Size([64])
+
+    Answers of several tokens have the difference of their log-probabilities.
+
+    Args:
+        model: an nnsight model.
+        task: a task.
+        batch_size, remote: as in `gimkit.attribute`.
     """
     check_task(model, task)
     rows, batch_size = answer_rows(task), check_whole("batch_size", batch_size)
@@ -33,42 +39,38 @@ def metric(model, task: Task, *, batch_size: int = 32, remote: bool | str = Fals
 
 @dataclass(frozen=True)
 class Card:
-    """What a model makes of a task.
+    """How well a model solves a task, and how well its tokenizer suits it.
 
     >>> print(gimkit.tasks.card(model, task))
     ioi: 64 prompt pairs of 12 to 24 tokens; accuracy 1.00, mean logit difference +14.53
     6,320 of 6,320 answer pairs are single tokens; dropped: nothing
-
-    accuracy: share of clean prompts whose right answer is above the wrong one. logit_difference: mean of
-    logsumexp(good) - logsumexp(bad). tokens: of the shortest and of the longest prompt. left: answer pairs that the
-    tokenizer makes single tokens of, and those in the task's lists; None for a task of your own.
-    dropped: prompts that were drawn and could not be used, and why.
     """
 
     task: str
     prompts: int
-    accuracy: float
-    logit_difference: float
-    tokens: tuple[int, int]
-    left: tuple[int, int] | None
-    dropped: tuple[str, ...]
+    accuracy: float  # the share of clean prompts whose right answer is above the wrong one
+    logit_difference: float  # the mean of logsumexp(good) - logsumexp(bad)
+    tokens: tuple[int, int]  # of the shortest and of the longest prompt
+    answer_pairs: tuple[int, int] | None  # those of single tokens, and those in the task's lists; None for your own
+    dropped: tuple[str, ...]  # which prompts were drawn and could not be used, and why
 
     @property
     def solved(self) -> bool:
-        """Whether the accuracy reaches the bar, .75."""
+        """Whether the accuracy is at least 0.75."""
         return self.accuracy >= BAR
 
     def frame(self) -> pandas.DataFrame:
-        """One row: task, prompts, accuracy, logit_difference, shortest, longest, left, listed, dropped, solved."""
-        (shortest, longest), (left, listed) = self.tokens, self.left or (None, None)
+        """One row: task, prompts, accuracy, logit_difference, shortest, longest, single, listed, dropped, solved."""
+        (shortest, longest), (single, listed) = self.tokens, self.answer_pairs or (None, None)
         return pandas.DataFrame([{
             "task": self.task, "prompts": self.prompts, "accuracy": self.accuracy,
-            "logit_difference": self.logit_difference, "shortest": shortest, "longest": longest, "left": left,
+            "logit_difference": self.logit_difference, "shortest": shortest, "longest": longest, "single": single,
             "listed": listed, "dropped": "; ".join(self.dropped), "solved": self.solved}])
 
     def __str__(self) -> str:
         shortest, longest = self.tokens
-        answers = "" if self.left is None else "{:,} of {:,} answer pairs are single tokens; ".format(*self.left)
+        answers = "" if self.answer_pairs is None else (
+            "{:,} of {:,} answer pairs are single tokens; ".format(*self.answer_pairs))
         return (f"{self.task}: {self.prompts} prompt pairs of {shortest} to {longest} tokens; "
                 f"accuracy {self.accuracy:.2f}, mean logit difference {self.logit_difference:+.2f}\n"
                 f"{answers}dropped: {'; '.join(self.dropped) or 'nothing'}"
@@ -76,24 +78,33 @@ class Card:
 
 
 def card(model, task: Task, *, remote: bool | str = False) -> Card:
-    """The data card of a task for a model: accuracy, mean logit difference, tokens, answer pairs left, pairs dropped.
+    """The data card of a task for a model: accuracy, mean logit difference, lengths, answer pairs, dropped prompts.
 
     >>> gimkit.tasks.card(model, task).accuracy
     1.0
 
     Args:
-        model: an nnsight model. task: a `gimkit.tasks.Task`. remote: as in `gimkit.attribute`.
+        model: an nnsight model.
+        task: a `gimkit.tasks.Task`.
+        remote: as in `gimkit.attribute`.
     Raises:
-        GimkitError: what is given is no task, or an empty one.
+        GimkitError: `task` is no task, or an empty one.
     """
     values, lengths = metric(model, task, remote=remote), task.mask.sum(1)
     return Card(task.name, len(task), (values > 0).float().mean().item(), values.mean().item(),
-                (int(lengths.min()), int(lengths.max())), task.left, task.dropped)
+                (int(lengths.min()), int(lengths.max())), task.answer_pairs, task.dropped)
 
 
 def warn_unsolved(name: str, values: torch.Tensor) -> None:
-    """Warn when the clean prompts' metric [n], right answers above wrong ones, says that the model fails the task."""
+    """Warn when the model fails a task: when the metric is positive on fewer than 75% of its clean prompts.
+
+    >>> warn_unsolved("ioi", torch.ones(64))
+
+    Args:
+        name: of the task.
+        values: the metric of the clean prompts, [n].
+    """
     accuracy = (values > 0).float().mean().item()
     if accuracy < BAR:
         warnings.warn(f"the model gets {accuracy:.0%} of {name}'s prompts right, less than {BAR:.0%}: a circuit of a "
-                      "task that it fails means little; gimkit.tasks.card(model, task) says more", stacklevel=3)
+                      "task that the model fails means little; see gimkit.tasks.card(model, task)", stacklevel=3)

@@ -1,7 +1,7 @@
-"""Words and sentences for models that were pretrained on real text: people, places and objects that go together.
+"""Words and sentences for models that were pretrained on real text: people, places and objects that fit together.
 
-The lists are long, for a task takes from them what a tokenizer makes one token of. No sentence begins with a name:
-many tokenizers have no start token, and models then spend the first token as one.
+The lists are long, because a task uses only words that are one token. No sentence begins with a name: many tokenizers
+have no start token, and models then use the first token as one.
 """
 
 from gimkit.tasks.words import VERBS, Words, two_digits

@@ -1,4 +1,4 @@
-"""A task of one's own, from prompts as texts or messages, or from token ids."""
+"""Your own task, from prompts as texts or chat messages, or from token ids."""
 
 from collections.abc import Mapping
 
@@ -23,18 +23,20 @@ def pairs(clean, corrupt, answers, mask=None, model=None, name: str = "own", glu
     True
 
     Args:
-        clean, corrupt: n texts or chat messages each (then `model` or its tokenizer is needed), one start token first
-            and no end token last; or token ids [n, S], a tensor, an array, lists or a BatchEncoding.
-        answers: n (good, bad). Good and bad are one answer or several; an answer is a text behind the clean prompt, a
-            token id, or a list of token ids. A [n, 2] tensor of ids will do. One answer of several tokens makes all
-            answers of the task be scored by their log-probability (`Task.sequences`); then each pair has one good and
-            one bad answer.
-        mask: [n, S], true on real tokens (with token ids only; all when left out). Padding: on the right.
-        glue: what stands between a prompt and an answer, both texts; None decides as in `gimkit.attribute`, ""
-            takes both as they are.
+        clean, corrupt: n texts or chat messages each (then `model` is needed), with a start token where the tokenizer
+            has one and no end token; or token ids [n, S], a tensor, an array, lists or a BatchEncoding.
+        answers: n times (good, bad). Good and bad are one answer or several; an answer is a text that follows the clean
+            prompt, a token id, or a list of token ids. A tensor of ids [n, 2] is fine too. If one answer has several
+            tokens, all answers of the task are scored by their log-probability (`Task.sequences`); then each pair
+            has one good and one bad answer.
+        mask: [n, S], true on real tokens; with token ids only, and all true by default. Padding is on the right.
+        model: an nnsight model with a tokenizer, or a tokenizer.
+        name: of the task.
+        glue: the text between a prompt and an answer; None decides as in `gimkit.attribute`, "" joins both as they
+            are.
     Raises:
-        GimkitError: empty prompts, unequal lengths in a pair, ids below 0 or not whole, answers that the tokenizer does
-            not know, the same answer as good and bad, sets of answers of several tokens.
+        GimkitError: a prompt is empty, the lengths of a pair differ, an id is below 0 or not whole, the tokenizer does
+            not know an answer, an answer is both good and bad, or a set of answers has answers of several tokens.
     """
     if isinstance(clean, str) or isinstance(corrupt, str) or is_text(clean) or is_text(corrupt):
         raise GimkitError("clean and corrupt must be lists of prompts: put the single prompt in a list")
@@ -52,6 +54,7 @@ def pairs(clean, corrupt, answers, mask=None, model=None, name: str = "own", glu
 
 
 def _from_texts(clean, corrupt, answers, mask, model, name, glue) -> Task:
+    """A task of prompts as texts or chat messages."""
     if model is None:
         raise GimkitError("prompts given as strings need model=…, a model with a tokenizer or the tokenizer")
     if mask is not None:
@@ -72,6 +75,7 @@ def _from_texts(clean, corrupt, answers, mask, model, name, glue) -> Task:
 
 
 def _from_ids(clean, corrupt, answers, mask, name) -> Task:
+    """A task of token ids."""
     clean, corrupt = check_ids(clean, what="clean"), check_ids(corrupt, what="corrupt")
     if clean.ndim != 2:
         raise GimkitError(f"token ids must be a rectangle [n, S], not {list(clean.shape)}: pad rows on the right, give "
@@ -117,7 +121,7 @@ def _ids(answer, tokenizer=None, prompt=None, glue: str | None = None) -> list[i
 
 
 def _answers(sides: list, name: str) -> tuple[tuple, tuple, bool]:
-    """(good, bad, are they sequences?) out of each pair's [good answers, bad answers], answers being lists of ids."""
+    """Good and bad ids, and whether they are sequences, from each pair's [good answers, bad answers] as ids."""
     sequences = any(len(answer) > 1 for pair in sides for part in pair for answer in part)
     for row, (good, bad) in enumerate(sides):
         if sequences and (len(good) > 1 or len(bad) > 1):

@@ -1,4 +1,4 @@
-"""What a task is: prompt pairs with answers, as token ids, beside the texts that people read."""
+"""A task: prompt pairs with answers, as token ids and as texts."""
 
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
@@ -11,7 +11,7 @@ from gimkit.results import Result
 
 
 class Pair(NamedTuple):
-    """One prompt pair as text; `answer` is right after `clean`, `wrong` is its rival.
+    """One prompt pair as text; `answer` is the right word after `clean`, `wrong` the one it is compared with.
 
     >>> pair = task[0]
     >>> pair.answer, pair.wrong
@@ -32,8 +32,9 @@ class Task(Result):
     >>> task.clean.shape, task.mask.shape, task.last.shape
     (torch.Size([64, 24]), torch.Size([64, 24]), torch.Size([64]))
 
-    The metric of row i is logsumexp(logits[last, good[i]]) - logsumexp(logits[last, bad[i]]). With sequences=True
-    good[i] and bad[i] are the tokens of one answer each, and it is log P(good[i] | prompt) - log P(bad[i] | prompt).
+    The metric of row i is logsumexp(logits[last, good[i]]) - logsumexp(logits[last, bad[i]]). With `sequences`,
+    good[i] and bad[i] are the tokens of one answer each, and the metric is log P(good[i] | prompt) - log P(bad[i] |
+    prompt).
     """
 
     name: str
@@ -44,8 +45,8 @@ class Task(Result):
     bad: tuple[tuple[int, ...], ...]  # n sets of wrong answer ids
     pairs: tuple[Pair, ...]
     dropped: tuple[str, ...] = field(default=())  # what could not be used, and why
-    left: tuple[int, int] | None = None  # pairs of answers that are single tokens, and those in the task's lists
-    sequences: bool = False  # answers of several tokens
+    answer_pairs: tuple[int, int] | None = None  # how many are single tokens, and how many are in the task's lists
+    sequences: bool = False  # answers have several tokens
 
     def __len__(self) -> int:
         return len(self.clean)
@@ -54,7 +55,7 @@ class Task(Result):
         if not isinstance(key, slice):
             return self.pairs[key]
         return Task(self.name, self.clean[key], self.corrupt[key], self.mask[key],
-                    self.good[key], self.bad[key], self.pairs[key], self.dropped, self.left,
+                    self.good[key], self.bad[key], self.pairs[key], self.dropped, self.answer_pairs,
                     self.sequences)
 
     @property
@@ -64,7 +65,12 @@ class Task(Result):
 
 
 def check_task(model, task) -> None:
-    """Refuse what is no task, an empty one, and one whose prompts or answers the model cannot take."""
+    """Refuse what is no task, an empty task, and a task whose prompts or answers the model cannot take.
+
+    >>> check_task(model, task[:0])
+    Traceback (most recent call last):
+    gimkit.errors.GimkitError: the task ioi holds no prompt pairs; make some first
+    """
     if not hasattr(task, "clean") or not hasattr(task, "good"):
         raise GimkitError(f"{type(task).__name__} is not a task; make one with gimkit.tasks.ioi(model, n=64) "
                           "or gimkit.tasks.pairs(clean=..., corrupt=..., answers=...)")
@@ -83,15 +89,23 @@ def check_task(model, task) -> None:
 
 
 def check_one_token(task, what: str) -> None:
-    """Refuse a task with answers of several tokens."""
+    """Refuse a task with answers of several tokens.
+
+    >>> check_one_token(task, "head_roles")
+
+    Args:
+        task: a task.
+        what: the function that takes answers of one token only.
+    """
     if task.sequences:
         raise GimkitError(f"{what} takes answers of one token, but {task.name} has answers of several tokens; use "
                           "score_nodes, score_edges or run, or other answers")
 
 
 def answer_rows(task):
-    """The rows to run for a task: its own, or where answers have several tokens two for each pair, the prompts with the
-    good answer and with the bad one behind them, but for its last token.
+    """The rows to run for a task: its own, or where answers have several tokens two rows for each pair.
+
+    These are the prompts followed by the good answer, and by the bad answer, each without its last token.
 
     >>> answer_rows(task) is task
     True
@@ -115,19 +129,31 @@ def answer_rows(task):
 
 
 def per_pair(task, values: torch.Tensor, dim: int = 0) -> torch.Tensor:
-    """Values of `answer_rows(task)` along an axis as values of its pairs: the two rows of a pair add up."""
+    """Values of the rows of `answer_rows`, along one axis, as values of the pairs: the two rows of a pair add up.
+
+    >>> per_pair(task, torch.ones(64)).shape
+    torch.Size([64])
+    """
     return values.unflatten(dim, (-1, 2)).sum(dim + 1) if task.sequences else values
 
 
 def rows_of(task) -> torch.Tensor:
-    """Clean rows, then corrupt ones, [2n, seq]. Padding stands right of the answer, so no mask is needed."""
+    """Clean rows, then corrupt ones, [2n, seq]. Padding comes after the answer's position, so no mask is needed.
+
+    >>> rows_of(task).shape
+    torch.Size([128, 24])
+    """
     return torch.cat([task.clean, task.corrupt])
 
 
 def answers_of(rows) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Position of the answer [n], good and bad answers' ids [n, most], as `metric_values` takes them.
+    """The position of the answer, [n], and the ids of good and bad answers, [n, most], as `metric_values` takes them.
 
-    rows: a task, or its `answer_rows` where answers have several tokens; then positions are [n, most] too.
+    >>> [part.shape for part in answers_of(task)]
+    [torch.Size([64]), torch.Size([64, 1]), torch.Size([64, 1])]
+
+    Args:
+        rows: a task, or its `answer_rows` where answers have several tokens; then positions are [n, most] too.
     """
     if not rows.sequences:
         return rows.last, padded(rows.good), padded(rows.bad)
@@ -141,6 +167,11 @@ def answers_of(rows) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 
 
 def padded(answers, most: int = 0) -> torch.Tensor:
-    """Sets of answer ids as [n, most] with -1 where a row has fewer."""
+    """Sets of answer ids as [n, most], with -1 where a row has fewer.
+
+    >>> padded([(5,), (6, 7)])
+    tensor([[ 5, -1],
+            [ 6,  7]])
+    """
     most = max(most, *map(len, answers))
     return torch.tensor([[*ids, *[-1] * (most - len(ids))] for ids in answers])

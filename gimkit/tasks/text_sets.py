@@ -1,4 +1,4 @@
-"""Six public data sets with a Yes or No answer: where they are, what their columns mean, how they are asked."""
+"""Six public data sets with a Yes or No answer: their place on the hub, their columns and their prompts."""
 
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
@@ -7,37 +7,43 @@ from gimkit.errors import GimkitError
 
 
 class Table(NamedTuple):
-    """Rows on the Hugging Face hub. config: a folder of the hub's parquet export; None: the repository itself loads.
+    """Rows on the Hugging Face hub.
 
-    Repositories with a loading script are read through the export, for `datasets` runs no scripts any more.
+    Repositories with a loading script are read through the hub's parquet export, because `datasets` does not run such
+    scripts any more.
+
+    >>> TEXT_SETS["boolq"].tables[0].columns
+    ('question', 'answer', 'passage')
     """
 
     hub: str
     split: str
     columns: tuple[str, ...]
-    config: str | None = None
+    config: str | None = None  # a folder of the parquet export; None: the repository itself loads
 
 
 class TextSet(NamedTuple):
-    """read: the tables' rows -> examples (passage, question or claim or None, label; None: neither Yes nor No).
+    """A data set: its tables, the function that reads them, and the words of its prompts.
 
-    instruction: one sentence. passage, question: what the prompt calls them.
+    >>> TEXT_SETS["twitter"].ask("What a day!", None).partition("\\n\\n")[2]
+    'Tweet: What a day!'
     """
 
     tables: tuple[Table, ...]
+    # The tables' rows -> (passage, question or claim or None, label or None where it is neither Yes nor No).
     read: Callable[..., Iterator[tuple[str, str | None, bool | None]]]
-    instruction: str
-    passage: str
-    question: str = ""
+    instruction: str  # one sentence
+    passage: str  # the prompt's word for the passage
+    question: str = ""  # and for the question
 
     def ask(self, passage: str, question: str | None) -> str:
-        """The question as text, without a place for the answer."""
+        """Instruction, passage and question as one text."""
         parts = [self.instruction, f"{self.passage}: {passage.strip()}"]
         return "\n\n".join(parts + ([f"{self.question}: {question.strip()}"] if self.question else []))
 
 
-def meaning(row: dict, column: str, labels: dict) -> bool | None:
-    """What a row's label says; a label that this data set should not have is an error."""
+def _label(row: dict, column: str, labels: dict) -> bool | None:
+    """A row's label as True, False or None; GimkitError for a label that this data set should not have."""
     if row[column] not in labels:
         raise GimkitError(f"column {column!r} holds {row[column]!r}, but its labels are "
                           f"{', '.join(map(repr, labels))}; is this the right data set?")
@@ -45,28 +51,30 @@ def meaning(row: dict, column: str, labels: dict) -> bool | None:
 
 
 def boolq(rows):
+    """Passages and questions; the labels are True and False."""
     for row in rows:
-        question = row["question"].strip().rstrip("?") + "?"  # as typed into a search engine: mostly without one
-        yield row["passage"], question, meaning(row, "answer", {True: True, False: False})
+        question = row["question"].strip().rstrip("?") + "?"  # typed into a search engine, mostly without one
+        yield row["passage"], question, _label(row, "answer", {True: True, False: False})
 
 
 def fever(rows):
-    """Evidence: lists of page, line, text, one a sentence."""
+    """Claims, each with its evidence: lists of page, line and text, one for each sentence."""
     for row in rows:
-        label = meaning(row, "label", {"SUPPORTS": True, "REFUTES": False, "NOT ENOUGH INFO": None})
+        label = _label(row, "label", {"SUPPORTS": True, "REFUTES": False, "NOT ENOUGH INFO": None})
         yield " ".join(sentence[2] for sentence in row["evidence"]), row["claim"], label
 
 
 def movies(rows):
+    """Reviews; the labels are 0 and 1."""
     for row in rows:
-        yield row["review"], None, meaning(row, "label", {0: False, 1: True})
+        yield row["review"], None, _label(row, "label", {0: False, 1: True})
 
 
 def scifact(claims, corpus):
-    """A claim and the abstract that was annotated for it; claims without evidence are neither Yes nor No."""
+    """Claims, each with the abstract annotated for it; without evidence a claim is neither Yes nor No."""
     abstracts = {str(row["doc_id"]): " ".join(row["abstract"]) for row in corpus}
     for row in claims:
-        label = meaning(row, "evidence_label", {"SUPPORT": True, "CONTRADICT": False, "": None, None: None})
+        label = _label(row, "evidence_label", {"SUPPORT": True, "CONTRADICT": False, "": None, None: None})
         document = str(row["evidence_doc_id"])
         if label is not None and document not in abstracts:
             raise GimkitError(f"the corpus lacks document {document}, the evidence of the claim {row['claim']!r}")
@@ -74,17 +82,18 @@ def scifact(claims, corpus):
 
 
 def hatexplain(rows):
-    """Three annotators: 0 hateful, 1 normal, 2 offensive; two of them must agree on hateful or on normal."""
+    """Posts with three annotators' labels, 0 hateful, 1 normal, 2 offensive; two must agree on hateful or normal."""
     for row in rows:
-        annotators = row["annotators"]  # a dict of lists as `datasets` gives it, a list of dicts as its card shows it
+        annotators = row["annotators"]  # in `datasets` a dict of lists, on its card a list of dicts
         votes = annotators["label"] if isinstance(annotators, dict) else [one["label"] for one in annotators]
         hateful, normal = votes.count(0) >= 2, votes.count(1) >= 2
         yield " ".join(row["post_tokens"]), None, hateful if hateful or normal else None
 
 
 def twitter(rows):
+    """Tweets; the labels are 0 negative, 1 neutral, 2 positive."""
     for row in rows:
-        yield row["text"], None, meaning(row, "label", {0: False, 1: None, 2: True})
+        yield row["text"], None, _label(row, "label", {0: False, 1: None, 2: True})
 
 
 TEXT_SETS = {

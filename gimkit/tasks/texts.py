@@ -25,16 +25,13 @@ class Texts(Result):
 
     >>> len(Texts("own", (task.clean[0],), (task.good[0][0],), (task[0].clean,)))
     1
-
-    prompts: token ids [seq] each. targets: the id of the token Yes or No. texts: the prompts to read.
-    dropped: what was left out on the way, and why.
     """
 
     name: str
-    prompts: tuple[torch.Tensor, ...]
-    targets: tuple[int, ...]
-    texts: tuple[str, ...]
-    dropped: tuple[str, ...] = ()
+    prompts: tuple[torch.Tensor, ...]  # token ids [seq] each
+    targets: tuple[int, ...]  # of each prompt the id of the token Yes or No
+    texts: tuple[str, ...]  # the prompts as people read them
+    dropped: tuple[str, ...] = ()  # which examples could not be used, and why
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -42,7 +39,7 @@ class Texts(Result):
 
 def load_texts(name: str, model, n: int = 100, seed: int = 0, data=None, *, true_positives: bool = True,
                remote: bool | str = False) -> Texts:
-    """Examples of BoolQ, FEVER, Movies, SciFact, HateXplain or Twitter, as prompts that end where the answer comes.
+    """Examples of BoolQ, FEVER, Movies, SciFact, HateXplain or Twitter, as prompts that end where the answer starts.
 
     >>> gimkit.tasks.load_texts("boolq", model, n=8)           # a bundled model knows some 500 words only
     Traceback (most recent call last):
@@ -52,39 +49,42 @@ def load_texts(name: str, model, n: int = 100, seed: int = 0, data=None, *, true
     `scores = [gimkit.attribute(model, *both) for both in zip(texts.prompts, texts.targets)]` and
     `gimkit.tokens.token_faithfulness(model, texts.prompts, scores, texts.targets)`.
 
-    name: "boolq", "fever", "movies", "scifact", "hatexplain" or "twitter".
-    model: an nnsight model with a tokenizer. With a chat template the prompt is one user message, and the answer
-        follows where the assistant speaks; without one the prompt is plain text that ends in "Answer:".
-    n, seed: how many examples, drawn at random; fewer where no more fit (`dropped` says so).
-    data: rows (dicts) with the data set's columns, instead of the hub's; for "scifact" two such tables, claims and
-        corpus.
-    true_positives: keep an example only if its label is Yes and the model's logit of Yes is above that of No.
-    remote: let the model answer on NDIF.
-    Raises GimkitError for an unknown name, a missing column or unknown label, `datasets` not installed, a hub that
-    cannot be read, Yes or No that are not one token, no usable example.
-    Source: protocol of arXiv 2505.17630's evaluation code: Yes and No as options, true positives, prompts of at most
-    1024 tokens (and of the model's context). Different here: instructions are the kit's own, and stand in the user's
-    message in all models (Gemma has no other place); no examples in HateXplain's prompt; BoolQ is the original
-    validation split with short passages, and FEVER gives the gold sentences (the paper: ERASER's test splits, with a
-    whole document each); texts stay as they are (the paper takes spaces before punctuation out); FEVER, HateXplain and
-    Twitter are drawn by seed from all rows (the paper: 300 that all its models get right).
-    Hub ids, columns, labels and the folders of the hub's parquet export (Movies, SciFact, HateXplain) were read from
-    the data sets' cards and from public code that loads them. Whether they load today was not tried, nor any hub
-    model: the tests use rows of the same schema.
+    Args:
+        name: "boolq", "fever", "movies", "scifact", "hatexplain" or "twitter".
+        model: an nnsight model with a tokenizer. With a chat template the prompt is one user message, and the answer
+            is the start of the assistant's reply; without one the prompt is plain text that ends in "Answer:".
+        n: examples; fewer where no more can be used, and then `dropped` reports it.
+        seed: of the random choice.
+        data: rows (dicts) with the data set's columns, instead of those on the hub; for "scifact" two such tables,
+            claims and corpus.
+        true_positives: keep an example only if its label is Yes and the model's logit of Yes is above that of No.
+        remote: as in `gimkit.attribute`.
+    Raises:
+        GimkitError: an unknown name, a missing column or an unknown label; `datasets` is not installed; the hub cannot
+            be read; Yes or No are not one token; no example can be used.
+    Source: the protocol of arXiv 2505.17630's evaluation code: Yes and No as options, true positives, prompts of at
+        most 1024 tokens (and of the model's context). Differences: the instructions are the kit's own, and are in the
+        user's message for all models (Gemma has no other place); HateXplain's prompt has no examples; BoolQ is the
+        original validation split with short passages, and FEVER has the gold sentences (the paper: ERASER's test
+        splits, each with a whole document); texts stay as they are (the paper removes spaces before punctuation);
+        FEVER, HateXplain and Twitter are drawn by seed from all rows (the paper: 300 rows that all its models get
+        right). Hub ids, columns, labels and the folders of the hub's parquet export (Movies, SciFact, HateXplain) are
+        taken from the data sets' cards and from public code that loads them. Whether they load today was not tried,
+        nor any model of the hub: the tests use rows of the same schema.
     """
     if name not in TEXT_SETS:
         raise GimkitError(f"unknown data set {name!r}; use {', '.join(TEXT_SETS)}")
     n, seed = check_whole("n", n), check_whole("seed", seed, 0)
     true_positives = check_flag("true_positives", true_positives)
     tokenizer, text_set = tokenizer_of(model), TEXT_SETS[name]
-    ending = prompt_of(tokenizer, text_set.ask("...", "..."))
+    ending = _prompt(tokenizer, text_set.ask("...", "..."))
     yes, no = (answer_id(tokenizer, ending, word) for word in ("Yes", "No"))  # all prompts end in the same way
     tables = [data] if data is not None and len(text_set.tables) == 1 else data
     if data is None:
-        tables = [fetch(table) for table in text_set.tables]
+        tables = [_from_hub(table) for table in text_set.tables]
     elif len(tables) != len(text_set.tables):
         raise GimkitError(f"{name!r} is made of {len(text_set.tables)} tables, so data= takes as many, not {len(data)}")
-    tables = [checked(name, table, rows) for table, rows in zip(text_set.tables, tables)]
+    tables = [_checked(name, table, rows) for table, rows in zip(text_set.tables, tables)]
     longest = min(LONGEST, limits(model)[1] or LONGEST)
     examples = list(dict.fromkeys(text_set.read(*tables)))
     Random(seed).shuffle(examples)
@@ -97,40 +97,41 @@ def load_texts(name: str, model, n: int = 100, seed: int = 0, data=None, *, true
             if not passage.strip():
                 dropped["without a text"] += 1
                 continue
-            prompt = prompt_of(tokenizer, text_set.ask(passage, question))
+            prompt = _prompt(tokenizer, text_set.ask(passage, question))
             ids = torch.tensor(text_ids(tokenizer, prompt))
             if len(ids) > longest:
                 dropped[f"of more than {longest} tokens"] += 1
-            elif true_positives and not says_yes(model, ids, yes, no, remote):
+            elif true_positives and not _answers_yes(model, ids, yes, no, remote):
                 dropped["that the model does not answer with Yes"] += 1
             else:
                 kept.append((ids, yes if label else no, text_of(tokenizer, prompt)))
                 progress.update()
                 if len(kept) == n:
                     break
-    told = [f"{count} examples {reason}" for reason, count in dropped.items()]
+    notes = [f"{count} examples {reason}" for reason, count in dropped.items()]
     if not kept:
-        raise GimkitError(f"data set {name!r}: no usable example for this model: {'; '.join(told) or 'it is empty'}")
+        raise GimkitError(f"data set {name!r}: no usable example for this model: {'; '.join(notes) or 'it is empty'}")
     if len(kept) < n:
-        told.append(f"only {len(kept)} of {n} examples were found")
-    return Texts(name, *zip(*kept), tuple(told))
+        notes.append(f"only {len(kept)} of {n} examples were found")
+    return Texts(name, *zip(*kept), tuple(notes))
 
 
-def prompt_of(tokenizer, asked: str) -> str | list[dict]:
-    """The whole prompt: a message where the tokenizer has a chat template, else a text with a place for the answer."""
+def _prompt(tokenizer, question: str) -> str | list[dict]:
+    """The whole prompt: a message where the tokenizer has a chat template, else a text that ends in "Answer:"."""
     if getattr(tokenizer, "chat_template", None) is None:
-        return asked + "\n\nAnswer:"
-    return [{"role": "user", "content": asked}]
+        return question + "\n\nAnswer:"
+    return [{"role": "user", "content": question}]
 
 
-def says_yes(model, ids: torch.Tensor, yes: int, no: int, remote: bool) -> bool:
+def _answers_yes(model, ids: torch.Tensor, yes: int, no: int, remote: bool | str) -> bool:
+    """Whether the model's logit of Yes is above that of No after a prompt [seq]."""
     values, _ = in_trace(model, ids[None], last_values, unembedding_of(model), [yes, no], remote=remote,
                          gradients=False)
     return bool(values[0, 0] > 0)
 
 
-def checked(name: str, table: Table, rows) -> list[dict]:
-    """The rows as a list, when all have the columns that are needed."""
+def _checked(name: str, table: Table, rows) -> list[dict]:
+    """The rows as a list; GimkitError where one lacks a column."""
     rows = list(rows)
     for row in rows:
         if not isinstance(row, dict):
@@ -142,7 +143,7 @@ def checked(name: str, table: Table, rows) -> list[dict]:
     return rows
 
 
-def fetch(table: Table):
+def _from_hub(table: Table):
     """A table's rows from the hub."""
     try:
         from datasets import load_dataset

@@ -1,14 +1,14 @@
-"""What the tasks' prompts are made of, and the words and sentences of the bundled models.
+"""The words and sentences of the tasks' prompts: the type, and those of the bundled models.
 
 The words are common English ones. A bundled model knows these and no others, and never saw a held-out pair of names
-together, nor a held-out opening or clause. Any other model gets those of `natural.py`.
+together, nor a held-out opening or clause. Any other model gets the words of `natural.py`.
 """
 
 from typing import NamedTuple
 
 
 class Words(NamedTuple):
-    """Words and sentences for all tasks. Sentences about names stand under what the bundled models met in training.
+    """Words and sentences for all tasks; sentences about names are grouped by whether training had them.
 
     >>> BUNDLED.openings["held-out"][0]
     'As soon as {A} and {B} opened the {place}, '
@@ -17,12 +17,12 @@ class Words(NamedTuple):
     women: tuple[str, ...]
     men: tuple[str, ...]
     names: tuple[str, ...]
-    places: dict[str, tuple[str, ...]]  # each with the objects that go with it
+    places: dict[str, tuple[str, ...]]  # each with the objects that fit it
     deeds: tuple[str, ...]
     openings: dict[str, tuple[str, ...]]
     between: tuple[str, ...]  # both people, named once more
     clauses: dict[str, tuple[str, ...]]
-    before_deeds: str  # what odd-one-out begins with
+    before_deeds: str  # the start of odd-one-out
     ask_odd: dict[str, tuple[str, ...]]
     capitals: dict[str, str]
     ask_capital: tuple[str, ...]
@@ -30,32 +30,36 @@ class Words(NamedTuple):
     ask_kind: tuple[str, ...]
     nouns: dict[str, str]  # subjects, singular and plural
     near: tuple[str, ...]
-    others: dict[str, str]  # nouns behind these prepositions, singular and plural; none: the subjects
+    others: dict[str, str]  # nouns after these prepositions, singular and plural; none: the subjects
     verbs: tuple[tuple[str, str], ...]
     ask_verb: tuple[str, ...]
     ask_pronoun: tuple[str, ...]
     events: tuple[str, ...]
     starts: tuple["Start", ...]
     ask_year: tuple[str, ...]
-    before_row: str  # what induction begins with
+    before_row: str  # the start of induction
     row: tuple[str, ...]  # its random words
 
 
 class Start(NamedTuple):
-    """A year after which something ended, as greater-than asks for it.
+    """A year, and the year of an end that greater-than lets the model complete.
 
     >>> two_digits([17])[30]
     Start(year='1732', end='17', answer='33', wrong='32')
     """
 
     year: str
-    end: str  # the first digits of the year of the end, which the prompt shows
-    answer: str  # digits of the next year
-    wrong: str  # and of this one
+    end: str  # the first digits of the year of the end, which the prompt contains
+    answer: str  # the next digits for the next year
+    wrong: str  # the next digits for this year
 
 
 def two_digits(centuries) -> tuple[Start, ...]:
-    """Every year but the first two and the last one of each century, with the last two digits to be answered."""
+    """Every year except the first two and the last one of each century; the last two digits are the answer.
+
+    >>> len(two_digits([17]))
+    97
+    """
     return tuple(Start(f"{century}{year:02d}", str(century), f"{year + 1:02d}", f"{year:02d}")
                  for century in centuries for year in range(2, 99))
 
@@ -228,6 +232,10 @@ BUNDLED = Words(
 
 
 def held_out_names(a: str, b: str) -> bool:
-    """Whether this pair of names is kept out of the bundled models' training (one pair in nine)."""
+    """Whether this pair of names was kept out of the bundled models' training (one pair in nine).
+
+    >>> held_out_names("Mary", "John"), held_out_names("Mary", "Mary")
+    (False, True)
+    """
     i, j = NAMES.index(a), NAMES.index(b)
     return (i + j) % 9 == 0

@@ -1,4 +1,4 @@
-"""How a tokenizer writes years, for greater-than: which next tokens lead to which years."""
+"""How a tokenizer splits years, for greater-than: which next tokens lead to which years."""
 
 from collections import defaultdict
 
@@ -8,12 +8,17 @@ from gimkit.tasks.words import Start
 
 
 def next_years(tokenizer, prompt: str, end: str) -> dict[int, set[int]]:
-    """{next token: years that it may lead to}, behind a prompt that ends in a year's first digits.
+    """{next token: the years that it can lead to}, after a prompt that ends in a year's first digits.
 
     >>> next_years(model.tokenizer, "in 17", "17")[model.tokenizer.convert_tokens_to_ids("32")]
     {1732}
 
-    A year whose digits run together with those of the prompt has no next token.
+    A year whose digits form a token with those of the prompt has no next token.
+
+    Args:
+        tokenizer: of the model.
+        prompt: a text that ends in `end`.
+        end: the first two or three digits of a year.
     """
     before, years = text_ids(tokenizer, prompt), defaultdict(set)
     rest = [f"{number:0{4 - len(end)}d}" for number in range(10 ** (4 - len(end)))]
@@ -23,13 +28,17 @@ def next_years(tokenizer, prompt: str, end: str) -> dict[int, set[int]]:
     return dict(years)
 
 
-def sides(years: dict[int, set[int]], start: int) -> tuple[list[int], list[int]]:
+def split_by_year(years: dict[int, set[int]], start: int) -> tuple[list[int], list[int]]:
     """Tokens that lead to later years, and those that do not.
 
-    >>> sides({5: {1740, 1741}, 6: {1739}}, start=1739)
+    >>> split_by_year({5: {1740, 1741}, 6: {1739}}, start=1739)
     ([5], [6])
 
-    Raises GimkitError when a token may lead to both, or a side is empty.
+    Args:
+        years: of `next_years`.
+        start: the year to compare with.
+    Raises:
+        GimkitError: a token can lead to both, or there is no token of one kind.
     """
     later = [token for token, found in years.items() if min(found) > start]
     not_later = [token for token, found in years.items() if max(found) <= start]
@@ -38,8 +47,12 @@ def sides(years: dict[int, set[int]], start: int) -> tuple[list[int], list[int]]
     return later, not_later
 
 
-def decided(tokenizer, starts: tuple[Start, ...]) -> tuple[Start, ...]:
-    """The years for which the next token decides, behind two digits of the end, or else behind three."""
+def decided_years(tokenizer, starts: tuple[Start, ...]) -> tuple[Start, ...]:
+    """The years for which the next token decides, after two digits of the end, or else after three.
+
+    >>> decided_years(model.tokenizer, (Start("1732", "17", "33", "32"),))[0].end
+    '17'
+    """
     for shown in (2, 3):
         ends = dict.fromkeys(start.year[:shown] for start in starts)
         years = {end: next_years(tokenizer, f"in {end}", end) for end in ends}
@@ -47,7 +60,7 @@ def decided(tokenizer, starts: tuple[Start, ...]) -> tuple[Start, ...]:
         for start in starts:
             end = start.year[:shown]
             try:
-                later, not_later = sides(years[end], int(start.year))
+                later, not_later = split_by_year(years[end], int(start.year))
             except GimkitError:
                 continue
             answer = min(later, key=lambda token: min(years[end][token]))

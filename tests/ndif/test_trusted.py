@@ -9,6 +9,7 @@ from nnsight.intervention.backends.remote import RemoteError
 
 import gimkit
 from gimkit.remote import where
+from gimkit.remote.server import Server
 from gimkit.tokens.layers import layer_faithfulness, layer_scores
 
 pytestmark = pytest.mark.xdist_group("ndif")  # one worker, so one server
@@ -85,6 +86,17 @@ def test_the_server_gives_what_this_process_gives(server, models, name):
     assert here.shape == there.shape and finite.any() and torch.equal(finite, there.isfinite())
     assert (here - there)[finite].abs().max() <= 1e-6 * here[finite].abs().max()
     assert not models.there.dispatched and all(p.is_meta for p in models.there._module.parameters())
+
+
+def test_a_trace_of_ones_own(server, llama):
+    found = []
+    away = {"remote": server}
+    for model, place in ((llama.here, {}), (llama.there, away), (gimkit.apply(llama.there), away)):
+        with model.trace(torch.tensor([[1, 5, 9]]), use_cache=False, **place):
+            logits = model.output.logits[0, -1].save()
+        found.append(logits)
+    assert (found[0] - found[1]).abs().max() < 1e-5 and torch.equal(found[1], found[2])
+    assert isinstance(llama.there._remote_backend(server), Server), "not nnsight's, which executes what comes back"
 
 
 def test_tasks_are_made_without_weights(llama):

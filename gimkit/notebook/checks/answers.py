@@ -1,10 +1,15 @@
-"""What every check uses: whether an answer is there, whether it is right, and which mistake it is."""
+"""Helpers of all checks: is there an answer, is it right, and which mistake is it."""
 
 import torch
 
 
 def unwritten(answer, task: str) -> bool:
-    """Whether an answer is still the stub's; if so, say what to do."""
+    """Whether the exercise is still a stub; if so, print what to do.
+
+    >>> unwritten(None, "return a number.")
+    Your turn: return a number.
+    True
+    """
     if answer is None or answer is ...:
         print(f"Your turn: {task}")
         return True
@@ -12,19 +17,35 @@ def unwritten(answer, task: str) -> bool:
 
 
 def close(a, b) -> bool:
-    """Equal up to rounding, relative to the larger one; False for shapes that differ."""
+    """Whether two results are equal up to rounding, relative to the larger one; False where shapes differ.
+
+    >>> close([1.0, 2.0], [1.0, 2.000001]), close([1.0], [1.0, 1.0])
+    (True, False)
+    """
     a, b = (torch.as_tensor(t, dtype=torch.float64) for t in (a, b))
     return a.shape == b.shape and bool((a - b).abs().max() <= 1e-5 * (a.abs().max() + b.abs().max()) + 1e-9)
 
 
 def recognise(answer, mistakes) -> None:
-    """Raise the lesson of the first mistake, (result of the mistake, lesson), that equals the answer."""
+    """Raise the lesson of the first mistake that has the answer's result.
+
+    >>> recognise([2.0], [([1.0], "The sign is reversed."), ([2.0], "This is twice the effect.")])
+    Traceback (most recent call last):
+    AssertionError: This is twice the effect.
+
+    Args:
+        answer: the result to check.
+        mistakes: pairs (result of the mistake, lesson).
+    """
     for result, lesson in mistakes:
         assert not close(answer, result), lesson
 
 
 def same_bits(answer, value, name: str) -> None:
-    """Raise unless two tensors agree in every bit."""
+    """Raise AssertionError unless two tensors agree in every bit.
+
+    >>> same_bits(torch.ones(2), torch.ones(2), "q")
+    """
     assert isinstance(answer, torch.Tensor), f"{name} must be a tensor, not {type(answer).__name__}."
     assert answer.shape == value.shape, f"{name} has shape {list(answer.shape)}, it should be {list(value.shape)}."
     assert close(answer.detach(), value), (
@@ -36,7 +57,12 @@ def same_bits(answer, value, name: str) -> None:
 
 
 def gradients_of(output, upstream, inputs, name: str) -> list:
-    """The gradients of the inputs; raise where none arrives."""
+    """The gradients of the inputs; AssertionError where none arrives.
+
+    >>> x = torch.ones(2, requires_grad=True)
+    >>> gradients_of(3 * x, torch.ones(2), [x], "your product")
+    [tensor([3., 3.])]
+    """
     assert output.requires_grad, f"No gradient flows through {name}: something was detached that should not be."
     gradients = torch.autograd.grad(output, inputs, upstream, allow_unused=True, retain_graph=True)
     for gradient, label in zip(gradients, ("the first input", "the second input", "the third input")):
@@ -45,5 +71,9 @@ def gradients_of(output, upstream, inputs, name: str) -> list:
 
 
 def random_numbers(*shape, seed: int = 0) -> torch.Tensor:
-    """Normal numbers in float64, always the same."""
+    """Normal numbers in float64, the same for the same seed.
+
+    >>> random_numbers(2, 3).shape
+    torch.Size([2, 3])
+    """
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)

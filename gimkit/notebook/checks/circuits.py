@@ -1,4 +1,4 @@
-"""The checks of notebook 05, find the circuit."""
+"""The checks of circuits, in notebook 05."""
 
 import numpy
 import torch
@@ -8,14 +8,18 @@ from gimkit.notebook.checks.answers import close, random_numbers, recognise, unw
 
 
 def cut_circuit(answer) -> None:
-    """Exercise 05.1: `answer(scores, real, n, absolute)` is True on the n real edges of highest score, or |score|."""
+    """Exercise 05.1: `answer(scores, real, n, absolute)` is True on the n real edges of highest score, or |score|.
+
+    >>> cut_circuit(lambda *given: None)
+    Your turn: return a mask [sources, targets], True on the n best edges.
+    """
     real = Graph(2, 2, False, 8).real
     scores = ((random_numbers(*real.shape) - 1) * real).float()
     signed = {True: scores.abs(), False: scores}
 
-    def best(value, n, among):
+    def best(value, n, candidates):
         keep = torch.zeros_like(real)
-        keep.view(-1)[value.masked_fill(~among, -torch.inf).flatten().topk(n).indices] = True
+        keep.view(-1)[value.masked_fill(~candidates, -torch.inf).flatten().topk(n).indices] = True
         return keep
 
     for absolute, n in ((True, 7), (False, 7), (False, 20)):
@@ -37,11 +41,15 @@ def cut_circuit(answer) -> None:
         assert int(result.sum()) == n, (
             f"{int(result.sum())} edges instead of {n}. Take the n first of the sorted ones, whatever their sign.")
         assert torch.equal(result, best(value, n, real)), "The number is right, the edges are not the best ones."
-    print("Correct: n edges by score, or by |score|, and none that the model has not.")
+    print("Correct: n edges by score, or by |score|, and only edges that the model has.")
 
 
 def areas(answer) -> None:
-    """Exercise 05.2: `answer(shares, faithfulness)` is (CPR, CMD), the areas under f and |1 - f| by trapezoids."""
+    """Exercise 05.2: `answer(shares, faithfulness)` is (CPR, CMD), the areas under f and |1 - f| by trapezoids.
+
+    >>> areas(lambda shares, faithfulness: None)
+    Your turn: return two areas, under f and under |1 - f|.
+    """
     shares = torch.tensor([0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0], dtype=torch.float64)
     kept = torch.tensor([0, 0, 0.03, 0.1, 0.3, 0.7, 0.9, 1.1, 1.2, 1.0], dtype=torch.float64)
     result = answer(shares.clone(), kept.clone())
@@ -79,8 +87,12 @@ def areas(answer) -> None:
     print(f"Correct: CPR {wanted[0]:.3f} and CMD {wanted[1]:.3f} for a curve that overshoots.")
 
 
-def dealt_scores(answer) -> None:
-    """Exercise 05.3: `answer(scores, real, generator)` deals the scores of the real edges to other real edges."""
+def shuffled_scores(answer) -> None:
+    """Exercise 05.3: `answer(scores, real, generator)` shuffles the scores of the real edges over the real edges.
+
+    >>> shuffled_scores(lambda *given: None)
+    Your turn: return the scores, each on another real edge.
+    """
     real = Graph(2, 2, False, 8).real
     scores = (random_numbers(*real.shape).exp() * real).float()
     given, draw = scores.clone(), torch.Generator().manual_seed(0)
@@ -95,17 +107,17 @@ def dealt_scores(answer) -> None:
         f"{foreign} scores lie in cells that are no edges, and were lost to the circuit. Reorder scores[real] alone.")
     assert close(result[real].sort().values, scores[real].sort().values), (
         "These are other numbers. The control has to differ from the method in one thing, which edge has which score: "
-        "deal the very same scores.")
+        "shuffle the same scores.")
     assert not torch.equal(result, scores), "Nothing moved: every edge still has its own score."
     again = answer(scores.clone(), real.clone(), draw)
     assert not torch.equal(again, result), (
-        "Two deals from one generator are equal. Pass it on: torch.randperm(n, generator=generator); a seed of your "
-        "own would deal the same hand every time.")
+        "Two shuffles from one generator are equal. Pass it on: torch.randperm(n, generator=generator); with a seed "
+        "of your own every shuffle would be the same.")
     repeated = answer(scores.clone(), real.clone(), torch.Generator().manual_seed(0))
-    assert torch.equal(repeated, result), "The same seed gave another deal: draw from the generator that is passed in."
+    assert torch.equal(repeated, result), "The same seed gave another order: draw from the generator that is passed in."
     many = torch.stack([answer(scores.clone(), real.clone(), draw)[real] for _ in range(400)]).double()
     spread = scores[real].double().std(correction=0) / 400**0.5
     assert float((many.mean(0) - scores[real].mean()).abs().max()) < 5 * float(spread), (
-        "Over many deals some edges get higher scores than others, as if a score could only go to a few places. Every "
-        "edge must be able to get every score: one permutation of all real edges.")
+        "Over many shuffles some edges get higher scores than others, as if a score could only go to a few places. "
+        "Every edge must be able to get every score: one permutation of all real edges.")
     print(f"Correct: the same {int(real.sum())} scores, any of them on any edge.")

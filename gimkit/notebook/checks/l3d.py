@@ -1,17 +1,21 @@
-"""The checks of notebook 06, circuits in parameter space."""
+"""The checks of circuits in parameter space, in notebook 06."""
 
 import torch
 
 from gimkit.notebook.checks.answers import close, random_numbers, recognise, unwritten
 
 
-def largest(h, count: int):
-    """1 for the `count` largest entries of h, 0 else."""
+def _largest(h, count: int):
+    """1 for the `count` largest entries of h, else 0."""
     return (h >= h.flatten().topk(count).values[-1]).to(h.dtype)
 
 
 def sparse_reconstruction(answer) -> None:
-    """Exercise 06.1: `answer(gradients, v_in, v_out, k)`, [b, p], from [b, p], [v, p], [v, p] and a share."""
+    """Exercise 06.1: `answer(gradients, v_in, v_out, k)`, [b, p], from [b, p], [v, p], [v, p] and a share.
+
+    >>> sparse_reconstruction(lambda *given: None)
+    Your turn: h = V_in g, keep the batch's largest, sum the directions of V_out.
+    """
     for seed, (b, v, p, k) in enumerate(((6, 5, 7, 0.2), (9, 4, 3, 0.5))):
         gradients, v_in, v_out = (random_numbers(rows, p, seed=3 * seed + i) for i, rows in enumerate((b, v, v)))
         gradients[0] *= 4  # a sample with large gradients, which takes more than its share
@@ -23,27 +27,31 @@ def sparse_reconstruction(answer) -> None:
             f"{list(torch.as_tensor(result).shape)}.")
         count, each = int(k * b * v), max(1, int(k * v))
         h, backwards = gradients @ v_in.T, gradients @ v_out.T
-        each_row = torch.stack([largest(row.abs(), each) for row in h])
+        each_row = torch.stack([_largest(row.abs(), each) for row in h])
         recognise(result, [
             (h @ v_out, "Nothing was left out. Only the share k with the largest |h| may stay."),
-            ((h * largest(h, count)) @ v_out,
+            ((h * _largest(h, count)) @ v_out,
              "These are the largest h. A subnetwork works as well backwards: compare |h|."),
             ((h * each_row) @ v_out,
              "This keeps the same number for each sample. The share is of the whole batch: a sample with a large "
              "gradient may use more subnetworks than another."),
-            ((backwards * largest(backwards.abs(), count)) @ v_out,
+            ((backwards * _largest(backwards.abs(), count)) @ v_out,
              "The coefficients come from V_in; V_out only turns them back into parameters."),
-            (largest(h.abs(), count) @ v_out,
+            (_largest(h.abs(), count) @ v_out,
              "The mask itself was summed. Multiply it by h: how much of a direction counts, not only whether."),
         ])
-        assert close(result, (h * largest(h.abs(), count)) @ v_out), (
+        assert close(result, (h * _largest(h.abs(), count)) @ v_out), (
             f"Not the reconstruction from the {count} largest of {b * v} coefficients: h = gradients @ v_in.T, set all "
             "but the largest |h| of the batch to 0, and multiply by v_out.")
     print("Correct: this is L3D's forward pass; training only changes V_in and V_out.")
 
 
 def planted_direction(answer) -> None:
-    """Exercise 06.2: `answer(gradients)`: the unit direction [p] along which gradients [n, p] mostly lie."""
+    """Exercise 06.2: `answer(gradients)` is the unit direction [p] along which gradients [n, p] mostly lie.
+
+    >>> planted_direction(lambda gradients: None)
+    Your turn: the direction that the gradients of one circuit's samples share.
+    """
     for seed in range(3):
         direction = random_numbers(8, seed=seed)
         direction /= direction.norm()

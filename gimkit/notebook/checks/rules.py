@@ -1,4 +1,4 @@
-"""The checks of notebook 02, the rules."""
+"""The checks of the backward rules, in notebook 02."""
 
 import torch
 
@@ -9,7 +9,11 @@ from gimkit.rules import Rules
 
 
 def split_gradients(answer) -> None:
-    """Exercise 02.1: `answer(q, k, v)` is q, k, v with gradients times 1/4, 1/4, 1/2 and every bit of the value."""
+    """Exercise 02.1: `answer(q, k, v)` is q, k, v, the same values with gradients times 1/4, 1/4 and 1/2.
+
+    >>> split_gradients(lambda q, k, v: None)
+    Your turn: return q, k, v with the same values and gradients times 1/4, 1/4 and 1/2.
+    """
     inputs = [random_numbers(2, 4, 6, seed=i).float().requires_grad_(True) for i in range(3)]
     result = answer(*inputs)
     if unwritten(result, "return q, k, v with the same values and gradients times 1/4, 1/4 and 1/2."):
@@ -18,7 +22,7 @@ def split_gradients(answer) -> None:
     factors = []
     for got, given, name in zip(result, inputs, "qkv"):
         same_bits(got, given.detach(), name)
-        assert got.requires_grad, f"{name} has no gradient any more; a factor of 0 is not asked for."
+        assert got.requires_grad, f"{name} has no gradient any more; a factor of 0 is not wanted."
         upstream = random_numbers(2, 4, 6, seed=9).float()
         [gradient] = torch.autograd.grad(got, given, upstream)
         factors.append(float((gradient / upstream).mean()))
@@ -36,7 +40,11 @@ def split_gradients(answer) -> None:
 
 
 def frozen_norm(answer) -> None:
-    """Exercise 02.2: `answer(x, y, weight, eps)` is y = LayerNorm(x), its gradient with a constant denominator."""
+    """Exercise 02.2: `answer(x, y, weight, eps)` is y = LayerNorm(x), its gradient with a constant denominator.
+
+    >>> frozen_norm(lambda *given: None)
+    Your turn: return y's value with the gradient of a LayerNorm whose denominator is constant.
+    """
     x, eps = random_numbers(2, 3, 8).requires_grad_(True), 0.1
     weight, bias = 1 + random_numbers(8, seed=1) / 2, random_numbers(8, seed=2)
     y = torch.nn.functional.layer_norm(x, (8,), weight, bias, eps)
@@ -63,7 +71,11 @@ def frozen_norm(answer) -> None:
 
 
 def tempered_attention(answer) -> None:
-    """Exercise 02.3: `answer(attend, q, k, v, scaling, temperature)`: attend's value, q and k's gradients at T."""
+    """Exercise 02.3: `answer(attend, q, k, v, scaling, temperature)`: attend's value, the gradients of q and k at T.
+
+    >>> tempered_attention(lambda *given: None)
+    Your turn: return attend's value, with the softmax gradient at the given temperature.
+    """
     q, k, v = (random_numbers(1, 2, 5, 4, seed=i).requires_grad_(True) for i in range(3))
     scaling, temperature, upstream = 1.5, 2.0, random_numbers(1, 2, 5, 4, seed=4)
 
@@ -86,7 +98,8 @@ def tempered_attention(answer) -> None:
     recognise(gradients[0], [
         (unchanged[0], "q's gradient is the plain one: it should come from a run with scaling / temperature."),
         (wanted[0] / temperature, "q's gradient is 1 / T of what it should be: the chain rule through scores / T "
-                                  "leaves a 1 / T that the rule has not. Multiply the added term by the temperature."),
+                                  "leaves a 1 / T that the rule does not have. Multiply the added term by the "
+                                  "temperature."),
         (unchanged[0] + wanted[0], "q gets two gradients, the plain one and the tempered one. Detach q and k in the "
                                    "first run."),
         (unchanged[0] + wanted[0] / temperature, "q gets two gradients. Detach q and k in the first run, and multiply "
@@ -100,7 +113,11 @@ def tempered_attention(answer) -> None:
 
 
 def halved_products(answer, model) -> None:
-    """Exercise 02.4: `answer(model)` is an edited copy of a gated model, each branch of its products at one half."""
+    """Exercise 02.4: `answer(model)` is an edited copy of a gated model; half of the gradient passes each product.
+
+    >>> halved_products(lambda model: None, model)
+    Your turn: return an edited copy in which every act(gate) * up passes on half of its gradient.
+    """
     edited = answer(model)
     if unwritten(edited, "return an edited copy in which every act(gate) * up passes on half of its gradient."):
         return

@@ -1,12 +1,23 @@
-"""The checks of notebook 01, when gradients lie."""
+"""The checks of saturated softmaxes, in notebook 01."""
 
 import torch
 
 from gimkit.notebook.checks.answers import close, random_numbers, recognise, unwritten
 
 
-def _effects(scores, values, i: int, j: int, to) -> torch.Tensor:
-    """Falls of the output with score i, j, both put at `to`, and the interaction of the two."""
+def row_effects(scores, values, i: int = 0, j: int = 1, to=None) -> torch.Tensor:
+    """The fall of an attention row's output when score i, j or both are ablated, and the interaction, [4].
+
+    >>> row_effects(torch.tensor([6.0, 6, 0, 0, 0]), torch.tensor([10.0, 10, 0, 0, 0]))
+    tensor([0.0348, 0.0348, 1.1607, 0.9400])
+
+    Args:
+        scores, values: of the row, [positions].
+        i, j: the two positions.
+        to: the value of an ablated score; the row's mean when None.
+    """
+    to = scores.mean() if to is None else to
+
     def fall(*lowered):
         other = scores.clone()
         other[list(lowered)] = torch.as_tensor(to, dtype=scores.dtype)
@@ -17,7 +28,11 @@ def _effects(scores, values, i: int, j: int, to) -> torch.Tensor:
 
 
 def ablation_effects(answer) -> None:
-    """Exercise 01.1: `answer(scores, values, i, j)` is (effect of i, of j, of both, interaction)."""
+    """Exercise 01.1: `answer(scores, values, i, j)` is (effect of i, of j, of both, interaction).
+
+    >>> ablation_effects(lambda *given: None)
+    Your turn: return four numbers: effect of i, effect of j, effect of both, interaction.
+    """
     scores, values, i, j = torch.tensor([3.0, 0.5, 2.5, -1.0, 0.0, 1.0]), random_numbers(6).float() * 4, 2, 0
     result = answer(scores.clone(), values.clone(), i, j)
     if unwritten(result, "return four numbers: effect of i, effect of j, effect of both, interaction."):
@@ -25,14 +40,14 @@ def ablation_effects(answer) -> None:
     assert isinstance(result, tuple | list | torch.Tensor) and len(result) == 4, (
         "Return four numbers: the effect of i, of j, of both at once, and the interaction.")
     result = torch.tensor([float(number) for number in result])
-    right = _effects(scores, values, i, j, scores.mean())
+    right = row_effects(scores, values, i, j)
     single, second, joint, interaction = right
     recognise(result[:3], [
         (-right[:3], "The signs are reversed: an effect is the output before minus the output after, so that it is "
                      "positive when the ablation hurts."),
-        (_effects(scores, values, i, j, 0.0)[:3],
-         "You put the scores at 0. Zero is no neutral score: softmax knows differences only. Use the row's mean."),
-        (_effects(scores, values, i, j, -torch.inf)[:3],
+        (row_effects(scores, values, i, j, 0.0)[:3],
+         "You put the scores at 0. Zero is not neutral: a softmax depends on differences only. Use the row's mean."),
+        (row_effects(scores, values, i, j, -torch.inf)[:3],
          "You removed the positions (score minus infinity). Here an ablated score is put at the mean of its row."),
         (torch.stack([single, second, single + second]),
          "The joint effect is not the sum of the two single ones: lower both scores in the same softmax. "
@@ -55,7 +70,11 @@ def ablation_effects(answer) -> None:
 
 
 def softmax_backward(answer) -> None:
-    """Exercise 01.2: `answer(scores, g, temperature)` is dL/dscores under the temperature rule, g = dL/dweights."""
+    """Exercise 01.2: `answer(scores, g, temperature)` is dL/dscores under the temperature rule, g = dL/dweights.
+
+    >>> softmax_backward(lambda *given: None)
+    Your turn: return p_T * (g - sum of p_T * g), where p_T is the softmax of scores / temperature.
+    """
     scores, g = random_numbers(2, 3, 5) * 3, random_numbers(2, 3, 5, seed=1)
     scores[0, :, 4] = -torch.inf  # masked
     result = answer(scores.clone(), g.clone(), 2.0)
@@ -91,20 +110,26 @@ def softmax_backward(answer) -> None:
 
 
 def hidden_from_the_gradient(scores) -> None:
-    """Exercise 01.3: five scores where the gradient sees under 1% of a joint effect of 0.1 logits or more."""
+    """Exercise 01.3: five scores where the gradient predicts less than 1% of a joint effect of 0.1 logits or more.
+
+    >>> hidden_from_the_gradient(None)
+    Your turn: choose five scores, then run this cell again.
+    """
     if unwritten(scores, "choose five scores, then run this cell again."):
         return
     scores = torch.as_tensor(scores, dtype=torch.float64)
     assert scores.shape == (5,), f"Five scores, please, in one list; this has shape {list(scores.shape)}."
     values = torch.tensor([10.0, 10, 0, 0, 0], dtype=torch.float64)
-    joint = float(_effects(scores, values, 0, 1, scores.mean())[2])
+    joint = float(row_effects(scores, values)[2])
     weights = scores.softmax(-1)
     gradient = weights * (values - weights @ values)
-    seen = float((gradient * (scores - scores.mean()))[:2].sum())
+    predicted = float((gradient * (scores - scores.mean()))[:2].sum())
     assert joint >= 0.1, (
-        f"The joint effect is {joint:.4f} logits: here even lowering both scores hardly matters, so the gradient's "
-        "silence is no lie. The lowered scores (at the row's mean) must lose to the other positions.")
-    assert abs(seen) < 0.01 * joint, (
-        f"The gradient foretells {seen:.4f} of {joint:.3f} logits, {abs(seen) / joint:.1%}. It is proportional to "
-        "the weight that the last three positions still have: make it smaller by raising the first two scores.")
-    print(f"Correct: lowering both costs {joint:.3f} logits, the gradient foretells {seen:.5f} ({seen / joint:.2%}).")
+        f"The joint effect is {joint:.4f} logits: here even lowering both scores hardly matters, so the gradient "
+        "is right. The lowered scores (at the row's mean) must lose to the other positions.")
+    assert abs(predicted) < 0.01 * joint, (
+        f"The gradient predicts {predicted:.4f} of {joint:.3f} logits, {abs(predicted) / joint:.1%}. It is "
+        "proportional to the weight that the last three positions still have: make it smaller by raising the first two "
+        "scores.")
+    print(f"Correct: lowering both costs {joint:.3f} logits, the gradient predicts {predicted:.5f} "
+          f"({predicted / joint:.2%}).")

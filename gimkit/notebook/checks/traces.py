@@ -1,4 +1,4 @@
-"""The checks of notebook 08, the same code on a server."""
+"""The checks of traces, on this machine (notebook 00) and on a server (notebook 08)."""
 
 from unittest import mock
 
@@ -10,18 +10,44 @@ from gimkit.model.architecture import architecture_of
 from gimkit.notebook.checks.answers import close, recognise, unwritten
 
 IN_THE_SANDBOX = {
-    "A": ("yes", "A puts neutral tokens in and reads logits: no gradient, so any key will do."),
-    "B": ("forward", "B is a backward pass, which the sandbox cannot do; but pushing each token's change forward to "
+    "A": ("yes", "A puts neutral tokens in and reads logits: no gradient, so every key is enough."),
+    "B": ("forward", "B is a backward pass, which the sandbox cannot do; but carrying each token's change forward to "
                      "the logits gives the same numbers, and gimkit does that by itself."),
     "C": ("no", "C would be a row of the batch for every edge in forward mode, far too many; it is refused with a "
-                "reason. Score nodes, or edges among a few nodes."),
+                "reason. Score nodes, or the edges of a few nodes."),
     "D": ("yes", "D reads activations and replaces them, which is what a sandbox is for."),
     "E": ("yes", "E is one forward pass per head with its output replaced: slow, exact, and no gradient."),
 }
 
 
-class Spied:
-    """A backend that notes how many numbers a trace saves."""
+def read_a_trace(answer, model) -> None:
+    """Exercise 00.1: `answer(model, module, prompt)` is the shape of a module's output, [1, tokens, width].
+
+    >>> read_a_trace(lambda *given: None, model)
+    Your turn: trace the prompt, save the module's output, return its shape.
+    """
+    module = model.get(architecture_of(model).blocks[0].mlp)
+    width, vocabulary = model.config.get_text_config().hidden_size, model.config.get_text_config().vocab_size
+    for prompt in ("Mary and John went home .", "Mary and John went home . John gave a ring to"):
+        shape = answer(model, module, prompt)
+        if unwritten(shape, "trace the prompt, save the module's output, return its shape."):
+            return
+        assert isinstance(shape, tuple | list), (
+            f"Return the shape, {type(shape).__name__} is something else: inside the trace write "
+            "output = module.output.save(), and after it return output.shape.")
+        tokens = len(model.tokenizer(prompt)["input_ids"])
+        assert len(shape) == 3, (
+            f"A shape with {len(shape)} axes; expected 3: prompts, tokens, width. One prompt is still a batch of one.")
+        assert shape[-1] != vocabulary, "The last axis is the vocabulary: these are the logits. Read module.output."
+        assert shape[1] == tokens, (
+            f"{shape[1]} positions, but this prompt has {tokens} tokens, the start token included. "
+            "Take the shape from the trace of the prompt that is passed in.")
+        assert tuple(shape) == (1, tokens, width), f"Expected (1, {tokens}, {width}), not {tuple(shape)}."
+    print(f"Correct: (1, tokens, {width}): one prompt, a position per token, {width} numbers at each.")
+
+
+class _CountingBackend:
+    """A backend that counts the numbers that a trace saves."""
 
     def __init__(self, backend, seen: list):
         self.backend, self.seen = backend, seen
@@ -29,23 +55,27 @@ class Spied:
     def __call__(self, tracer):
         self.backend(tracer)
         kept = [value for value in tracer.info.frame.f_locals.values() if id(value) in _saves()]
-        self.seen.append(sum(map(numbers, kept)))
+        self.seen.append(sum(map(_numbers, kept)))
 
 
-def numbers(value) -> int:
+def _numbers(value) -> int:
     """How many numbers a saved value holds."""
     if isinstance(value, torch.Tensor):
         return value.numel()
-    return sum(map(numbers, value)) if isinstance(value, list | tuple) else 1
+    return sum(map(_numbers, value)) if isinstance(value, list | tuple) else 1
 
 
 def strengths(answer, model) -> None:
-    """Exercise 08.1: `answer(model, prompt, where)` is the norm of each MLP's output at the last token, [layers]."""
+    """Exercise 08.1: `answer(model, prompt, where)` is the norm of each MLP's output at the last token, [layers].
+
+    >>> strengths(lambda *given: None, model)
+    Your turn: one trace with remote=where that saves one norm per layer.
+    """
     prompt, parts = "Mary and John went home . John gave a ring to", architecture_of(model)
     with model.trace(prompt, use_cache=False):
         outputs = [tensor_of(model.get(block.mlp).output)[0] for block in parts.blocks].save()
     seen, real = [], type(model)._remote_backend
-    with mock.patch.object(type(model), "_remote_backend", lambda *given: Spied(real(*given), seen)):
+    with mock.patch.object(type(model), "_remote_backend", lambda *given: _CountingBackend(real(*given), seen)):
         result = answer(model, prompt, "local")
     if unwritten(result, "one trace with remote=where that saves one norm per layer."):
         return
@@ -69,12 +99,16 @@ def strengths(answer, model) -> None:
 
 
 def sandbox_calls(answers) -> None:
-    """Exercise 08.2: for each of five calls, "yes", "forward" or "no"."""
+    """Exercise 08.2: for each of five calls, "yes", "forward" or "no".
+
+    >>> sandbox_calls(None)
+    Your turn: predict A to E: "yes", "forward" or "no".
+    """
     if unwritten(answers, 'predict A to E: "yes", "forward" or "no".'):
         return
     assert isinstance(answers, dict) and set(answers) == set(IN_THE_SANDBOX), "Give a dict with the keys A to E."
-    for call, said in answers.items():
-        assert said in ("yes", "forward", "no"), f'{call} is {said!r}; the answers are "yes", "forward" and "no".'
+    for call, answer in answers.items():
+        assert answer in ("yes", "forward", "no"), f'{call} is {answer!r}; the answers are "yes", "forward" and "no".'
         right, lesson = IN_THE_SANDBOX[call]
-        assert said == right, lesson
+        assert answer == right, lesson
     print("Correct: what only reads and replaces runs anywhere; gradients need a trusted key, or forward mode.")
