@@ -1,10 +1,14 @@
 """What apply promises: the original untouched, a true receipt, refusals by name, any way of wrapping a model."""
 
+import functools
 import warnings
 
 import pytest
 import torch
 import transformers
+from entry_points import ALL, solved
+from in_float64 import precise
+from made_up import random_task
 from nnsight import LanguageModel, NNsight, TransformersModel
 from nnsight.modeling import huggingface
 from test_rules import gradient, relative, target
@@ -13,6 +17,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 import gimkit
+from gimkit.interventions import residual_stream, weights
+from gimkit.interventions.recomputed import spread
 
 torch.set_num_threads(1)
 
@@ -251,3 +257,192 @@ def test_nothing_is_warned_about(model):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         gradient(gimkit.apply(model), token_ids())
+
+
+# --- hooks and edits of the user's: the right numbers, or none ---
+
+BLOCK = "model.layers.1"
+EVERY = ("attribute", "nodes gim", "neurons", "among forward", "edges gradient", "edges exact", "run", "head_roles",
+         "head_repair")
+SUMMED = {"edges gradient", "edges exact", "run", "head_roles", "head_repair"}  # these take the residual stream apart
+READ = SUMMED - {"head_repair"}  # and these recompute what heads read
+FROZEN = {"attribute", "nodes gim", "neurons", "among forward", *READ}  # and these, or rules, recompute norms
+CASES = [  # kind, module, the projections or norms whose weights would be scaled for the same, who refuses, naming what
+    ("hook", "self_attn.q_proj", ["self_attn.q_proj"], READ, "self_attn.q_proj: its output is not its weight times"),
+    ("edit", "self_attn.q_proj", ["self_attn.q_proj"], READ, "self_attn.q_proj: its output is not its weight times"),
+    ("hook", "self_attn.o_proj", ["self_attn.o_proj"], SUMMED, "self_attn.o_proj: its output is not its weight times"),
+    ("edit", "self_attn.o_proj", ["self_attn.o_proj"], SUMMED, "self_attn.o_proj: its output is not its weight times"),
+    ("hook", "self_attn", ["self_attn.o_proj"], SUMMED, "the residual stream here is not the sum"),
+    ("hook", "mlp", ["mlp.down_proj"], SUMMED, "the residual stream here is not the sum"),
+    ("edit", "mlp", ["mlp.down_proj"], set(), None),
+    ("hook", "mlp.down_proj", ["mlp.down_proj"], set(), None),
+    ("pre-hook", "mlp", ["mlp.gate_proj", "mlp.up_proj"], READ, "mlp: its input is not what the part before it gives"),
+    ("edit of input", "mlp", ["mlp.gate_proj", "mlp.up_proj"], READ, "mlp: its input is not what the part before it"),
+    ("hook", "input_layernorm", ["input_layernorm"], {"edges gradient"}, "self_attn.q_proj: its input is not what"),
+    ("edit", "input_layernorm", ["input_layernorm"], FROZEN, "input_layernorm|self_attn.q_proj: its input is not what"),
+    ("hook", "", None, SUMMED, "the residual stream here is not the sum"),
+    ("edit", "", None, SUMMED, "the residual stream here is not the sum"),
+    ("edit of input", "", None, SUMMED, "the residual stream here is not the sum"),
+]
+
+
+def half_more(x):
+    return (x[0] * 1.5, *x[1:]) if isinstance(x, tuple) else x * 1.5
+
+
+def changed(kind, path):
+    """A model with something of the user's that scales what a module gives or reads by 1.5."""
+    model = NNsight(precise("llama"))
+    module = model._module.get_submodule(path)
+    if kind == "hook":
+        module.register_forward_hook(lambda module, inputs, output: half_more(output))
+    elif kind == "pre-hook":
+        module.register_forward_pre_hook(lambda module, inputs: half_more(inputs))
+    else:
+        with model.edit(inplace=True):
+            if kind == "edit":
+                model.get(path).output = half_more(model.get(path).output)
+            else:
+                model.get(path).input = model.get(path).input * 1.5
+    return model
+
+
+@functools.cache
+def the_same(paths, kind):
+    """The scores of a plain model that computes the same as the changed one, and a task of answers that it gives."""
+    hf = precise("llama")
+    for path in paths:
+        hf.get_submodule(path).weight.mul_(1.5)
+    if not paths:
+        forward = hf.get_submodule(BLOCK).forward
+
+        def scaled(x, *rest, **options):
+            return half_more(forward(x, *rest, **options)) if kind != "edit of input" else forward(1.5 * x, *rest,
+                                                                                                   **options)
+
+        hf.get_submodule(BLOCK).forward = scaled
+    task = solved(hf, random_task(3))
+    return {what: ALL[what](NNsight(hf), task) for what in EVERY if paths or what not in SUMMED}, task
+
+
+@pytest.mark.parametrize("kind, module, scaled, refuses, message", CASES)
+def test_hooks_and_edits_give_the_right_numbers_or_none(kind, module, scaled, refuses, message):
+    path = f"{BLOCK}.{module}".rstrip(".")
+    wanted, task = the_same(tuple(f"{BLOCK}.{name}" for name in scaled or ()), "" if scaled else kind)
+    model = changed(kind, path)
+    for what in EVERY:
+        if what in refuses:
+            with pytest.raises(gimkit.GimkitError, match=message):
+                ALL[what](model, task)
+        else:
+            assert torch.allclose(ALL[what](model, task), wanted[what], rtol=1e-6, atol=1e-9), what
+
+
+def test_a_steering_vector_is_a_bias():
+    """What is added to clean and corrupt rows alike moves no edge's meaning: as if the MLP's bias held it."""
+    vector = torch.randn(32, generator=torch.Generator().manual_seed(0)).double()
+    hf, model = precise("gpt2"), NNsight(precise("gpt2"))
+    hf.transformer.h[1].mlp.c_proj.bias.add_(vector)
+    with model.edit(inplace=True):
+        model.transformer.h[1].output = model.transformer.h[1].output + vector
+    plain, task = NNsight(hf), solved(hf, random_task(3))
+    for what in EVERY:
+        assert torch.allclose(ALL[what](model, task), ALL[what](plain, task), rtol=1e-6, atol=1e-9), what
+    assert not torch.allclose(ALL["run"](NNsight(precise("gpt2")), task), ALL["run"](plain, task), atol=1e-2)
+
+
+@pytest.mark.parametrize("path", ["model.layers.1.mlp", "model.layers.1.self_attn"])
+def test_a_hook_before_a_norm_counts_with_what_leaves_it(path):
+    """Gemma-2's MLP and attention are normed before they reach the stream; such a norm undoes a factor but for eps."""
+    hf, model = build("gemma2"), NNsight(build("gemma2"))
+    model._module.get_submodule(path).register_forward_hook(lambda module, inputs, output: half_more(output))
+    hf.get_submodule(path + (".down_proj" if path.endswith("mlp") else ".o_proj")).weight.mul_(1.5)
+    plain, task = NNsight(hf), solved(hf, random_task(3))
+    for what in ("nodes gradient", "edges gradient", "edges exact", "run"):
+        if path.endswith("mlp"):
+            assert torch.allclose(ALL[what](model, task), ALL[what](plain, task), rtol=1e-4, atol=1e-4), what
+        else:
+            with pytest.raises(gimkit.GimkitError, match="post_attention_layernorm: its input is not what the part"):
+                ALL[what](model, task)
+
+
+def test_hooks_that_change_nothing_change_nothing():
+    hf, seen = build("llama"), []
+    for module in hf.modules():
+        module.register_forward_hook(lambda module, inputs, output: seen.append(module))
+    model, plain, task = NNsight(hf), NNsight(build("llama")), random_task(2)
+    for what in ("edges gradient", "edges exact", "run"):
+        assert torch.equal(ALL[what](model, task), ALL[what](plain, task)), what
+    assert seen
+
+
+@pytest.mark.parametrize("what", ["edges gradient", "edges exact", "run"])
+def test_an_edit_of_logits_by_position(what):
+    """Two of the rows are padded, so that their last logits are not the answers'."""
+    model, task = NNsight(build("llama")), random_task(4)
+    with model.edit(inplace=True):
+        model.lm_head.output[:, 7] = 1.5 * model.lm_head.output[:, 7]
+    plain, edited = ALL[what](NNsight(build("llama")), task[:2]), ALL[what](model, task[:2])
+    assert torch.allclose(edited, plain, atol=1e-5)
+    last = ALL[what](NNsight(build("llama")), task[3:])
+    assert torch.allclose(ALL[what](model, task[3:]), 1.5 * last, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind, module", [("edit", "self_attn.q_proj"), ("hook", "self_attn.o_proj"), ("edit", "mlp")])
+def test_the_circuit_of_all_edges_is_checked_beside_every_part(kind, module, monkeypatch):
+    """With the checks of the parts switched off, a run that is not the clean one is still refused."""
+    model, task = changed(kind, f"{BLOCK}.{module}"), random_task(3)
+    for place in (residual_stream, weights):
+        monkeypatch.setattr(place, "check_agrees", lambda *arguments: None)
+    if module == "mlp":  # a control: of this edit the run takes account
+        assert ALL["run"](model, task).isfinite().all()
+        return
+    with pytest.raises(gimkit.GimkitError, match="circuit of all edges does not give the clean prompts' metric"):
+        ALL["run"](model, task)
+
+
+# --- the norm check ---
+
+
+def test_norms_are_checked_on_rows_of_the_whole_batch():
+    """A norm that is off for one prompt, or at one position, is noticed, whichever it is."""
+    ids = token_ids(6, 8)
+    for place in [(prompt, slice(None)) for prompt in range(6)] + [(slice(None), position) for position in range(8)]:
+        model = NNsight(build("llama"))
+        with model.edit(inplace=True):
+            out = model.model.norm.output.clone()
+            out[place] = 1.05 * out[place]
+            model.model.norm.output = out
+        with pytest.raises(gimkit.GimkitError, match="model.norm: recomputing this norm"):
+            gradient(gimkit.apply(model, "freeze"), ids)
+
+
+def test_spread_meets_all_prompts_and_all_positions():
+    for prompts, positions in ((8, 8), (4, 10), (6, 15), (16, 16), (3, 16)):
+        rows = spread(prompts * positions)
+        assert len(rows) <= 16 and len(rows.unique()) == len(rows)
+        assert len((rows // positions).unique()) >= min(prompts, 16) * 0.7
+        assert len((rows % positions).unique()) >= min(positions, 16) * 0.6
+    assert spread(5).tolist() == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_a_norm_of_a_slightly_wrong_eps_is_refused(name):
+    """The norm computes with an eps that its attribute does not tell: off by some thousandths."""
+    hf = build(name)
+    norm = hf.model.layers[1].input_layernorm if name == "llama" else hf.transformer.h[1].ln_1
+    key = "variance_epsilon" if name == "llama" else "eps"
+    forward, told = norm.forward, getattr(norm, key)
+
+    def with_other_eps(x):
+        setattr(norm, key, 1e-2)
+        try:
+            return forward(x)
+        finally:
+            setattr(norm, key, told)
+
+    plain = hf(token_ids()).logits
+    norm.forward = with_other_eps
+    assert 1e-4 < relative(hf(token_ids()).logits, plain) < 3e-2
+    with pytest.raises(gimkit.GimkitError, match="recomputing this norm"):
+        gradient(gimkit.apply(NNsight(hf)), token_ids())

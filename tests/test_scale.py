@@ -71,10 +71,16 @@ ANSWERED = {
 
 
 @pytest.mark.parametrize("name", ANSWERED)
-def test_only_answers_are_unembedded(model, name):
+def test_only_answers_are_unembedded(model, name, monkeypatch):
     """Bit for bit the same scores: every other test of them compares with an oracle that reads all positions."""
-    seen = []
-    model._module.lm_head.register_forward_hook(lambda _, inputs, output: seen.append(output.shape))
+    seen, forward = [], torch.nn.Linear.forward
+
+    def watched(self, x):
+        if self is model._module.lm_head:
+            seen.append(x.shape)
+        return forward(self, x)
+
+    monkeypatch.setattr(torch.nn.Linear, "forward", watched)
     ANSWERED[name](model, random_task())
     assert seen and all(shape.numel() == shape[0] * shape[-1] for shape in seen), seen
 

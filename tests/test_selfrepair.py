@@ -14,7 +14,7 @@ from gimkit.interventions.score_ablation import ablations, one_layer
 from gimkit.model.architecture import architecture_of
 from gimkit.selfrepair.heads import EFFECTS
 from gimkit.tasks import Task
-from tests.oracles.phenomena import phenomena
+from tests.oracles import phenomena
 
 torch.set_num_threads(1)
 PLACES = ["example", "layer", "head", "query", "i", "j"]

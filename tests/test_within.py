@@ -211,7 +211,7 @@ def test_neuron_tables():
 
 def test_neurons_refuse_bad_input():
     model, task = NNsight(build("gpt2")), random_task()
-    with pytest.raises(gimkit.GimkitError, match="unknown method 'exact'; use a gimkit.Rules, or one of [^*]*relp$"):
+    with pytest.raises(gimkit.GimkitError, match="unknown rules 'exact'; use a gimkit.Rules, or one of [^*]*relp$"):
         gimkit.circuits.score_neurons(model, task, "exact")
     with pytest.raises(gimkit.GimkitError, match="unknown metric"):
         gimkit.circuits.score_neurons(model, task, metric="KL")

@@ -10,7 +10,7 @@ from gimkit.circuits.nodes import batches
 from gimkit.errors import GimkitError, check_flag, check_whole, require_finite
 from gimkit.interventions.node_scores import neuron_scores
 from gimkit.model.apply import apply, check_unedited
-from gimkit.model.architecture import LINEAR, Architecture, architecture_of, unembedding_of
+from gimkit.model.architecture import Architecture, architecture_of, projections, unembedding_of
 from gimkit.remote import in_trace
 from gimkit.results import Result
 from gimkit.rules import Rules, rules_of
@@ -117,12 +117,10 @@ def output_projections(model, architecture: Architecture) -> list[str]:
     if architecture.experts:
         raise GimkitError(f"{architecture.name} routes tokens to experts, whose neurons run only for some tokens, "
                           "so neurons are not covered; score nodes instead")
-    paths = []
-    for block in architecture.blocks:
-        linears = [path for path, module in model._module.get_submodule(block.mlp).named_modules(prefix=block.mlp)
-                   if isinstance(module, LINEAR)]
-        paths.append(block.products[0].path if block.products else linears[-1])
-    if len({model._module.get_submodule(path).weight.shape for path in paths}) > 1:
+    root = model._module
+    paths = [block.products[0].path if block.products else projections(root.get_submodule(block.mlp), block.mlp)[-1]
+             for block in architecture.blocks]
+    if len({root.get_submodule(path).weight.shape for path in paths}) > 1:
         raise GimkitError(f"{architecture.name} has MLPs of different widths, so neurons make no table; "
                           "score nodes instead")
     return paths

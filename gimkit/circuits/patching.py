@@ -6,10 +6,11 @@ from tqdm.auto import tqdm
 from gimkit.circuits.circuit import Circuit
 from gimkit.circuits.metric import DIVERGENCES, metric_of
 from gimkit.errors import GimkitError, require_finite
-from gimkit.interventions.circuit_runs import run_circuits
+from gimkit.interventions.circuit_runs import run_circuits, whole_circuit
+from gimkit.interventions.recomputed import tolerance_of, weight_dtypes
 from gimkit.model.apply import check_unedited
 from gimkit.model.residual_stream import ResidualStream, check_graph, graph_of, residual_stream_of
-from gimkit.remote import in_trace
+from gimkit.remote import in_session, in_trace
 from gimkit.tasks.task import answer_rows, answers_of, check_task, per_pair
 
 
@@ -65,6 +66,7 @@ def run_masks(model, w: ResidualStream, task, keep: torch.Tensor, metric: str, r
     together = min(len(keep), rows)  # circuits, which share the corrupt run, rather than examples
     examples = max(1, rows // together)
     copies = w.heads // w.key_heads
+    check_whole_circuit(model, w, task, remote)
     columns = []
     with tqdm(total=len(keep) * len(task), desc=f"{task.name} circuits", delay=2, leave=False) as progress:
         for start in range(0, len(task), examples):
@@ -80,3 +82,20 @@ def run_masks(model, w: ResidualStream, task, keep: torch.Tensor, metric: str, r
                 progress.update(found[-1].numel())
             columns.append(torch.cat(found))
     return per_pair(pairs, torch.cat(columns, 1), 1)
+
+
+def check_whole_circuit(model, w: ResidualStream, task, remote, most: int = 4) -> None:
+    """Refuse a model whose circuit of all edges does not give the clean metric, on a few pairs spread over the task.
+
+    The clean prompts run by themselves, as the model is: with hooks and edits of the user's.
+    """
+    step = -(-len(task) // most)
+    clean, corrupt, *answers = (part[::step] for part in (task.clean, task.corrupt, *answers_of(task)))
+    whole, own = in_session(model, whole_circuit, clean, corrupt, w, graph_of(w).real[None], *answers, remote=remote,
+                            gradients=False)
+    require_finite(own, "the clean prompts' metric")
+    tolerance = 10 * tolerance_of(*weight_dtypes(model._module))  # errors add up over a whole pass
+    if not bool(((whole - own).abs() <= tolerance * (1 + own.abs())).all()):
+        raise GimkitError("the circuit of all edges does not give the clean prompts' metric "
+                          f"(off by {float((whole - own).abs().max()):.2g}): a hook or an edit of yours acts where "
+                          "gimkit recomputes the model; remove it, or score nodes")

@@ -6,6 +6,7 @@ from gimkit.errors import GimkitError
 from gimkit.interventions.attention import attention_call
 from gimkit.interventions.blocked_attention import blocked_attention
 from gimkit.interventions.gradients import centre, inverse_scale, scale_grad, with_grad_of
+from gimkit.interventions.recomputed import spread, tolerance_of
 from gimkit.interventions.weights import scale_of
 
 
@@ -26,14 +27,14 @@ def norm_factor(x, y, weight, bias, path: str, eps: float, centred: bool):
     """Which factor (none, weight, or 1 + weight) reproduces the norm's own output on up to 16 rows, or an error."""
     kept = 1 if weight is None else weight.dim()
     rows, want = (t.reshape(-1, *t.shape[-kept:]) for t in (x, y))
-    some = slice(None, None, max(1, rows.shape[0] // 16))
+    some = spread(len(rows))
     top = centre(rows[some], centred)
     want = want[some].to(top.dtype)
     if not bool(torch.isfinite(want).all()):
         raise GimkitError(f"{path}: the model's own output is NaN or infinite here; check its weights and its dtype")
     plain = top * inverse_scale(top, eps)
     shift = 0 if bias is None else bias.detach().to(top.dtype)
-    tolerance = 1e-4 if y.dtype in (torch.float32, torch.float64) else 4e-2
+    tolerance = tolerance_of(y.dtype)
     w = None if weight is None else weight.detach().to(top.dtype)
     for factor in [None] if w is None else [w, 1 + w]:
         error = (plain * (1 if factor is None else factor) + shift - want).abs().max()

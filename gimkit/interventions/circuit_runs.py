@@ -3,8 +3,16 @@
 import torch
 
 from gimkit.interventions.metric import at_answers, metric_values, places_of
-from gimkit.interventions.residual_stream import heads_of, read_norm, read_weights, tensor_of
-from gimkit.interventions.weights import matrix_of
+from gimkit.interventions.residual_stream import (
+    check_reads,
+    check_sum,
+    heads_of,
+    read_after,
+    read_norm,
+    read_weights,
+    tensor_of,
+)
+from gimkit.interventions.weights import check_matrix, held_or_probed, matrix_of
 
 
 def run_circuits(model, w, b: int, keep: torch.Tensor, metric: str, last, good, bad) -> torch.Tensor:
@@ -21,35 +29,60 @@ def run_circuits(model, w, b: int, keep: torch.Tensor, metric: str, last, good, 
     gaps = stream.new_empty(circuits, keep.shape[1], b, *stream.shape[1:])  # current minus corrupt outputs
     gaps[:, 0] = gap(stream, b, circuits)
     known, column = 1, 0
+    behind = [stream]  # what makes up the stream here: an earlier place, and what parts wrote since
     for layer in w.layers:
-        reading = slice(column, column + 3 * w.heads)
-        put_reads(model, w, layer, model.get(layer.block).input[:b], gaps[:, :known], keep[:, :known, reading])
+        reading, stream = slice(column, column + 3 * w.heads), model.get(layer.block).input
+        check_sum(layer.block, stream, *behind, b=b)
+        put_reads(model, w, layer, stream[:b], gaps[:, :known], keep[:, :known, reading])
         column += 3 * w.heads
-        z = model.get(layer.output).input
+        projection = model.get(layer.output)
+        z = projection.input
         if group > 1:  # each copy of the rows holds the heads that read its keys and values
             copies = z[b:].unflatten(-1, (w.heads, -1)).unflatten(0, (group, -1))
             mixed = torch.stack([copies[h % group, :, :, h] for h in range(w.heads)], -2).flatten(-2)
             z = torch.cat([z[:b], mixed.repeat(group, 1, 1)])
-            model.get(layer.output).input = z
-        after = read_norm(model, layer.norm_after_attention)
-        put_heads(gaps[:, known:known + w.heads], model.get(layer.output), z, after)
-        mlp = model.get(layer.mlp)
-        entry = mlp if layer.norm_before_mlp is None else model.get(layer.norm_before_mlp.path)
-        heard = known if w.parallel else known + w.heads
-        reads = streams(entry.input[:b], gaps[:, :heard], keep[:, :heard, column])
+            projection.input = z
+        attention = projection.output
+        weight = matrix_of(projection, layer.output, z, attention)[0]
+        after = read_after(model, layer.norm_after_attention, attention)
+        put_heads(gaps[:, known:known + w.heads], weight, z, after)
+        behind = [stream, attention if after is None else after.y]
+        mlp, norm = model.get(layer.mlp), layer.norm_before_mlp
+        path = layer.mlp if norm is None else norm.path
+        entry, heard = model.get(path).input, known if w.parallel else known + w.heads
+        check_sum(path, entry, *(behind[:1] if w.parallel else behind), b=b)
+        corrupt = entry[:b]
+        reads = torch.cat([corrupt, streams(corrupt, gaps[:, :heard], keep[:, :heard, column])])
         column += 1
-        if layer.norm_before_mlp is not None:
-            reads = entry(reads)
-        mlp.input = torch.cat([mlp.input[:b], reads.repeat(group, 1, 1).to(mlp.input.dtype)])
+        if norm is not None:
+            reads = model.get(path)(reads)
+        theirs = mlp.input
+        check_reads(layer.mlp, theirs, reads[:b])
+        mlp.input = torch.cat([theirs[:b], reads[b:].repeat(group, 1, 1).to(theirs.dtype)])
         m = tensor_of(mlp.output)
         after = read_norm(model, layer.norm_after_mlp)
-        gaps[:, known + w.heads] = gap(m if after is None else m * after.inverse * after.factor, b, circuits)
+        m = m if after is None else after.y
+        behind.append(m)
+        gaps[:, known + w.heads] = gap(m, b, circuits)
         known += w.heads + 1
     final = model.get(w.final_norm.path)
+    check_sum(w.final_norm.path, final.input, *behind, b=b)
     reads = streams(final.input[:b], gaps, keep[:, :, column])
     final.input = torch.cat([final.input[:b], reads.repeat(group, 1, 1).to(final.input.dtype)])
     logits = at_answers(model, w.unembedding, last)[b:(1 + circuits) * b]
     return metric_values(metric, logits, places_of(last), good, bad, logits[-b:])
+
+
+def whole_circuit(model, clean, corrupt, w, keep: torch.Tensor, last, good, bad) -> tuple:
+    """The logit metric [b] of a circuit, and of the clean prompts in a trace of their own.
+    """
+    b = len(clean)
+    ids = torch.cat([corrupt, clean.repeat(w.heads // w.key_heads, 1)])
+    with model.trace(input_ids=ids, use_cache=False):
+        whole = run_circuits(model, w, b, keep, "logit", last, good, bad)[0].save()
+    with model.trace(input_ids=clean, use_cache=False):
+        own = metric_values("logit", model.output.logits, last, good, bad)[0].save()
+    return whole, own
 
 
 def gap(x: torch.Tensor, b: int, circuits: int) -> torch.Tensor:
@@ -73,8 +106,10 @@ def stream_read(corrupt: torch.Tensor, gaps: torch.Tensor, keep: torch.Tensor) -
 def put_reads(model, w, layer, corrupt: torch.Tensor, gaps: torch.Tensor, keep: torch.Tensor) -> None:
     """Give each head the q, k and v of the stream that it reads; the model's own it computes for corrupt rows alone."""
     (circuits, b), group = gaps.shape[:3:2], w.heads // w.key_heads
-    weight, bias = read_weights(model, layer, w, corrupt.dtype)
     norm = None if layer.norm_before_attention is None else model.get(layer.norm_before_attention.path)
+    normed = corrupt if norm is None else norm(corrupt)
+    matrices = {path: held_or_probed(model.get(path), normed) for path in dict.fromkeys(layer.projections)}
+    weight, bias = read_weights(matrices, layer, w)
     own = weight.new_empty(len(weight), circuits, *corrupt.shape[:2], w.head_dim)  # each target's q, k or v
     for i in range(circuits):  # one by one: all targets' streams are the largest thing here
         reads = stream_read(corrupt, gaps[i], keep[i])
@@ -83,10 +118,12 @@ def put_reads(model, w, layer, corrupt: torch.Tensor, gaps: torch.Tensor, keep: 
     if bias is not None:
         own += bias[:, :, None, None]
     own = own.flatten(1, 2).movedim(0, 2).unflatten(2, (3, w.heads))  # [circuits * b, seq, q k v, heads, head_dim]
-    for path in dict.fromkeys(layer.projections):
+    for path, matrix in matrices.items():
         module = model.get(path)
         module.input = module.input[:b]
+        check_reads(path, module.input, normed)
         theirs = module.output
+        check_matrix(module, path, normed, theirs, *matrix)
         out = theirs.new_empty((1 + group * circuits) * b, *theirs.shape[1:])
         out[:b] = theirs
         for which, mine in enumerate(layer.projections):
@@ -97,10 +134,13 @@ def put_reads(model, w, layer, corrupt: torch.Tensor, gaps: torch.Tensor, keep: 
         module.output = out
 
 
-def put_heads(gaps: torch.Tensor, projection, z, after) -> None:
-    """Fill gaps [circuits, heads, b, seq, width] with current minus corrupt of what each head writes."""
+def put_heads(gaps: torch.Tensor, weight: torch.Tensor, z, after) -> None:
+    """Fill gaps [circuits, heads, b, seq, width] with current minus corrupt of what each head writes.
+
+    weight: of the output projection, [in, width].
+    """
     circuits, heads, b = gaps.shape[:3]
-    weight = matrix_of(projection, z.dtype)[0].unflatten(0, (heads, -1))
+    weight = weight.unflatten(0, (heads, -1))
     if after is not None:
         z = z * after.inverse
     change = gap(z, b, circuits).unflatten(-1, (heads, -1))

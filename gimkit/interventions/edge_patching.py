@@ -7,7 +7,17 @@ plain forward has as many edges as rows; `runs.py`, which is for any circuit, bu
 import torch
 
 from gimkit.interventions.metric import values_at_answers
-from gimkit.interventions.residual_stream import heads_of, heads_written, read_norm, scaled_gap, tensor_of, written
+from gimkit.interventions.residual_stream import (
+    check_reads,
+    check_sum,
+    heads_of,
+    heads_written,
+    read_after,
+    read_norm,
+    scaled_gap,
+    tensor_of,
+    written,
+)
 from gimkit.interventions.weights import matrix_of
 
 
@@ -22,23 +32,25 @@ def exact_edge_scores(model, w, edges: list, metric: str, last, good, bad) -> to
     into, column = rows_by_target(edges, b), 0
     embedded = model.get(w.layers[0].block).input
     gaps = (embedded[:b] - embedded[b:2 * b])[None]
+    behind = [embedded]  # what makes up the stream here: an earlier place, and what parts wrote since
     for layer in w.layers:
         stream = model.get(layer.block).input
+        check_sum(layer.block, stream, *behind, b=b)
         reads = []
         for which in range(3):
             for head in range(w.heads):
                 if column in into:
                     rows, sources = into[column]
-                    x = without(stream, rows, gaps[sources])
-                    if layer.norm_before_attention is not None:
-                        x = model.get(layer.norm_before_attention.path)(x)
+                    x = normed_by(model, layer.norm_before_attention, without(stream, rows, gaps[sources]))
                     reads.append((which, head, rows, x))
                 column += 1
+        normed = normed_by(model, layer.norm_before_attention, stream[:2 * b])
         for path in list(dict.fromkeys(layer.projections)):
             mine = [read for read in reads if layer.projections[read[0]] == path]
             if mine:
-                model.get(path).output = projected(model.get(path), mine, layer.layout, w)
-        z = model.get(layer.output).input
+                model.get(path).output = projected(model.get(path), path, normed, mine, layer.layout, w)
+        projection = model.get(layer.output)
+        z = projection.input
         if group > 1 and any(which for which, *_ in reads):
             z = z.clone()
             by_head = z.unflatten(-1, (w.heads, -1))
@@ -46,25 +58,30 @@ def exact_edge_scores(model, w, edges: list, metric: str, last, good, bad) -> to
                 others = [other for other in range(w.heads) if which and other % group != head % group]
                 for other in others:
                     by_head[rows, :, other] = by_head[:b, :, other].repeat((rows.stop - rows.start) // b, 1, 1)
-            model.get(layer.output).input = z
-        after = read_norm(model, layer.norm_after_attention)
-        heads = heads_written(model.get(layer.output), scaled_gap(z, after, b), after, w.heads)
+            projection.input = z
+        attention = projection.output
+        weight = matrix_of(projection, layer.output, z, attention)[0]
+        after = read_after(model, layer.norm_after_attention, attention)
+        heads = heads_written(weight, scaled_gap(z, after, b), after, w.heads)
+        behind = [stream, attention if after is None else after.y]
         if not w.parallel:
             gaps = torch.cat([gaps, heads])
-        mlp = model.get(layer.mlp)
+        mlp, norm = model.get(layer.mlp), layer.norm_before_mlp
+        path = layer.mlp if norm is None else norm.path
+        entry = model.get(path).input
+        check_sum(path, entry, *(behind[:1] if w.parallel else behind), b=b)
         if column in into:
             rows, sources = into[column]
-            entry = mlp if layer.norm_before_mlp is None else model.get(layer.norm_before_mlp.path)
-            x = without(entry.input, rows, gaps[sources])
-            if layer.norm_before_mlp is not None:
-                x = entry(x)
-            mlp.input = replaced(mlp.input, rows, x)
+            check_reads(layer.mlp, mlp.input, normed_by(model, norm, entry[:2 * b]))
+            mlp.input = replaced(mlp.input, rows, normed_by(model, norm, without(entry, rows, gaps[sources])))
         column += 1
         m = tensor_of(mlp.output)
         after = read_norm(model, layer.norm_after_mlp)
+        behind.append(m if after is None else after.y)
         gaps = torch.cat([gaps, *([heads] if w.parallel else []), written(m, after, b)[None]])
+    final = model.get(w.final_norm.path)
+    check_sum(w.final_norm.path, final.input, *behind, b=b)
     if column in into:
-        final = model.get(w.final_norm.path)
         rows, sources = into[column]
         final.input = replaced(final.input, rows, without(final.input, rows, gaps[sources]))
     values = values_at_answers(model, w.unembedding, metric, last, good, bad)
@@ -93,11 +110,20 @@ def replaced(x: torch.Tensor, rows: slice, value: torch.Tensor) -> torch.Tensor:
     return x
 
 
-def projected(projection, reads: list, layout: str, w) -> torch.Tensor:
-    """A projection's output in which heads have their q, k or v of what they read, on its rows."""
-    out = projection.output.clone()
+def normed_by(model, norm, x: torch.Tensor) -> torch.Tensor:
+    """What a norm makes of a stream; the stream itself where there is none."""
+    return x if norm is None else model.get(norm.path)(x)
+
+
+def projected(projection, path: str, normed: torch.Tensor, reads: list, layout: str, w) -> torch.Tensor:
+    """A projection's output in which heads have their q, k or v of what they read, on its rows.
+
+    normed: what the norm before it makes of the stream on the first rows.
+    """
+    x, out = projection.input, projection.output.clone()
+    check_reads(path, x, normed)
     shape = (layout, w.heads, w.key_heads, w.head_dim)
-    weight, bias = matrix_of(projection, out.dtype)
+    weight, bias = matrix_of(projection, path, x, out)
     for which, head, rows, x in reads:
         part = heads_of(out, which, *shape)
         own = head // (w.heads // part.shape[-2])

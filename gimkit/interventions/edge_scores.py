@@ -8,15 +8,20 @@ import torch
 from gimkit.interventions.interpolation import path_points, plus_points, put_output
 from gimkit.interventions.metric import at_answers, metric_values, places_of
 from gimkit.interventions.residual_stream import (
+    check_reads,
+    check_sum,
     heads_of,
     heads_written,
     pull_heads_back,
+    read_after,
     read_norm,
+    read_projections,
     read_weights,
     scaled_gap,
     tensor_of,
     written,
 )
+from gimkit.interventions.weights import matrix_of
 
 
 def edge_scores(model, w, frozen: bool, b: int, metric: str, last, good, bad, gradient_rows: list, shares: list,
@@ -34,14 +39,19 @@ def edge_scores(model, w, frozen: bool, b: int, metric: str, last, good, bad, gr
     plus_points(model, w.embedding, b, shares, points)
     group = w.heads // w.key_heads
     taken, wanted, shared = [], [], []
+    behind = []  # what makes up the stream here: an earlier place, and what parts wrote since
     for number, layer in enumerate(w.layers):
         stream = model.get(layer.block).input
         if number == 0:
             embedded = (stream[:b] - stream[b:2 * b]).detach()
+        else:
+            check_sum(layer.block, stream, *behind, b=b)
         before = read_norm(model, layer.norm_before_attention)
-        outputs = {path: model.get(path).output for path in dict.fromkeys(layer.projections)}
-        z = model.get(layer.output).input
-        after = read_norm(model, layer.norm_after_attention)
+        outputs, matrices = read_projections(model, layer, stream if before is None else before.y)
+        projection = model.get(layer.output)
+        z, attention = projection.input, projection.output
+        weight = matrix_of(projection, layer.output, z, attention)[0]
+        after = read_after(model, layer.norm_after_attention, attention)
         if (number, "attention") in between:
             writer = layer.output if after is None else layer.norm_after_attention.path
             put_output(model.get(writer), between[number, "attention"], b, len(stream))
@@ -49,15 +59,23 @@ def edge_scores(model, w, frozen: bool, b: int, metric: str, last, good, bad, gr
         mlp = model.get(layer.mlp)
         alias = mlp.input.view_as(mlp.input)  # OLMo-2's MLP reads the residual stream itself
         mlp.input = alias
+        behind = [stream, attention if after is None else after.y]
+        if before_mlp is None:
+            check_sum(layer.mlp, alias, *behind, b=b)
+        else:
+            check_sum(layer.norm_before_mlp.path, before_mlp.x, *(behind[:1] if w.parallel else behind), b=b)
+            check_reads(layer.mlp, alias, before_mlp.y)
         m = tensor_of(mlp.output)
         after_mlp = read_norm(model, layer.norm_after_mlp)
         if (number, "mlp") in between:
             writer = layer.mlp if after_mlp is None else layer.norm_after_mlp.path
             put_output(model.get(writer), between[number, "mlp"], b, len(stream))
-        taken.append((before, scaled_gap(z, after, b), after, before_mlp, written(m, after_mlp, b)))
+        behind.append(m if after_mlp is None else after_mlp.y)
+        taken.append((before, matrices, scaled_gap(z, after, b), weight, after, before_mlp, written(m, after_mlp, b)))
         wanted += [*outputs.values(), alias]
         shared.append((outputs, z))
     wanted.append(model.get(w.final_norm.path).input)
+    check_sum(w.final_norm.path, wanted[-1], *behind, b=b)
     if group > 1:
         wanted += [z for _, z in shared]
     logits = at_answers(model, w.unembedding, last)
@@ -81,12 +99,12 @@ def edge_scores(model, w, frozen: bool, b: int, metric: str, last, good, bad, gr
     step = max(1, most // per_position)
     total = 0
     for start in range(0, embedded.shape[1], step):
-        total = total + contracted(model, w, embedded, taken, found, gradients[0], gradient_rows,
+        total = total + contracted(w, embedded, taken, found, gradients[0], gradient_rows,
                                    slice(start, start + step), frozen)
     return total / len(gradient_rows)
 
 
-def contracted(model, w, embedded, taken: list, found: list, at_logits, gradient_rows: list, positions: slice,
+def contracted(w, embedded, taken: list, found: list, at_logits, gradient_rows: list, positions: slice,
                frozen: bool) -> torch.Tensor:
     """<clean - corrupt output, gradient> of every source with every target, over some positions."""
     b, precise = len(embedded), torch.promote_types(embedded.dtype, torch.float32)
@@ -96,11 +114,12 @@ def contracted(model, w, embedded, taken: list, found: list, at_logits, gradient
     scores = embedded.new_zeros(len(sources), layers * (3 * n_heads + 1) + 1, dtype=precise)
     sources[0] = embedded[:, positions]
     known, column = 1, 0
-    for layer, (before, gap, after, before_mlp, gap_mlp), (at_heads, at_mlp) in zip(w.layers, taken, found):
-        reads = pull_heads_back(at_heads, read_weights(model, layer, w, embedded.dtype)[0], before, places, frozen)
+    for layer, (before, matrices, gap, weight, after, before_mlp, gap_mlp), (at_heads, at_mlp) in zip(
+            w.layers, taken, found):
+        reads = pull_heads_back(at_heads, read_weights(matrices, layer, w)[0], before, places, frozen)
         column = contract(scores, column, sources[:known], reads)
         writers = slice(known, known + n_heads)
-        sources[writers] = heads_written(model.get(layer.output), gap[:, positions], after, n_heads)
+        sources[writers] = heads_written(weight, gap[:, positions], after, n_heads)
         known_to_mlp = known if w.parallel else known + n_heads
         column = contract(scores, column, sources[:known_to_mlp], pulled(at_mlp, before_mlp, places, frozen))
         sources[known + n_heads] = gap_mlp[:, positions]

@@ -8,11 +8,11 @@ import torch
 from gimkit.errors import GimkitError
 from gimkit.interventions.gradients import centre
 from gimkit.interventions.metric import metric_values, values_at_answers
-from gimkit.interventions.residual_stream import Reading, by_row, tensor_of
+from gimkit.interventions.residual_stream import Reading, by_row, check_reads, check_sum, tensor_of
 from gimkit.interventions.weights import matrix_of, scale_of
 
 
-def head_effects(model, layers: list, final, unembedding: str, softcap, heads: int, ablated: list, answers: tuple):
+def head_effects(model, layers: list, final, unembedding, softcap, heads: int, ablated: list, answers: tuple):
     """Effects [ablated, b, 4] of ablating each head, and how parts answer for it, [ablated, b, layers, heads + 1].
 
     The effects: direct, direct with the final norm live, total, total with the final norm frozen. The answers: by how
@@ -22,23 +22,30 @@ def head_effects(model, layers: list, final, unembedding: str, softcap, heads: i
     last, good, bad = answers
     b, n = len(last), 2 + len(ablated)
     here = (torch.arange(n * b), last.repeat(n))
-    written, lost = [], {}
+    written, lost, parts = [], {}, []
     for layer, (output, after_heads, mlp, after_mlp) in enumerate(layers):
-        z = resampled(model.get(output), layer, ablated, heads, b)[here]
-        after = reading_of(model, after_heads, here)
-        weight = precise(matrix_of(model.get(output), z.dtype)[0]).unflatten(0, (heads, -1))
+        projection = model.get(output)
+        z = resampled(projection, layer, ablated, heads, b)
+        attention = projection.output
+        weight = precise(matrix_of(projection, output, z, attention)[0]).unflatten(0, (heads, -1))
+        z, attention, after = z[here], attention[here], reading_of(model, after_heads, here)
+        if after is not None:
+            check_reads(after_heads.path, after.x, attention)
         z = precise(z).unflatten(-1, (heads, -1))
         for row, (at, head) in enumerate(ablated):
             if at == layer:
                 lost[row] = scaled((z[:b, head] - z[b:2 * b, head]) @ weight[head], after, slice(b))
-        m = precise(by_row(tensor_of(model.get(mlp).output), n * b)[here])
-        written.append((z, weight, after, scaled(m, reading_of(model, after_mlp, here), slice(None))))
+        m = by_row(tensor_of(model.get(mlp).output), n * b)[here]
+        after_m = reading_of(model, after_mlp, here)
+        parts += [attention if after is None else after.y[:, 0], m if after_m is None else after_m.y[:, 0]]
+        written.append((z, weight, after, precise(parts[-1])))
     lost = torch.stack([lost[row] for row in range(n - 2)])
     norm = model.get(final.path)
     stream, normalised = norm.input[here], norm.output[here]
     after = Reading(norm, final, stream[:, None], normalised[:, None])
     bias = scale_of(norm, final.eps, stream.dtype)[1]
-    unembed = Unembedding(model.get(unembedding), normalised.dtype, softcap, good, bad)
+    check_sum(final.path, *(x.unflatten(0, (n, b))[[0, 2]].flatten(0, 1)[:, None] for x in (stream, *parts)), b=b)
+    unembed = Unembedding(model.get(unembedding.path), unembedding.path, normalised.dtype, softcap, good, bad)
 
     def frozen(x):
         """What the final norm makes of streams [k, b, width] with the clean run's denominator, [k * b, width]."""
@@ -49,8 +56,8 @@ def head_effects(model, layers: list, final, unembedding: str, softcap, heads: i
     again = unembed.metric(frozen(stream[None, :b]))[0]
     tolerance = 1e-3 if stream.dtype in (torch.float32, torch.float64) else 5e-2
     if not bool((again - metric[0]).abs().max() <= tolerance * (1 + metric[0].abs().max())):
-        raise GimkitError(f"{unembedding}: unembedding the final norm's output does not reproduce the model's logits "
-                          "(are they scaled?), so direct effects cannot be taken")
+        raise GimkitError(f"{unembedding.path}: unembedding the final norm's output does not reproduce the model's "
+                          "logits (are they scaled?), so direct effects cannot be taken")
     slope = after.pull_back(unembed.slope(normalised[:b])[:, None], slice(b), True)[:, 0]
     direct = (lost * slope).sum(-1)
     direct_live = metric[0] - unembed.metric(norm((stream[:b] - lost).flatten(0, 1).to(stream.dtype)))
@@ -101,8 +108,8 @@ def contributions(z, weight, after, m, slope, n: int) -> torch.Tensor:
 class Unembedding:
     """From the final norm's output to the task's metric, and the metric's slope there."""
 
-    def __init__(self, module, dtype, softcap, good, bad):
-        self.module, self.dtype, self.softcap, self.good, self.bad = module, dtype, softcap, good, bad
+    def __init__(self, module, path: str, dtype, softcap, good, bad):
+        self.module, self.path, self.dtype, self.softcap, self.good, self.bad = module, path, dtype, softcap, good, bad
 
     def logits(self, normalised):
         logits = precise(self.module(normalised.to(self.dtype)))
@@ -115,7 +122,8 @@ class Unembedding:
 
     def slope(self, normalised):
         """Gradient of the metric at the final norm's output, [b, width]."""
-        logits, weight, slope = self.logits(normalised), matrix_of(self.module, self.dtype)[0].T, 0
+        x = normalised.to(self.dtype)
+        logits, weight, slope = self.logits(x), matrix_of(self.module, self.path, x, self.module(x))[0].T, 0
         for ids, sign in ((self.good, 1), (self.bad, -1)):
             ids = ids.to(logits.device)
             chosen = logits.gather(1, ids.clamp(min=0))

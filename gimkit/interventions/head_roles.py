@@ -4,7 +4,7 @@ import torch
 
 from gimkit.interventions.attention import attention_call, attention_pattern
 from gimkit.interventions.metric import at_answers
-from gimkit.interventions.residual_stream import read_norm
+from gimkit.interventions.residual_stream import read_after, read_norm
 from gimkit.interventions.weights import leaf_of, matrix_of
 
 
@@ -21,9 +21,11 @@ def head_numbers(model, w, attentions: list, looks: torch.Tensor, last, good, ba
     for layer, path in zip(w.layers, attentions):
         pattern = attention_pattern(*attention_call(model.get(path)))
         looked.append(torch.einsum("rhij,rkij->hk", pattern, looks.to(pattern)))
-        z = model.get(layer.output).input.detach()[rows, last]
-        weight = matrix_of(model.get(layer.output), z.dtype)[0].unflatten(0, (w.heads, -1))
-        after = read_norm(model, layer.norm_after_attention)
+        projection = model.get(layer.output)
+        z, attention = projection.input, projection.output
+        weight = matrix_of(projection, layer.output, z, attention)[0].unflatten(0, (w.heads, -1))
+        z = z.detach()[rows, last]
+        after = read_after(model, layer.norm_after_attention, attention)
         if after is not None:
             z = z * after.inverse[rows, last]
         parts = torch.einsum("rhd,hdw->rhw", z.unflatten(-1, (w.heads, -1)).to(weight.dtype), weight)

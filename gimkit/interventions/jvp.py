@@ -264,8 +264,9 @@ def last_logits(model, plan: dict, run: dict):
     """The clean logits [g, last, vocab] and their tangents; the model goes on with the clean rows alone."""
     g, first = run["g"], run["first"]
     module = model.get(plan["unembedding"])
-    module.input = module.input[:, -run["last"]:]
-    raw = module.output
+    if not plan["all_positions"]:
+        module.input = module.input[:, -run["last"]:]
+    raw = module.output[:, -run["last"]:]
     logits, t = clean_of(raw, g), tangents_of(raw, g, first)
     if plan["softcap"] is not None:
         bent = torch.tanh(logits / plan["softcap"])

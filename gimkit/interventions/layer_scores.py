@@ -7,7 +7,7 @@ from gimkit.interventions.token_scores import along, answer_logits, explained_va
 from gimkit.interventions.weights import leaf_of
 
 
-def stream_scores(model, unembedding: str, blocks: list, answers: list):
+def stream_scores(model, unembedding, blocks: list, answers: list):
     """(stream - its mean over positions) . gradient at each block's input, [layers, seq]; and the answers' ids."""
     streams = []
     for path in blocks:
@@ -23,7 +23,7 @@ def stream_scores(model, unembedding: str, blocks: list, answers: list):
     return torch.stack(scores), answers
 
 
-def integrated_stream_scores(model, unembedding: str, path: str, answers: list):
+def integrated_stream_scores(model, unembedding, path: str, answers: list):
     """The same with gradients averaged over midpoints between mean and stream of one block's input, [seq].
 
     The rows are copies of one prompt, a point each.
@@ -39,7 +39,7 @@ def integrated_stream_scores(model, unembedding: str, path: str, answers: list):
     return along((x - mean)[0], gradient), answers
 
 
-def pattern_stream_scores(model, unembedding: str, path: str, attentions: list, answers: list):
+def pattern_stream_scores(model, unembedding, path: str, attentions: list, answers: list):
     """The same of one block's input with (s - s') g as the gradient of each later softmax, [seq].
 
     The rows are two copies of a prompt; in the second every position of the block's input becomes the mean, which
@@ -57,7 +57,7 @@ def pattern_stream_scores(model, unembedding: str, path: str, attentions: list, 
     return along(leaf[:1] - mean, gradient[:1])[0], answers
 
 
-def replaced_values(model, unembedding: str, blocks: list, keep: torch.Tensor, answers: list):
+def replaced_values(model, unembedding, blocks: list, keep: torch.Tensor, answers: list):
     """The answer's logit and probability, [rows, 2], when streams at some positions are their mean over positions.
 
     keep: [rows, layers, seq], True where a block's input stays as it comes.
@@ -69,7 +69,7 @@ def replaced_values(model, unembedding: str, blocks: list, keep: torch.Tensor, a
     return last_values(model, unembedding, answers)[0]
 
 
-def along_path(model, embedding: str, unembedding: str, corrupt: torch.Tensor, answers: list):
+def along_path(model, embedding: str, unembedding, corrupt: torch.Tensor, answers: list):
     """Logit difference and norm of its gradient at each row's point from corrupt to clean embeddings, [rows, 2].
 
     The rows are copies of the clean prompt; row 0 becomes the corrupt one, the last stays. corrupt: [1, seq] ids.

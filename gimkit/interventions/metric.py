@@ -55,20 +55,24 @@ def of_sequences(metric: str, logits: torch.Tensor, good, bad) -> torch.Tensor:
     return sides[0] - sides[1]
 
 
-def values_at_answers(model, unembedding: str, metric: str, last, good, bad) -> torch.Tensor:
+def values_at_answers(model, unembedding, metric: str, last, good, bad) -> torch.Tensor:
     """The metric [groups, b] of groups of b rows, as `metric_values`; divergences are from the first group."""
     logits = at_answers(model, unembedding, last)
     return metric_values(metric, logits, places_of(last), good, bad, logits[:len(last)])
 
 
-def at_answers(model, unembedding: str, last: torch.Tensor) -> torch.Tensor:
-    """The logits [groups * b, tokens, vocab] at the answers' positions, no others being computed; one token each where
-    last is [b].
+def at_answers(model, unembedding, last: torch.Tensor) -> torch.Tensor:
+    """The logits [groups * b, tokens, vocab] at the answers' positions; one token each where last is [b].
+
+    unembedding: the `Unembedding`. No other logits are computed, unless an edit or a hook could count positions.
     """
-    module = model.get(unembedding)
+    module = model.get(unembedding.path)
     x = module.input
     rows = torch.arange(len(x), device=x.device)[:, None]
-    module.input = x[rows, last.view(len(last), -1).to(x.device).repeat(len(x) // len(last), 1)]
+    places = last.view(len(last), -1).to(x.device).repeat(len(x) // len(last), 1)
+    if unembedding.all_positions:
+        return model.output.logits[rows, places]
+    module.input = x[rows, places]
     return model.output.logits
 
 

@@ -6,7 +6,7 @@ from gimkit.interventions.metric import values_at_answers
 from gimkit.interventions.residual_stream import by_row, tensor_of
 
 
-def exact_node_scores(model, embedding: str, unembedding: str, blocks: list, n_heads: int, nodes: list, metric: str,
+def exact_node_scores(model, embedding: str, unembedding, blocks: list, n_heads: int, nodes: list, metric: str,
                       last, good, bad) -> torch.Tensor:
     """Effects [b, nodes] of replacing each node's output, at all positions, by its corrupt value.
 
@@ -37,7 +37,7 @@ def exact_node_scores(model, embedding: str, unembedding: str, blocks: list, n_h
     return (values[0] - values[2:]).T
 
 
-def coalition_values(model, unembedding: str, blocks: list, n_heads: int, present: torch.Tensor, last, good,
+def coalition_values(model, unembedding, blocks: list, n_heads: int, present: torch.Tensor, last, good,
                      bad) -> torch.Tensor:
     """The logit metric [1 + sets, b] of the corrupt run, and of clean ones in which absent nodes stay corrupt.
 

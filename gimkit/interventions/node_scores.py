@@ -8,11 +8,19 @@ import torch
 from gimkit.interventions.attention import swapped_heads
 from gimkit.interventions.interpolation import plus_points, put_between, put_output
 from gimkit.interventions.metric import at_answers, metric_values, places_of
-from gimkit.interventions.residual_stream import by_row, heads_written, read_norm, scaled_gap, tensor_of, written
-from gimkit.interventions.weights import leaf_of
+from gimkit.interventions.residual_stream import (
+    by_row,
+    heads_written,
+    read_after,
+    read_norm,
+    scaled_gap,
+    tensor_of,
+    written,
+)
+from gimkit.interventions.weights import leaf_of, matrix_of
 
 
-def node_scores(model, embedding: str, unembedding: str, blocks: list, n_heads: int, b: int, metric: str, last, good,
+def node_scores(model, embedding: str, unembedding, blocks: list, n_heads: int, b: int, metric: str, last, good,
                 bad, gradient_rows: list, shares: list, between: dict) -> torch.Tensor:
     """Scores [b, nodes] of one batch: <clean - corrupt output, mean gradient of the metric>, summed over positions.
 
@@ -38,8 +46,10 @@ def node_scores(model, embedding: str, unembedding: str, blocks: list, n_heads: 
             if shares_here:
                 projection.input = part
         else:
-            reading = read_norm(model, after_attention)
-            differences.append(heads_written(projection, scaled_gap(z, reading, b), reading, n_heads))
+            attention_output = projection.output
+            weight = matrix_of(projection, output, z, attention_output)[0]
+            reading = read_after(model, after_attention, attention_output)
+            differences.append(heads_written(weight, scaled_gap(z, reading, b), reading, n_heads))
             part = put_output(model.get(after_attention.path), shares_here, b, rows)
         parts.append(part)
         by_head.append(after_attention is None)
@@ -64,7 +74,7 @@ def node_scores(model, embedding: str, unembedding: str, blocks: list, n_heads: 
     return torch.cat(columns, 1)
 
 
-def neuron_scores(model, embedding: str, unembedding: str, projections: list, metric: str, last, good,
+def neuron_scores(model, embedding: str, unembedding, projections: list, metric: str, last, good,
                   bad) -> torch.Tensor:
     """Scores [layers, width] of the neurons that each MLP's output projection reads, summed over examples.
 

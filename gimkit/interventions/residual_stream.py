@@ -7,7 +7,10 @@ import torch
 
 from gimkit.interventions.backward_rules import norm_factor
 from gimkit.interventions.gradients import centre, inverse_scale
+from gimkit.interventions.recomputed import CAUSES, check_agrees, spread, tolerance_of
 from gimkit.interventions.weights import matrix_of, scale_of
+
+NOT_THE_SUM = "the residual stream here is not the sum of what the parts before it wrote: " + CAUSES
 
 
 def heads_of(x: torch.Tensor, which: int, layout: str, heads: int, key_heads: int, width: int) -> torch.Tensor:
@@ -20,28 +23,65 @@ def heads_of(x: torch.Tensor, which: int, layout: str, heads: int, key_heads: in
     return x.split(sizes, -1)[which].unflatten(-1, (-1, width))
 
 
-def read_weights(model, layer, w, dtype: torch.dtype) -> tuple:
+def read_projections(model, layer, reads: torch.Tensor) -> tuple[dict, dict]:
+    """{path: output} and {path: (weight, bias)} of a layer's projections to q, k and v.
+
+    reads: what the norm before them makes of the stream.
+    """
+    outputs, matrices = {}, {}
+    for path in dict.fromkeys(layer.projections):
+        module = model.get(path)
+        x, outputs[path] = module.input, module.output
+        check_reads(path, x, reads)
+        matrices[path] = matrix_of(module, path, x, outputs[path])
+    return outputs, matrices
+
+
+def read_weights(matrices: dict, layer, w) -> tuple:
     """What makes each head's q, k and v of the normed stream: weight [3 * heads, width, head_dim], bias or None.
 
     All heads' q come first, then their k, then their v; heads that share keys and values repeat them.
+    matrices: {path: (weight, bias)} of the layer's projections.
     """
     weights, biases = [], []
     for which, path in enumerate(layer.projections):
-        weight, bias = matrix_of(model.get(path), dtype)
-        weight = heads_of(weight, which, layer.layout, w.heads, w.key_heads, w.head_dim)
+        weight, bias = (part if part is None else heads_of(part, which, layer.layout, w.heads, w.key_heads, w.head_dim)
+                        for part in matrices[path])
         copies = w.heads // weight.shape[1]
         weights.append(weight.repeat_interleave(copies, 1))
-        if bias is not None:
-            bias = heads_of(bias, which, layer.layout, w.heads, w.key_heads, w.head_dim)
-            biases.append(bias.repeat_interleave(copies, 0))
-    return torch.cat(weights, 1).transpose(0, 1), torch.cat(biases)[:, None] if biases else None
+        biases.append(None if bias is None else bias.repeat_interleave(copies, 0))
+    weight = torch.cat(weights, 1).transpose(0, 1)
+    if all(bias is None for bias in biases):
+        return weight, None
+    none = weight.new_zeros(w.heads, w.head_dim)
+    return weight, torch.cat([none if bias is None else bias for bias in biases])[:, None]
+
+
+def check_reads(path: str, x: torch.Tensor, want: torch.Tensor) -> None:
+    """Refuse where a module does not read what the part before it gives, on the first rows."""
+    x, want = (part.detach().reshape(-1, part.shape[-1]) for part in (x, want))
+    some = spread(len(want))
+    x, want = x[some], want[some]
+    check_agrees(path, want, x, x.abs().amax(-1, keepdim=True), tolerance_of(x.dtype),
+                 "its input is not what the part before it gives: " + CAUSES)
+
+
+def check_sum(path: str, stream: torch.Tensor, *parts: torch.Tensor, b: int) -> None:
+    """Refuse where clean - corrupt of the stream at a module is not that of all parts that make it up.
+
+    stream, parts: rows of b clean prompts, b corrupt ones, and perhaps more.
+    """
+    values = [by_row(part.detach(), len(stream))[:2 * b] for part in (stream, *parts)]
+    own, *gaps = (value[:b] - value[b:] for value in values)
+    size = sum(value.abs() for value in values)
+    check_agrees(path, sum(gaps), own, size[:b] + size[b:], tolerance_of(stream.dtype), NOT_THE_SUM)
 
 
 class Reading:
     """A norm as it ran on some rows: its input, inverse denominator and factor."""
 
     def __init__(self, module, norm, x, y):
-        self.x, self.centred = x.detach(), norm.centred
+        self.x, self.y, self.centred = x.detach(), y.detach(), norm.centred
         self.inverse = inverse_scale(centre(self.x, self.centred), norm.eps)
         scale = scale_of(module, norm.eps, y.dtype)
         factor = norm_factor(self.x, y.detach(), *scale, norm.path, norm.eps, self.centred)
@@ -95,6 +135,14 @@ def read_norm(model, norm):
     return Reading(module, norm, module.input, module.output)
 
 
+def read_after(model, norm, own: torch.Tensor):
+    """A Reading of the norm that follows a part with the output `own`, None where there is none."""
+    reading = read_norm(model, norm)
+    if reading is not None:
+        check_reads(norm.path, reading.x, own)
+    return reading
+
+
 def scaled_gap(out: torch.Tensor, after, b: int) -> torch.Tensor:
     """Clean minus corrupt value of an output, each run's divided by the denominator of a norm that follows."""
     out = out.detach()
@@ -104,14 +152,17 @@ def scaled_gap(out: torch.Tensor, after, b: int) -> torch.Tensor:
 
 
 def written(out: torch.Tensor, after, b: int) -> torch.Tensor:
-    """Clean minus corrupt of what a part writes to the stream; a norm after it counts as a constant factor."""
-    gap = scaled_gap(out, after, b)
-    return gap if after is None else gap * after.factor
+    """Clean minus corrupt of what a part writes to the stream: its output, or what leaves a norm that follows."""
+    out = out.detach() if after is None else after.y
+    return out[:b] - out[b:2 * b]
 
 
-def heads_written(projection, gap: torch.Tensor, after, heads: int) -> torch.Tensor:
-    """What a `scaled_gap` of heads' outputs side by side writes to the stream, head by head, [heads, b, seq, width]."""
-    weight = matrix_of(projection, gap.dtype)[0].unflatten(0, (heads, -1))
+def heads_written(weight: torch.Tensor, gap: torch.Tensor, after, heads: int) -> torch.Tensor:
+    """What a `scaled_gap` of heads' outputs side by side writes to the stream, head by head, [heads, b, seq, width].
+
+    weight: of the output projection, [in, width].
+    """
+    weight = weight.unflatten(0, (heads, -1))
     parts = torch.einsum("bshd,hdw->hbsw", gap.unflatten(-1, (heads, -1)).to(weight.dtype), weight)
     return parts if after is None else parts * after.factor
 

@@ -10,6 +10,7 @@ import torch
 
 from gimkit.errors import GimkitError
 from gimkit.interventions.gradients import centre, inverse_scale
+from gimkit.interventions.recomputed import tolerance_of
 
 
 def clean_of(x: torch.Tensor, g: int) -> torch.Tensor:
@@ -35,7 +36,7 @@ def put(x: torch.Tensor, tangents: torch.Tensor, g: int, first: int) -> None:
 
 def share_off(mine: torch.Tensor, own: torch.Tensor) -> tuple[float, bool]:
     """The largest difference from the model's own value as a share of its size; and is that more than rounding?"""
-    tolerance = 1e-4 if own.dtype in (torch.float32, torch.float64) else 4e-2
+    tolerance = tolerance_of(own.dtype)
     own = own.to(mine.dtype).reshape(mine.shape)
     share = float((mine - own).abs().max() / own.abs().max().clamp(min=1e-30))
     return share, not share <= tolerance

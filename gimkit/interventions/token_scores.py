@@ -33,7 +33,7 @@ def explained_value(logits: torch.Tensor, answers: list):
     return (value if len(answers) == 1 else value - final[:, answers[1]]), answers
 
 
-def answer_logits(model, unembedding: str, answers: list) -> torch.Tensor:
+def answer_logits(model, unembedding, answers: list) -> torch.Tensor:
     """The logits [rows, tokens, vocab] that `explained_value` reads: at the last positions, no others are computed."""
     tokens = len(answers[0]) if answers and isinstance(answers[0], list) else 1
     return at_answers(model, unembedding, torch.arange(-tokens, 0)[None])
@@ -60,7 +60,7 @@ def along(difference: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
     return (difference.detach().to(precise) * gradient.to(precise)).sum(-1)
 
 
-def token_scores(model, embedding: str, unembedding: str, neutral: int, answers: list):
+def token_scores(model, embedding: str, unembedding, neutral: int, answers: list):
     """(embedding - neutral embedding) . gradient for each token of a single row, [seq]; and the answers' ids."""
     module = model.get(embedding)
     leaf = leaf_of(model, module.output)
@@ -71,7 +71,7 @@ def token_scores(model, embedding: str, unembedding: str, neutral: int, answers:
     return along(leaf - neutral_embedding, gradient)[0], answers
 
 
-def integrated_token_scores(model, embedding: str, unembedding: str, neutral: int, answers: list, free: torch.Tensor):
+def integrated_token_scores(model, embedding: str, unembedding, neutral: int, answers: list, free: torch.Tensor):
     """Integrated gradients over the row count's midpoints between neutral and real embeddings, [seq]; and the ids.
 
     free: [seq], True where the path moves. Without answers the target is the top prediction of the point nearest to
@@ -91,7 +91,7 @@ def integrated_token_scores(model, embedding: str, unembedding: str, neutral: in
     return along(change[0], gradient), answers
 
 
-def rescaled_token_scores(model, embedding: str, unembedding: str, activations: list, answers: list):
+def rescaled_token_scores(model, embedding: str, unembedding, activations: list, answers: list):
     """(embedding - neutral embedding) . DeepLIFT's multipliers, [seq]; and the ids. Rows: the prompt, its neutral twin.
 
     At each activation the slope is the finite difference between the rows; where they hardly differ, its derivative.
@@ -112,7 +112,7 @@ def rescaled_token_scores(model, embedding: str, unembedding: str, activations: 
     return along(leaf[0] - leaf[1], gradient[0]), answers
 
 
-def pattern_token_scores(model, embedding: str, unembedding: str, attentions: list, answers: list):
+def pattern_token_scores(model, embedding: str, unembedding, attentions: list, answers: list):
     """(embedding - neutral embedding) . gradient with (s - s') g at each softmax, [seq]; and the ids.
 
     Rows: the prompt, and its neutral twin, which gives the patterns s'.
@@ -127,7 +127,7 @@ def pattern_token_scores(model, embedding: str, unembedding: str, attentions: li
     return along(leaf[0] - leaf[1], gradient[0]), answers
 
 
-def last_values(model, unembedding: str, answers: list):
+def last_values(model, unembedding, answers: list):
     """The explained value and the first answer's probability, [rows, 2]; and the ids. A function has no probability."""
     logits = answer_logits(model, unembedding, answers)
     value, answers = explained_value(logits, answers)

@@ -7,6 +7,7 @@ replacement and each call of a module crosses to the process that holds the mode
 import torch
 
 from gimkit.errors import GimkitError
+from gimkit.interventions.recomputed import CAUSES, check_agrees, spread, tolerance_of, weight_dtypes
 
 
 def leaf_of(model, value: torch.Tensor) -> torch.Tensor:
@@ -16,19 +17,53 @@ def leaf_of(model, value: torch.Tensor) -> torch.Tensor:
     return value.detach().requires_grad_(True)
 
 
-def matrix_of(projection, dtype: torch.dtype) -> tuple:
-    """A projection's weight [in, out], and its bias [out] or None.
+def matrix_of(projection, path: str, x: torch.Tensor, y: torch.Tensor) -> tuple:
+    """The weight [in, out] that a projection computes with and its bias [out] or None, checked by `check_matrix`."""
+    matrix = held_or_probed(projection, x)
+    check_matrix(projection, path, x, y, *matrix)
+    return matrix
 
-    transformers' Conv1D keeps its weight so, Linear the other way round. In a sandbox the projection is asked what it
-    makes of zeros and of each unit vector. dtype: of what it really computes with, which a sandbox does not know.
+
+def holds_weight(module) -> bool:
+    """Is this a Linear or transformers' Conv1D that computes with the floating-point weight that it holds?"""
+    known = type(module) is torch.nn.Linear or hasattr(module, "nf")
+    return known and module.weight.is_floating_point() and not module.weight.is_meta
+
+
+def held_or_probed(projection, x: torch.Tensor) -> tuple:
+    """A projection's weight [in, out] and bias, read where a Linear or Conv1D holds them.
+
+    Anything else (an adapter, quantised weights, any module in a sandbox) is asked what it makes of each unit vector,
+    and of minus the first; not of zeros, which some quantised ones cannot scale. x: what it reads, [..., in].
     """
-    weight, bias = projection.weight, getattr(projection, "bias", None)
-    inputs_first = weight.shape[-1] == getattr(projection, "nf", -1)
-    if weight.is_meta:
-        size = weight.shape[0 if inputs_first else 1]
-        answers = projection(torch.eye(size + 1, dtype=dtype)[:, 1:])
-        return (answers[1:], None) if bias is None else (answers[1:] - answers[0], answers[0])
-    return (weight if inputs_first else weight.T).detach(), None if bias is None else bias.detach()
+    if holds_weight(projection._module):
+        weight, bias = projection.weight.detach(), getattr(projection, "bias", None)
+        weight = weight if hasattr(projection._module, "nf") else weight.T
+        return weight, None if bias is None else bias.detach()
+    with torch.no_grad():
+        units = torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)
+        answers = projection(torch.cat([units, -units[:1]]))
+    bias = (answers[0] + answers[-1]) / 2
+    return answers[:-1] - bias, bias
+
+
+def check_matrix(projection, path: str, x: torch.Tensor, y: torch.Tensor, weight: torch.Tensor, bias) -> None:
+    """Refuse where weight and bias do not give what a projection returned, y [..., out], for x [..., in], on some rows.
+    """
+    module, outputs = projection._module, [y]
+    if module._forward_hooks:  # a trace reads what a module returns before its hooks change it
+        with torch.no_grad():
+            outputs.append(projection(x))
+    rows = x.detach().flatten(0, -2)
+    some = spread(len(rows))
+    mine = rows[some].to(weight.dtype) @ weight
+    if bias is not None:
+        mine = mine + bias
+    tolerance = tolerance_of(y.dtype, *weight_dtypes(module))  # quantised modules may round what they read
+    for own in outputs:
+        own = own.detach().flatten(0, -2)[some]
+        check_agrees(path, mine, own, own.abs().amax(-1, keepdim=True), tolerance, "its output is not its weight times "
+                     "its input: " + CAUSES)
 
 
 def scale_of(norm, eps: float, dtype: torch.dtype) -> tuple:

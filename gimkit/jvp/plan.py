@@ -46,7 +46,8 @@ def plan_of(model, rules: Rules) -> dict:
             **_kernel(attention, config, layer), **_mlp(root, block, parts),
         })
     return {"embedding": w.embedding, "blocks": blocks, "norms": [norm(found) for found in parts.norms],
-            "final_norm": norm(w.final_norm), "unembedding": w.unembedding,
+            "final_norm": norm(w.final_norm), "unembedding": w.unembedding.path,
+            "all_positions": w.unembedding.all_positions,
             "softcap": getattr(config, "final_logit_softcapping", None), "width": w.width,
             "vocabulary": root.get_output_embeddings().weight.shape[0]}
 

@@ -6,6 +6,7 @@ import torch
 
 from gimkit.interventions.jvp import task_scores_of, token_scores_of
 from gimkit.jvp.plan import plan_of
+from gimkit.model.architecture import projections
 from gimkit.model.prompt import Question
 from gimkit.remote import in_session
 from gimkit.rules import PLAIN, Rules, rules_of
@@ -93,7 +94,7 @@ def per_token(model, plan: dict) -> int:
 
     def out(path):
         module = root.get_submodule(path)
-        return getattr(module, "nf", None) or module.weight.shape[0]
+        return getattr(module, "nf", None) or module.out_features
 
     total = 4 * width  # the embedding, the last norm's input and output, what is unembedded
     for block in plan["blocks"]:
@@ -101,8 +102,6 @@ def per_token(model, plan: dict) -> int:
         around = ("before_attention", "after_attention", "before_mlp", "after_mlp")
         total += 2 * width * sum(block[key] is not None for key in around)
         total += sum(map(out, dict.fromkeys(block["projections"]))) + heads * (2 if block["rotary"] else 1)
-        inside = root.get_submodule(block["mlp"])
-        widest = max(out(path) for path, module in inside.named_modules(prefix=block["mlp"])
-                     if getattr(module, "weight", None) is not None)
+        widest = max(out(path) for path in projections(root.get_submodule(block["mlp"]), block["mlp"]))
         total += int(widest * (2 if block["gate"] is None else 1.5 if block["up"] is None else 3))
     return total

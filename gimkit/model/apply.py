@@ -2,6 +2,8 @@
 
 from functools import cache
 
+import torch
+
 from gimkit.errors import GimkitError
 from gimkit.interventions.backward_rules import (
     freeze_norm,
@@ -10,7 +12,8 @@ from gimkit.interventions.backward_rules import (
     split_input,
     split_output,
 )
-from gimkit.model.architecture import Architecture, architecture_of
+from gimkit.interventions.weights import holds_weight
+from gimkit.model.architecture import Architecture, architecture_of, projections
 from gimkit.rules import RULES, Rules, rules_of
 
 
@@ -33,6 +36,7 @@ def apply(model, rules: Rules | str = "gim"):
     """
     rules, architecture = rules_of(rules), architecture_of(model)
     check_unedited(model)
+    check_differentiable(model, architecture)
     places = plan(architecture, rules)
     first = len(model._edits)
     edited = model._shallow_copy()
@@ -98,6 +102,28 @@ def check_unedited(model) -> None:
     if "_gimkit" in vars(model):
         raise GimkitError(f"this model already carries the rules {receipt(model).name}; "
                           "give the original, or gimkit.remove(model)")
+
+
+def check_differentiable(model, architecture: Architecture) -> None:
+    """Refuse quantised projections that no gradient passes, for it would go around them in silence.
+
+    >>> check_differentiable(model, architecture_of(model))
+    """
+    root = model._module
+    trunk, dtype = architecture.blocks[0].path.rpartition(".")[0], root.get_input_embeddings().weight.dtype
+    for path in projections(root.get_submodule(trunk), trunk):
+        module = root.get_submodule(path)
+        tensors = [*module.parameters(), *module.buffers()]
+        if holds_weight(module) or any(tensor.is_meta for tensor in tensors):
+            continue
+        device = tensors[0].device if tensors else model.device
+        with torch.inference_mode(False), torch.enable_grad():
+            x = torch.ones(1, module.in_features, dtype=dtype, device=device, requires_grad=True)
+            y = module(x)
+            slope = torch.autograd.grad(y.sum(), x, allow_unused=True)[0] if y.requires_grad else None
+        if slope is None or not bool(slope.any()):
+            raise GimkitError(f"{architecture.name}: {path} ({type(module).__name__}) lets no gradient through; "
+                              "load full-precision weights, or use 'exact' or 'occlusion', which need none")
 
 
 def _place(edited, act, path: str, arguments: tuple) -> None:

@@ -71,6 +71,16 @@ class Architecture(NamedTuple):
     experts: bool
 
 
+class Unembedding(NamedTuple):
+    """Where logits are made.
+
+    all_positions: edits or hooks of the user's could count positions, so it must run at all of them.
+    """
+
+    path: str
+    all_positions: bool
+
+
 def architecture_of(model) -> Architecture:
     """Find the parts of an nnsight model that gimkit's rules and scores act on.
 
@@ -83,6 +93,9 @@ def architecture_of(model) -> Architecture:
     """
     root = _root(model)
     name, config = type(root).__name__, root.config
+    if getattr(getattr(root, "active_peft_config", None), "is_prompt_learning", False):
+        raise GimkitError(f"{name} puts virtual tokens before the prompt, so positions are not the prompt's; use the "
+                          "model without this adapter, or a LoRA")
     if getattr(config, "is_encoder_decoder", False):
         raise GimkitError(f"{name} is an encoder-decoder model; {NOT_COVERED}")
     config = config.get_text_config()
@@ -115,11 +128,11 @@ def limits(model) -> tuple[int, int | None]:
     return root.get_input_embeddings().weight.shape[0], context
 
 
-def unembedding_of(model) -> str:
-    """The path of the module that makes logits of the last residual stream.
+def unembedding_of(model) -> Unembedding:
+    """The module that makes logits of the last residual stream.
 
     >>> unembedding_of(gimkit.load("mini-gpt2"))
-    'lm_head'
+    Unembedding(path='lm_head', all_positions=False)
 
     Args:
         model: an nnsight model, with or without weights.
@@ -132,7 +145,9 @@ def unembedding_of(model) -> str:
     if wanted is None:
         raise GimkitError(f"{type(root).__name__} has no output embeddings, so it gives no logits of tokens; load the "
                           "causal language model, such as with AutoModelForCausalLM")
-    return next(path for path, module in root.named_modules() if module is wanted)
+    hooked = any(module._forward_hooks or module._forward_pre_hooks for module in (root, wanted))
+    return Unembedding(next(path for path, module in root.named_modules() if module is wanted),
+                       bool(model._edits or hooked))
 
 
 def _root(model):
@@ -194,7 +209,7 @@ def _block(path: str, layer, name: str) -> Block:
     if getattr(attention, "reorder_and_upcast_attn", False):
         raise GimkitError(f"{name}: {path}.{attentions[0]} has reorder_and_upcast_attn, which bypasses "
                           "attention_interface; load the model with reorder_and_upcast_attn=False")
-    output = next((key for key in OUTPUT_PROJECTIONS if isinstance(getattr(attention, key, None), LINEAR)), None)
+    output = next((key for key in OUTPUT_PROJECTIONS if is_projection(getattr(attention, key, None))), None)
     if output is None:
         raise GimkitError(f"{name}: {path}.{attentions[0]} has no output projection that gimkit knows "
                           f"({', '.join(OUTPUT_PROJECTIONS)})")
@@ -207,10 +222,11 @@ def _block(path: str, layer, name: str) -> Block:
 def _mlp(layer, attention: str, path: str, name: str):
     """The child of a block that holds its MLP; OPT-like blocks hold two bare projections, the second is it."""
     others = [(key, child) for key, child in layer.named_children()
-              if key != attention.split(".")[0] and any(True for _ in child.parameters()) and not _is_norm(child)]
-    if len(others) == 1 and not isinstance(others[0][1], LINEAR):
+              if key != attention.split(".")[0] and not _is_norm(child)
+              and (any(True for _ in child.parameters()) or projections(child, key))]
+    if len(others) == 1 and not is_projection(others[0][1]):
         return others[0]
-    if len(others) == 2 and all(isinstance(child, LINEAR) for _, child in others):
+    if len(others) == 2 and all(is_projection(child) for _, child in others):
         return others[1]
     found = ", ".join(f"{key} ({type(child).__name__})" for key, child in others) or "nothing"
     raise GimkitError(f"{name}: {path} should hold one MLP beside its attention and norms, but holds {found}")
@@ -230,13 +246,32 @@ def _gating(path: str, mlp, layer, block: str, name: str):
         elif "down_proj" in children and children.keys() & {"gate_proj", "gate_up_proj"}:
             branches = (f"{key}.gate_proj", f"{key}.up_proj") if "gate_proj" in children else ()
             products.append(Product(f"{key}.down_proj", "down", branches))
-    linears = [m for m in mlp.modules() if isinstance(m, LINEAR)]
-    if not products and len(linears) != (1 if isinstance(mlp, LINEAR) else 2):
+    if not products and len(projections(mlp, path)) != (1 if is_projection(mlp) else 2):
         raise GimkitError(f"{name}: {path} ({type(mlp).__name__}) is neither a two-layer MLP nor a gated one with "
                           "gate_proj or gate_up_proj and down_proj, so the product rule cannot be placed")
-    holder, prefix = (layer, block) if isinstance(mlp, LINEAR) else (mlp, path)
+    holder, prefix = (layer, block) if is_projection(mlp) else (mlp, path)
     activation = next((f"{prefix}.{key}" for key, child in holder.named_children() if _is_activation(child)), None)
     return tuple(products), None if experts else activation
+
+
+def is_projection(module) -> bool:
+    """A Linear or Conv1D, or what stands for one: an adapter around it, quantised weights."""
+    sizes = (getattr(module, "in_features", None), getattr(module, "out_features", None))
+    return isinstance(module, LINEAR) or all(isinstance(size, int) for size in sizes)
+
+
+def projections(module, path: str) -> list[str]:
+    """The paths of the projections in a module at a path, in order."""
+    return [key for key, child in _outside_projections(module, path) if is_projection(child)]
+
+
+def _outside_projections(module, path: str):
+    """(path, module) of a module and of those in it, but none of what an adapter or a quantised projection is made of.
+    """
+    yield path, module
+    if not is_projection(module):
+        for key, child in module.named_children():
+            yield from _outside_projections(child, f"{path}.{key}" if path else key)
 
 
 def _is_activation(module) -> bool:
@@ -261,8 +296,11 @@ def _norm(path: str, module, name: str) -> Norm:
 def _norms(root, body: str, name: str) -> tuple[Norm, ...]:
     """Every norm below the trunk; another leaf that scales each feature is refused, it could be a norm in disguise."""
     norms = []
-    for path, module in root.get_submodule(body).named_modules(prefix=body):
+    for path, module in _outside_projections(root.get_submodule(body), body):
         weight = module._parameters.get("weight")
+        if any(_is_norm(child) for key, child in module.named_children() if key in ("original_module", "base_layer")):
+            raise GimkitError(f"{name}: {path} ({type(module).__name__}) is an adapter's own copy of a norm, which "
+                              "gimkit does not look into; merge the adapter: model.merge_and_unload()")
         if _is_norm(module):
             norms.append(_norm(path, module, name))
         elif weight is not None and weight.dim() == 1 and not module._modules:

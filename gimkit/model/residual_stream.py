@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 from gimkit.errors import GimkitError
-from gimkit.model.architecture import Architecture, Norm, architecture_of, unembedding_of
+from gimkit.model.architecture import Architecture, Norm, Unembedding, architecture_of, unembedding_of
 from gimkit.model.graph import Graph
 
 # Which norms stand before and after attention and MLP, by the names that a block's own norms have.
@@ -52,7 +52,7 @@ class ResidualStream(NamedTuple):
     head_dim: int
     width: int
     parallel: bool
-    unembedding: str
+    unembedding: Unembedding
 
 
 def residual_stream_of(model, architecture: Architecture | None = None) -> ResidualStream:

@@ -39,7 +39,8 @@ def in_trace(model, ids: torch.Tensor, body, *arguments, remote=False, gradients
     """What body(model, *arguments) returns inside a trace of token ids [rows, seq]; its tensors come back to the CPU.
 
     >>> from gimkit.interventions.token_scores import last_values
-    >>> values, answers = in_trace(model, task.clean[:2], last_values, "lm_head", [7])
+    >>> from gimkit.model.architecture import unembedding_of
+    >>> values, answers = in_trace(model, task.clean[:2], last_values, unembedding_of(model), [7])
     >>> values.shape
     torch.Size([2, 2])
 

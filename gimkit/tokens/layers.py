@@ -11,7 +11,7 @@ from gimkit.interventions.layer_scores import (
     stream_scores,
 )
 from gimkit.interventions.token_scores import last_values
-from gimkit.model.apply import apply, check_unedited
+from gimkit.model.apply import apply, check_differentiable, check_unedited
 from gimkit.model.architecture import architecture_of, unembedding_of
 from gimkit.model.prompt import ask, check_explained, inner_positions
 from gimkit.remote import in_trace
@@ -48,6 +48,7 @@ def layer_scores(model, prompt, target=None, *, method: str = "gim", steps: int 
     parts, answers = architecture_of(model).blocks, asked.answers
     blocks, attentions = [block.path for block in parts], [block.attention for block in parts]
     if method in ("ig", "pattern-difference"):
+        check_differentiable(model, architecture_of(model))
         found, rows = [], asked.ids[None].repeat(steps if method == "ig" else 2, 1)
         for layer, path in enumerate(blocks):
             body, further = (integrated_stream_scores, ()) if method == "ig" else (
