@@ -73,14 +73,14 @@ ANSWERED = {
 @pytest.mark.parametrize("name", ANSWERED)
 def test_only_answers_are_unembedded(model, name, monkeypatch):
     """Bit for bit the same scores: every other test of them compares with an oracle that reads all positions."""
-    seen, forward = [], torch.nn.Linear.forward
+    seen, linear = [], torch.nn.functional.linear
 
-    def watched(self, x):
-        if self is model._module.lm_head:
+    def watched(x, weight, *bias):
+        if weight is model._module.lm_head.weight:
             seen.append(x.shape)
-        return forward(self, x)
+        return linear(x, weight, *bias)
 
-    monkeypatch.setattr(torch.nn.Linear, "forward", watched)
+    monkeypatch.setattr(torch.nn.functional, "linear", watched)
     ANSWERED[name](model, random_task())
     assert seen and all(shape.numel() == shape[0] * shape[-1] for shape in seen), seen
 
