@@ -1,5 +1,5 @@
 # make demo    install into .venv, then show GIM at work on a bundled model (no network after the installation)
-# make test    install into .venv and .venv-ndif, then lint, tests and notebooks, offline
+# make test    install into .venv and .venv-ndif, then lint, types, tests and notebooks, offline
 #              (tests/browser: apt-get install chromium)
 # make lab     install into .venv, then JupyterLab on notebooks/
 # make notebooks   run each notebooks/*.py and rewrite its executed .ipynb
@@ -22,6 +22,7 @@ demo: $(INSTALLED) $(SMOLLM2)
 # Notebooks run one after another, in the browser too: a kernel that a parallel worker starts sometimes never answers.
 test: $(INSTALLED) $(SMOLLM2) $(NDIF)/installed
 	$(BIN)/ruff check .
+	$(BIN)/mypy
 	$(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --nbmake --nbmake-timeout=300 notebooks
 	$(OFFLINE) $(BIN)/python -m pytest -q -n 2 --dist loadgroup tests --ignore=tests/browser
 	$(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/browser

@@ -1,6 +1,7 @@
 """The one exception that gimkit raises for bad input, and the checks of arguments that all entry points share."""
 
 import math
+from typing import Any
 
 import torch
 
@@ -23,7 +24,7 @@ def require_finite(values: torch.Tensor, what: str = "the scores") -> None:
         raise GimkitError(f"{what} contain NaN or infinite values; check the model's weights and dtype")
 
 
-def check_whole(name: str, value: object, least: int = 1, most: int | None = None) -> int:
+def check_whole(name: str, value: Any, least: int = 1, most: int | None = None) -> int:
     """A whole number as an int. Single numbers of numpy and single-element tensors count as whole numbers too.
 
     >>> check_whole("steps", torch.tensor(5))
@@ -45,7 +46,7 @@ def check_whole(name: str, value: object, least: int = 1, most: int | None = Non
     return number
 
 
-def check_flag(name: str, value: object) -> bool:
+def check_flag(name: str, value: Any) -> bool:
     """True or False; no other value counts as one of them.
 
     >>> check_flag("absolute", "signed")
@@ -57,7 +58,7 @@ def check_flag(name: str, value: object) -> bool:
     return bool(value)
 
 
-def check_number(name: str, value: object) -> float:
+def check_number(name: str, value: Any) -> float:
     """A finite number as a float.
 
     >>> check_number("q", math.nan)
@@ -73,7 +74,7 @@ def check_number(name: str, value: object) -> float:
     return number
 
 
-def check_ids(ids: object, vocabulary: int | None = None, what: str = "the prompt") -> torch.Tensor:
+def check_ids(ids: Any, vocabulary: int | None = None, what: str = "the prompt") -> torch.Tensor:
     """Token ids as a tensor of int64.
 
     >>> check_ids([3, 4], 10), check_ids(torch.tensor([1, 12]), 10)

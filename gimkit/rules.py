@@ -3,7 +3,7 @@
 A rule never changes a value of the forward pass. The arithmetic is in `gimkit.interventions`.
 """
 
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from gimkit.errors import GimkitError, check_flag, check_number
 
@@ -48,7 +48,7 @@ class Rules(NamedTuple):
 
 
 PLAIN = Rules()
-SPLIT = dict(q=0.25, k=0.25, v=0.5, gate=0.5, up=0.5)
+SPLIT: dict[str, Any] = dict(q=0.25, k=0.25, v=0.5, gate=0.5, up=0.5)
 Preset = Literal["gradient", "freeze", "temperature", "gim", "transformer-lrp", "attnlrp", "relp"]
 
 RULES: dict[str, Rules] = {
@@ -100,8 +100,10 @@ def checked_rules(rules: Rules) -> Rules:
     Raises:
         GimkitError: a factor that is not a finite number, a flag that is not True or False, a temperature not above 0.
     """
-    checked = Rules(*((check_flag if isinstance(default, bool) else check_number)(f"Rules({name}=...)", value)
-                      for (name, default), value in zip(Rules()._asdict().items(), rules)))
+    settings: dict[str, Any] = {
+        name: (check_flag if isinstance(default, bool) else check_number)(f"Rules({name}=...)", getattr(rules, name))
+        for name, default in PLAIN._asdict().items()}
+    checked = Rules(**settings)
     if checked.temperature <= 0:
         raise GimkitError(f"temperature must be above 0, not {checked.temperature}")
     return checked

@@ -20,7 +20,7 @@ from scipy.stats import spearmanr
 
 import gimkit
 from gimkit.model.architecture import architecture_of
-from gimkit.model.tokenizer import spell
+from gimkit.model.tokenizer import token_text
 from gimkit.notebook import checks
 from gimkit.plots.selfrepair import ablation_effect, direct_against_total, grad_vs_tsg, head_compensation
 from gimkit.statistics import bootstrap
@@ -49,7 +49,7 @@ print(repair)
 
 # %%
 def words_of(task, example):
-    return [spell(llama.tokenizer, token) for token in task.clean[example][task.mask[example]].tolist()]
+    return [token_text(llama.tokenizer, token) for token in task.clean[example][task.mask[example]].tolist()]
 
 
 def row_by_hand(ids, layer, head, query):

@@ -26,7 +26,7 @@ from benchmarks.shapley_tokens import measure, summarise
 from gimkit import plots
 from gimkit.circuits import NodeScores
 from gimkit.model.architecture import architecture_of
-from gimkit.model.tokenizer import neutral_token, spell
+from gimkit.model.tokenizer import baseline_token, token_text
 from gimkit.notebook import checks
 from gimkit.statistics import bootstrap
 from gimkit.tokens import TokenScores
@@ -76,11 +76,11 @@ def leave_one_out(model, task, i):
     """TokenScores of prompt i: by how much the logit difference falls when a token becomes the neutral one."""
     ids = task.clean[i][task.mask[i]]
     rows = ids.repeat(len(ids) + 1, 1)
-    rows.fill_diagonal_(neutral_token(model.tokenizer))  # row i lacks token i; the last row is intact
+    rows.fill_diagonal_(baseline_token(model.tokenizer))  # row i lacks token i; the last row is intact
     with model.trace(input_ids=rows, use_cache=False, remote=REMOTE):
         logits = model.output.logits[:, -1]
         difference = (logits[:, task.good[i][0]] - logits[:, task.bad[i][0]]).save()
-    words = tuple(spell(model.tokenizer, token) for token in ids.tolist())
+    words = tuple(token_text(model.tokenizer, token) for token in ids.tolist())
     return TokenScores(words, difference[-1] - difference[:-1], f"{task[i].answer} - {task[i].wrong}", "leave-one-out")
 
 

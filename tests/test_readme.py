@@ -11,8 +11,11 @@ from io import StringIO
 from pathlib import Path
 
 import pandas
+import pytest
 import yaml
 from IPython.core.inputtransformer2 import TransformerManager
+
+import gimkit
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -75,6 +78,32 @@ def test_the_method_table_is_what_the_benchmarks_measured():
                 known = [RENAMED.get(key, key) for key in re.findall("`(.*?)`", name)]
                 (method,) = {method for method in known if method in means.index}
                 assert abs(means[method] - float(number)) <= 0.6 * 10.0**-len(number.split(".")[1]), (name, file, model)
+
+
+MEASURED = {"gimkit.attribute": (gimkit.tokens.METHODS, *COLUMNS[0], "set", "2f"),
+            "gimkit.score_nodes": (gimkit.circuits.nodes.METHODS, *COLUMNS[1], "task", "2f"),
+            "gimkit.score_edges": (gimkit.circuits.edges.METHODS, *COLUMNS[2], "task", "3f")}
+
+
+def written(number: float, digits: str) -> str:
+    return f"{number:.{digits}}".replace("0.", ".", 1)
+
+
+@pytest.mark.parametrize("function", MEASURED)
+def test_the_tables_of_methods_have_every_method_and_what_was_measured(function):
+    methods, file, measure, by, digits = MEASURED[function]
+    section = (ROOT / "docs/METHODS.md").read_text().partition(f"`{function}`\n")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| `(\S+)` \|.*\| ([^|]+) \| ([^|]+) \|$", section, re.MULTILINE)
+    assert {name for name, *_ in rows} == set(methods) and len(rows) == len(methods)
+    for name, *cells in rows:
+        for model, cell in zip(("mini-llama", "mini-gpt2"), cells):
+            table = pandas.read_csv(ROOT / "benchmarks" / file.format(model))
+            table = table[table.method == (RENAMED.get(name, name) if by == "set" else name)]
+            means = table.groupby(by)[measure].mean()
+            low, high = (means.idxmin(), means.idxmax()) if len(means) else ("", "")
+            want = (f"{written(table[measure].mean(), digits)} ({written(means[low], '2f')} {low} to "
+                    f"{written(means[high], '2f')} {high})") if len(means) else "–"
+            assert cell == want, (name, model)
 
 
 def texts_of(path: Path):

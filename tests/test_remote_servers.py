@@ -118,7 +118,7 @@ def test_no_server_runs_code_here(model, tmp_path, send, attack):
     with loopback() as server:
         server.pages["/result/7"] = lambda connection: answer(connection, packed(result))
         server.frames = [frames.get(attack, completed(f"{server.address}/result/7"))]
-        with pytest.raises(gimkit.GimkitError, match="is refused|not what an NDIF|did not arrive whole") as caught:
+        with pytest.raises(gimkit.GimkitError, match="is refused|not what an NDIF|did not arrive completely") as caught:
             send(model, server)
     assert not mark.exists() and "\n" not in str(caught.value)
 
@@ -164,7 +164,7 @@ HTTP = {"hangs": lambda s: s.hang, "drips a header": lambda s: s.drip_header, "d
         "is no HTTP": lambda s: lambda c: c.sendall(b"\0" * 100 + BODY.encode())}
 SLOW = ("hangs", "drips a header", "drips a body")
 SAID = ("did not answer in time", "redirects to http://elsewhere", "not what an NDIF server sends", "the job failed on",
-        "is no NDIF server", "no answer from", "the result did not arrive", "did not arrive whole")
+        "is no NDIF server", "no answer from", "the result did not arrive", "did not arrive completely")
 
 
 def one_line_of(call, *arguments) -> str:
@@ -206,7 +206,7 @@ FRAMES = {"silence": ([lambda s: s.hang], "did not answer in time"),
           "a number": ([completed(7)], "not what an NDIF server sends"),
           "a file": ([completed("file:///etc/passwd")], "not what an NDIF server sends"),
           "garbage": ([b"garbage"], "not what an NDIF server sends"),
-          "a torn result": ([frame(packed(saved({"found": torch.zeros(9)}))[:-9])], "did not arrive whole"),
+          "a torn result": ([frame(packed(saved({"found": torch.zeros(9)}))[:-9])], "did not arrive completely"),
           "a list": ([frame(packed(saved([1])))], "not what an NDIF server sends"),
           "nothing of it": ([frame(packed(saved({})))], "not what an NDIF server sends"),
           "another name": ([frame(packed(saved({"gimkit": 1})))], "not what an NDIF server sends"),

@@ -104,5 +104,5 @@ def test_a_model_without_a_hub_name_says_so():
         gimkit.attribute(model, "Mary", remote=True)
     from nnsight import NNsight
 
-    with pytest.raises(gimkit.GimkitError, match="has no name that a server could know it by"):
+    with pytest.raises(gimkit.GimkitError, match="has no name by which a server knows it"):
         gimkit.attribute(NNsight(model._module), [1, 2, 3], 5, baseline=0, remote=True)

@@ -147,7 +147,7 @@ def test_without_a_tokenizer():
 CHAT = [{"role": "user", "content": "is it"}]
 
 
-@pytest.mark.filterwarnings("ignore:taken from the given token ids")
+@pytest.mark.filterwarnings("ignore:removed from the given token ids")
 @pytest.mark.parametrize("end", ["", " </s>"], ids=["plain", "appends an end token"])
 def test_one_start_token_and_no_end_token_whatever_comes_in(end):
     words = bytes_and_merges(end=end)
@@ -168,7 +168,7 @@ def test_one_start_token_and_no_end_token_whatever_comes_in(end):
 
 def test_tokens_taken_from_given_ids_are_named():
     words = bytes_and_merges(end=" </s>")
-    with pytest.warns(UserWarning, match="taken from the given token ids: <s>, </s>"):
+    with pytest.warns(UserWarning, match="removed from the given token ids: <s>, </s>"):
         encode(words, words("<s>is it"))
     assert encode(words, words("<s>", add_special_tokens=False)).tolist() == [0]  # the start token alone is a prompt
 

@@ -19,7 +19,7 @@ from gimkit.circuits.metric import Metric, check_slope, metric_of
 from gimkit.errors import GimkitError, check_whole, require_finite
 from gimkit.interventions.edge_patching import exact_edge_scores
 from gimkit.interventions.edge_scores import edge_scores, scores_along_path
-from gimkit.jvp.modes import check_backend, in_either_mode
+from gimkit.jvp.modes import by_backend, check_backend
 from gimkit.model.apply import apply, check_unedited
 from gimkit.model.graph import Graph, greedy_edges, prune, top_edges
 from gimkit.model.residual_stream import ResidualStream, graph_of, residual_stream_of
@@ -227,7 +227,7 @@ def score_edges(model, task, method: Method | Rules = "gim", *, metric: Metric =
     elif method == "exact":
         scores = _exact(model, w, graph, rows, metric, batch_size, remote) * (len(rows) // len(task))
     else:
-        scores = in_either_mode(
+        scores = by_backend(
             model, backend, lambda: _gradients(model, w, rows, method, metric, steps, batch_size, remote),
             NO_FORWARD.format(graph.n_edges), remote) * (len(rows) // len(task))
     require_finite(scores)
@@ -251,7 +251,7 @@ def _among(model, graph: Graph, task, nodes: Sequence[str], method: str | Rules,
                                batch_size or 32, remote)
         return per_pair(task, found).mean(0)
 
-    scores = in_either_mode(model, backend, reverse, forward, remote)
+    scores = by_backend(model, backend, reverse, forward, remote)
     require_finite(scores)
     return ChosenEdges(task.name, method if isinstance(method, str) else "own rules", tuple(places), scores, metric)
 

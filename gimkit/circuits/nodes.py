@@ -15,7 +15,7 @@ from gimkit.circuits.metric import Metric, check_slope, metric_of
 from gimkit.errors import GimkitError, check_flag, check_whole, require_finite
 from gimkit.interventions.node_patching import exact_node_scores
 from gimkit.interventions.node_scores import node_scores
-from gimkit.jvp.modes import check_backend, in_either_mode
+from gimkit.jvp.modes import by_backend, check_backend
 from gimkit.jvp.rows import starts_of
 from gimkit.jvp.scores import forward_task_scores
 from gimkit.model.apply import apply, check_unedited
@@ -230,7 +230,7 @@ def score_nodes(model, task, method: Method | Rules = "gim", *, metric: Metric =
         if isinstance(method, Rules) or method in RULES:
             def forward():
                 return _forward(model, names, rows, rules_of(method), metric, batch_size, remote)
-        values = per_pair(task, in_either_mode(
+        values = per_pair(task, by_backend(
             model, backend, lambda: _gradients(model, parts, rows, method, metric, steps, batch_size, remote),
             forward, remote))
     require_finite(values)

@@ -1,4 +1,4 @@
-"""What runs inside a trace: each function puts one rule at one module. Shipped to servers by value."""
+"""What runs inside a trace: each function puts one rule at one module."""
 
 import torch
 

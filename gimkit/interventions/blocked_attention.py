@@ -1,4 +1,4 @@
-"""The tempered gradient of attention without a second kernel run. Shipped to servers by value.
+"""The tempered gradient of attention without a second kernel run.
 
 The value is the model's own kernel's. In the backward pass the scores are computed once more, a block of queries at a
 time, each with its whole row of keys: v gets its gradient from the softmax at temperature 1, q and k from the one at T.
@@ -9,22 +9,24 @@ import torch
 
 from gimkit.errors import GimkitError
 
-BLOCK = 2**19  # scores at a time, about what a processor's cache holds
+BLOCK = 2**19  # scores at a time: 2 MiB in float32, however long the prompt
 
 
 def blocked_attention(output, module, q, k, v, mask, options: dict, temperature: float, scales: tuple):
     """A kernel's output with the tempered gradient; None where it is not known how the kernel makes its pattern.
 
-    Known are scores q k, a softcap, a causal, boolean or additive mask, sinks, and keys that several heads share: up to
-    16 queries of each row are recomputed so, and must give the kernel's own output. None on CUDA as well, where this
-    way has not been measured against a second run of a fused kernel.
+    Known are scores q k, a softcap, a causal, boolean or additive mask, sinks, and keys that several heads share: some
+    queries of each row are recomputed so, and must give the kernel's own output. None on CUDA as well, where this way
+    has not been measured against a second run of a fused kernel.
 
     output: the kernel's, [rows, queries, heads, width], of (module, q, k, v, mask, **options).
     q: [rows, heads, queries, width]. k, v: [rows, heads or fewer, keys, width]. scales: of the gradients of q, k and v.
     Source: arXiv 2505.17630, rule "TSG": dL/da = p_T (g - sum p_T g), p_T = softmax(a / T).
     """
     sinks = getattr(module, "sinks", None) if options.get("s_aux") is None else options["s_aux"]
-    if q.device.type != "cpu" or options.get("position_bias") is not None or not readable(q, k, v, mask, sinks):
+    if q.device.type != "cpu" or options.get("position_bias") is not None:
+        return None
+    if not readable(output, q, k, v, mask, sinks):
         return None
     causal = getattr(module, "is_causal", True) if options.get("is_causal") is None else options["is_causal"]
     causal = bool(causal) and mask is None and q.shape[2] > 1
@@ -38,11 +40,15 @@ def blocked_attention(output, module, q, k, v, mask, options: dict, temperature:
     return Blocked.apply(output.detach(), q, k, v, mask, sinks, rule, temperature, scales)
 
 
-def readable(q, k, v, mask, sinks) -> bool:
+def readable(output, q, k, v, mask, sinks) -> bool:
     """Whether all have types and shapes whose meaning is known, and mask and sinks no gradient of their own."""
-    if q.dim() != 4 or k.shape[:3] != v.shape[:3] or len(q) != len(k) or q.shape[1] % k.shape[1]:
+    if not output.dim() == q.dim() == k.dim() == v.dim() == 4:
         return False
-    b, heads, n, _ = q.shape
+    b, heads, n, width = q.shape
+    if k.shape != (b, *k.shape[1:3], width) or k.shape[:3] != v.shape[:3] or heads % k.shape[1]:
+        return False
+    if output.shape != (b, n, heads, v.shape[3]):
+        return False
     if mask is not None:
         if not isinstance(mask, torch.Tensor) or mask.dim() != 4 or mask.requires_grad:
             return False
@@ -54,7 +60,7 @@ def readable(q, k, v, mask, sinks) -> bool:
 
 
 def reproduces(output, q, k, v, mask, sinks, rule: tuple) -> bool:
-    """Whether scores by this rule give the kernel's output for some queries of each row, up to rounding."""
+    """Whether scores by this rule give the kernel's output, up to rounding, for up to 16 queries and 4 key heads."""
     output = output.transpose(1, 2).unflatten(1, (k.shape[1], -1))
     q, k, v, sinks = in_groups(q, k, v, sinks)
     own, some = evenly(k.shape[1], 4), evenly(q.shape[3], 16)
@@ -103,11 +109,11 @@ class Blocked(torch.autograd.Function):
 
 def gradients(q, k, v, mask, sinks, g, rule: tuple, temperature: float, scales) -> tuple:
     """The gradients of q, k and v, each times its scale; g: the kernel's output's, [rows, queries, heads, width]."""
-    shapes, dtype = [x.shape for x in (q, k, v)], q.dtype
+    inputs, (scaling, _, causal) = (q, k, v), rule
     q, k, v, sinks = in_groups(q, k, v, sinks)
     g = g.transpose(1, 2).unflatten(1, q.shape[1:3]).to(q.dtype)
     found = to_q, to_k, to_v = [torch.zeros(x.shape, dtype=x.dtype) for x in (q, k, v)]
-    for rows, own, block, columns, part in blocks(g, mask, k.shape[2], rule[2]):
+    for rows, own, block, columns, part in blocks(g, mask, k.shape[2], causal):
         q_, g_ = q[rows, own, :, block], g[rows, own, :, block]
         k_, v_ = k[rows, own, columns], v[rows, own, columns]
         queries, width = torch.arange(block.start, block.stop), k_.shape[2]
@@ -130,8 +136,8 @@ def gradients(q, k, v, mask, sinks, g, rule: tuple, temperature: float, scales) 
             change = change if slope is None else change * slope
             to_q[rows, own, :, block] = product(change, k_)
             add_product(to_k[rows, own, columns], change, q_)
-    factors = rule[0] * scales[0], rule[0] * scales[1], scales[2]
-    return tuple(x.mul_(f).view(shape).to(dtype) if f else None for x, f, shape in zip(found, factors, shapes))
+    factors = scaling * scales[0], scaling * scales[1], scales[2]
+    return tuple(x.mul_(f).view(like.shape).to(like.dtype) if f else None for x, f, like in zip(found, factors, inputs))
 
 
 def in_groups(q, k, v, sinks) -> tuple:

@@ -1,4 +1,4 @@
-"""Edge-patched forward passes, inside a trace. Shipped to servers by value."""
+"""Edge-patched forward passes: circuits run."""
 
 import torch
 
@@ -29,12 +29,14 @@ def run_circuits(model, w, b: int, keep: torch.Tensor, metric: str, last, good, 
     gaps = stream.new_empty(circuits, keep.shape[1], b, *stream.shape[1:])  # current minus corrupt outputs
     gaps[:, 0] = gap(stream, b, circuits)
     known, column = 1, 0
-    behind = [stream]  # what makes up the stream here: an earlier place, and what parts wrote since
+    behind = [stream]  # the parts that add up to the stream here: an earlier place, and all outputs since
     for layer in w.layers:
+        # Each head's q, k and v read the corrupt stream plus the gaps of the sources that they keep.
         reading, stream = slice(column, column + 3 * w.heads), model.get(layer.block).input
         check_sum(layer.block, stream, *behind, b=b)
         put_reads(model, w, layer, stream[:b], gaps[:, :known], keep[:, :known, reading])
         column += 3 * w.heads
+        # The heads' outputs in each circuit, and their gap to the corrupt run.
         projection = model.get(layer.output)
         z = projection.input
         if group > 1:  # each copy of the rows holds the heads that read its keys and values
@@ -47,6 +49,7 @@ def run_circuits(model, w, b: int, keep: torch.Tensor, metric: str, last, good, 
         after = read_after(model, layer.norm_after_attention, attention)
         put_heads(gaps[:, known:known + w.heads], weight, z, after)
         behind = [stream, attention if after is None else after.y]
+        # The MLP likewise: one target, read before its norm.
         mlp, norm = model.get(layer.mlp), layer.norm_before_mlp
         path = layer.mlp if norm is None else norm.path
         entry, heard = model.get(path).input, known if w.parallel else known + w.heads
@@ -65,6 +68,7 @@ def run_circuits(model, w, b: int, keep: torch.Tensor, metric: str, last, good, 
         behind.append(m)
         gaps[:, known + w.heads] = gap(m, b, circuits)
         known += w.heads + 1
+    # The logits read the stream before the final norm.
     final = model.get(w.final_norm.path)
     check_sum(w.final_norm.path, final.input, *behind, b=b)
     reads = streams(final.input[:b], gaps, keep[:, :, column])
@@ -74,8 +78,7 @@ def run_circuits(model, w, b: int, keep: torch.Tensor, metric: str, last, good, 
 
 
 def whole_circuit(model, clean, corrupt, w, keep: torch.Tensor, last, good, bad) -> tuple:
-    """The logit metric [b] of a circuit, and of the clean prompts in a trace of their own.
-    """
+    """The logit metric [b] of a circuit, and of the clean prompts in a trace of their own."""
     b = len(clean)
     ids = torch.cat([corrupt, clean.repeat(w.heads // w.key_heads, 1)])
     with model.trace(input_ids=ids, use_cache=False):

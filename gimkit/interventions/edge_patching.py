@@ -1,4 +1,4 @@
-"""Runs in which a single edge carries its corrupt value, inside a trace. Shipped to servers by value.
+"""Runs in which a single edge carries its corrupt value.
 
 Everything before the edge's target is as in the clean run and everything behind it follows by itself, so that one
 plain forward has as many edges as rows; `runs.py`, which is for any circuit, builds up what each target reads.

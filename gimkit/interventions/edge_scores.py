@@ -1,4 +1,4 @@
-"""Scores of nodes and edges from gradients, inside a trace. Shipped to servers by value.
+"""Scores of edges from gradients.
 
 Rows of a batch are b clean prompts, then their b corrupt ones, then further points.
 """
@@ -33,21 +33,25 @@ def edge_scores(model, w, frozen: bool, b: int, metric: str, last, good, bad, gr
     shares, points: what rows after the first 2b hold (`plus_points`).
     between: {(layer, "attention" or "mlp"): {first row: share}} outputs put between their corrupt and clean value.
     most: numbers that all sources' outputs may hold at once; as many positions at a time as that allows.
-    Source: edge attribution (EAP) as hannamw/EAP-IG defines its names and order; a source's output is compared
-    with the gradient at what each target reads, for q, k and v of each head by itself.
+    Source: edge attribution (EAP) with hannamw/EAP-IG's names and order. A source's clean - corrupt output is
+    multiplied with the gradient at what each target reads; q, k and v of each head are separate targets.
     """
+    # Rows beyond clean and corrupt get their interpolated embeddings.
     plus_points(model, w.embedding, b, shares, points)
     group = w.heads // w.key_heads
     taken, wanted, shared = [], [], []
-    behind = []  # what makes up the stream here: an earlier place, and what parts wrote since
+    behind = []  # the parts that add up to the stream here: an earlier place, and all outputs since
     for number, layer in enumerate(w.layers):
+        # The stream at the block's input is the sum of all earlier outputs; a hook in between is refused.
         stream = model.get(layer.block).input
         if number == 0:
             embedded = (stream[:b] - stream[b:2 * b]).detach()
         else:
             check_sum(layer.block, stream, *behind, b=b)
+        # Queries, keys and values: their gradients are wanted, their matrices lead from the stream to them.
         before = read_norm(model, layer.norm_before_attention)
         outputs, matrices = read_projections(model, layer, stream if before is None else before.y)
+        # The heads' outputs z, side by side, and the matrix that writes them to the stream.
         projection = model.get(layer.output)
         z, attention = projection.input, projection.output
         weight = matrix_of(projection, layer.output, z, attention)[0]
@@ -55,6 +59,7 @@ def edge_scores(model, w, frozen: bool, b: int, metric: str, last, good, bad, gr
         if (number, "attention") in between:
             writer = layer.output if after is None else layer.norm_after_attention.path
             put_output(model.get(writer), between[number, "attention"], b, len(stream))
+        # What the MLP reads, and its output.
         before_mlp = read_norm(model, layer.norm_before_mlp)
         mlp = model.get(layer.mlp)
         alias = mlp.input.view_as(mlp.input)  # OLMo-2's MLP reads the residual stream itself
@@ -74,16 +79,19 @@ def edge_scores(model, w, frozen: bool, b: int, metric: str, last, good, bad, gr
         taken.append((before, matrices, scaled_gap(z, after, b), weight, after, before_mlp, written(m, after_mlp, b)))
         wanted += [*outputs.values(), alias]
         shared.append((outputs, z))
+    # The logits read the final norm's input.
     wanted.append(model.get(w.final_norm.path).input)
     check_sum(w.final_norm.path, wanted[-1], *behind, b=b)
     if group > 1:
         wanted += [z for _, z in shared]
+    # One backward pass from the metric at the gradient's points to everything that targets read.
     logits = at_answers(model, w.unembedding, last)
     first = places_of(last)
     value = sum(metric_values(metric, logits[start:start + b], first, good, bad, logits[:b]).sum()
                 for start in gradient_rows)
     gradients = list(torch.autograd.grad(value, wanted, retain_graph=group > 1,
                                          materialize_grads=True))  # zeros where rules cut the graph
+    # Per layer: gradients at each head's q, k, v (shared keys and values once per query head), and at the MLP.
     found = []
     at_z = gradients[-len(w.layers):] if group > 1 else []
     for number, (layer, (outputs, z)) in enumerate(zip(w.layers, shared)):
@@ -95,6 +103,7 @@ def edge_scores(model, w, frozen: bool, b: int, metric: str, last, good, bad, gr
             reads = [heads_of(at[path], which, layer.layout, w.heads, w.key_heads, w.head_dim)
                      for which, path in enumerate(layer.projections)]
         found.append((torch.cat(reads, -2), gradients.pop(0)))
+    # All sources' outputs times all targets' gradients, a few positions at a time.
     per_position = (1 + len(w.layers) * (w.heads + 1)) * embedded[:, 0].numel()
     step = max(1, most // per_position)
     total = 0

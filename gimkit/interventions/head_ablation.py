@@ -1,4 +1,4 @@
-"""Ablated heads and who answers for them, inside a trace; only numbers leave it. Shipped to servers by value.
+"""Ablated heads, and what compensates for them.
 
 The rows are b clean prompts, b corrupt ones, and for each ablated head b clean ones again.
 """
@@ -13,15 +13,16 @@ from gimkit.interventions.weights import matrix_of, scale_of
 
 
 def head_effects(model, layers: list, final, unembedding, softcap, heads: int, ablated: list, answers: tuple):
-    """Effects [ablated, b, 4] of ablating each head, and how parts answer for it, [ablated, b, layers, heads + 1].
+    """Effects [ablated, b, 4] of ablating each head, and the parts' compensation, [ablated, b, layers, heads + 1].
 
-    The effects: direct, direct with the final norm live, total, total with the final norm frozen. The answers: by how
+    The effects: direct, direct with the final norm live, total, total with the final norm frozen. Compensation: by how
     much each head's direct contribution rises, and last the MLP's. layers: (output projection, norm after it, MLP, norm
     after that) of each. ablated: (layer, head). answers: last position, good and bad ids, as in `metric_values`.
     """
     last, good, bad = answers
     b, n = len(last), 2 + len(ablated)
     here = (torch.arange(n * b), last.repeat(n))
+    # Per layer: what heads and MLP write at the last position, and what each ablated head no longer writes.
     written, lost, parts = [], {}, []
     for layer, (output, after_heads, mlp, after_mlp) in enumerate(layers):
         projection = model.get(output)
@@ -40,6 +41,7 @@ def head_effects(model, layers: list, final, unembedding, softcap, heads: int, a
         parts += [attention if after is None else after.y[:, 0], m if after_m is None else after_m.y[:, 0]]
         written.append((z, weight, after, precise(parts[-1])))
     lost = torch.stack([lost[row] for row in range(n - 2)])
+    # The final norm, and the check that the stream is the sum of what was read.
     norm = model.get(final.path)
     stream, normalised = norm.input[here], norm.output[here]
     after = Reading(norm, final, stream[:, None], normalised[:, None])
@@ -48,16 +50,18 @@ def head_effects(model, layers: list, final, unembedding, softcap, heads: int, a
     unembed = Unembedding(model.get(unembedding.path), unembedding.path, normalised.dtype, softcap, good, bad)
 
     def frozen(x):
-        """What the final norm makes of streams [k, b, width] with the clean run's denominator, [k * b, width]."""
+        """The final norm's output for streams [k, b, width] with the clean run's denominator, [k * b, width]."""
         y = centre(x, after.centred) * after.inverse[:b, 0] * after.factor
         return (y if bias is None else y + bias).flatten(0, 1)
 
+    # The metric of the runs themselves, and of the recomputed unembedding, which must agree.
     metric = values_at_answers(model, unembedding, "logit", last, good, bad)
     again = unembed.metric(frozen(stream[None, :b]))[0]
     tolerance = 1e-3 if stream.dtype in (torch.float32, torch.float64) else 5e-2
     if not bool((again - metric[0]).abs().max() <= tolerance * (1 + metric[0].abs().max())):
         raise GimkitError(f"{unembedding.path}: unembedding the final norm's output does not reproduce the model's "
                           "logits (are they scaled?), so direct effects cannot be taken")
+    # Direct effects to first order of the metric; total ones with the norm live, and frozen.
     slope = after.pull_back(unembed.slope(normalised[:b])[:, None], slice(b), True)[:, 0]
     direct = (lost * slope).sum(-1)
     direct_live = metric[0] - unembed.metric(norm((stream[:b] - lost).flatten(0, 1).to(stream.dtype)))

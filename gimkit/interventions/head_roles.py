@@ -1,4 +1,4 @@
-"""Where heads look and what they write, inside a trace that leaves only numbers. Shipped to servers by value."""
+"""Where heads look and what they write, inside a trace that leaves only numbers."""
 
 import torch
 

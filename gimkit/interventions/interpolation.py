@@ -1,4 +1,4 @@
-"""Rows put between their clean and their corrupt run, inside a trace. Shipped to servers by value.
+"""Rows put between their clean and their corrupt run.
 
 Rows of a batch are b clean prompts, then their b corrupt ones, then further points.
 """

@@ -1,4 +1,4 @@
-"""A model's forward pass with tangents beside the clean rows, inside a trace. Shipped to servers by value.
+"""A model's forward pass with tangents beside the clean rows.
 
 In a sandbox every read crosses to the trace and back, so what is read is edited in place. Rows are as in `arithmetic`.
 `run` is a dict: "rules"; "g" and "first" of the rows; where tangents start inside the model, "starts" (see

@@ -1,4 +1,4 @@
-"""The bodies of layer-wise traces: residual streams scored and replaced. Shipped to servers by value."""
+"""The bodies of layer-wise traces: residual streams scored and replaced."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""The bodies of circuit traces: they read activations and leave only scores. Shipped to servers by value."""
+"""The bodies of circuit traces: they read activations and leave only scores."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""What gimkit recomputes of a model must be what the model computes. Shipped to servers by value."""
+"""What gimkit recomputes of a model must be what the model computes."""
 
 import torch
 

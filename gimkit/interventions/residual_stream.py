@@ -1,6 +1,6 @@
 """The residual stream taken apart inside a trace: what heads and MLPs write, what norms do to it.
 
-Shipped to servers by value. Rows of a batch are b clean prompts, then their b corrupt ones, then further points.
+Rows of a batch are b clean prompts, then their b corrupt ones, then further points.
 """
 
 import torch

@@ -1,4 +1,4 @@
-"""Ablated attention scores, inside a trace: each layer's rows become numbers at once. Shipped to servers by value."""
+"""Ablated attention scores, inside a trace: each layer's rows become numbers at once."""
 
 import torch
 

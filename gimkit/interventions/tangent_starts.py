@@ -1,4 +1,4 @@
-"""Tangents that start inside a model: at the outputs of nodes, and at what the targets of edges read. Shipped by value.
+"""Tangents that start inside a model: at the outputs of nodes, and at what the targets of edges read.
 
 A node's tangent starts as clean minus corrupt of what it writes. A carrier starts likewise, but attention and MLPs
 answer it with nothing, so that it stays, all along the residual stream, what its node wrote; an edge's tangent starts

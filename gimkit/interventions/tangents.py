@@ -1,4 +1,4 @@
-"""Linearised operations: what a small change of an input does to an output. Shipped to servers by value.
+"""Linearised operations: what a small change of an input does to an output.
 
 Rows of a batch: g clean prompts, one zero row, perhaps g corrupt prompts, then the tangents from row `first` on, those
 of the first prompt first. A linear module acts on tangents as it is, and the zero row holds what its bias adds.

@@ -1,4 +1,4 @@
-"""The bodies of token-attribution traces: they leave only scores. Shipped to servers by value."""
+"""The bodies of token-attribution traces: they leave only scores."""
 
 import torch
 

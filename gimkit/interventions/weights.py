@@ -1,4 +1,4 @@
-"""What NDIF's sandbox lacks, inside a trace: its modules have no weights, its tensors no graph. Shipped by value.
+"""What NDIF's sandbox lacks, inside a trace: its modules have no weights, its tensors no graph.
 
 A block of an ordinary key runs in a process of its own, where the weights are on the meta device; each read, each
 replacement and each call of a module crosses to the process that holds the model.

@@ -1,11 +1,17 @@
-"""Backward pass or forward mode: which one computes the scores."""
+"""The choice between a backward pass and forward mode."""
 
 import warnings
+from collections.abc import Callable
+from typing import Literal, TypeVar, get_args
+
+from nnsight.intervention.envoy import Envoy
 
 from gimkit.errors import GimkitError
 from gimkit.remote.capabilities import gives_gradients
 
-BACKENDS = ("auto", "reverse", "forward")
+Backend = Literal["auto", "reverse", "forward"]
+BACKENDS: tuple[Backend, ...] = get_args(Backend)
+Scores = TypeVar("Scores")
 
 
 def check_backend(backend: str) -> None:
@@ -14,13 +20,18 @@ def check_backend(backend: str) -> None:
         raise GimkitError(f"unknown backend {backend!r}; use {', '.join(BACKENDS)}")
 
 
-def in_either_mode(model, backend: str, reverse, forward, remote):
-    """The result of reverse() or of forward(); "auto" is reverse, and forward where a server refuses gradients.
+def by_backend(model: Envoy, backend: Backend, reverse: Callable[[], Scores], forward: Callable[[], Scores] | str,
+               remote: bool | str) -> Scores:
+    """The result of reverse() or of forward(), by `backend` as in `gimkit.attribute`.
 
-    >>> in_either_mode(model, "forward", lambda: "by a backward pass", lambda: "by tangents", remote=False)
+    >>> by_backend(model, "forward", lambda: "by a backward pass", lambda: "by tangents", remote=False)
     'by tangents'
 
-    forward: why there is none, where it is a text; that is then the GimkitError.
+    Args:
+        forward: a text instead of a function is the reason why there is no forward mode, and the error's message.
+
+    Raises:
+        GimkitError: forward mode is needed and there is none.
     """
     refused = backend == "auto" and remote and not gives_gradients(model, remote)
     if backend != "forward" and not refused:
@@ -31,5 +42,3 @@ def in_either_mode(model, backend: str, reverse, forward, remote):
         warnings.warn("the server refuses gradients to this key, so the scores are computed in forward mode: the same "
                       "numbers, with more rows in place of a backward pass", stacklevel=3)
     return forward()
-
-

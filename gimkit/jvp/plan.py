@@ -1,10 +1,11 @@
-"""What forward mode needs to know of a model, in plain names and numbers; read on the client, from config and names."""
+"""What forward mode needs to know of a model, in names and numbers; read on the client, from config and source."""
 
 import inspect
 
+from nnsight.intervention.envoy import Envoy
+
 from gimkit.errors import GimkitError
-from gimkit.model.apply import check_unedited
-from gimkit.model.apply import plan as placed
+from gimkit.model.apply import check_unedited, placements
 from gimkit.model.architecture import Architecture, architecture_of
 from gimkit.model.residual_stream import residual_stream_of
 from gimkit.rules import Rules
@@ -13,47 +14,51 @@ ACTIVATIONS = ("NewGELUActivation", "GELUTanh", "GELUActivation", "GELU", "SiLUA
 REVERSE = "use backend='reverse' where gradients are allowed"
 
 
-def plan_of(model, rules: Rules) -> dict:
+def plan_of(model: Envoy, rules: Rules) -> dict:
     """Every place that forward mode reads or writes, in the order of the forward pass.
 
     >>> plan_of(gimkit.load("mini-llama"), gimkit.RULES["gim"])["blocks"][0]["rotary"]
     'apply_rotary_pos_emb_0'
 
-    Raises GimkitError for an edited model, and for an architecture whose parts it could not linearise.
+    Returns:
+        A dict with one entry per block, as `gimkit.interventions.jvp` reads it.
+
+    Raises:
+        GimkitError: a model with rules, or an architecture with parts that forward mode cannot linearise.
     """
     parts = architecture_of(model)
     check_unedited(model)
-    placed(parts, rules)  # refuses rules that could not act
+    placements(parts, rules)  # refuses rules that could not act
     try:
-        w = residual_stream_of(model, parts)
+        stream = residual_stream_of(model, parts)
     except GimkitError as error:
-        raise GimkitError(f"forward mode does not know how these blocks are wired ({error}); {REVERSE}") from error
+        raise GimkitError(f"forward mode does not cover these blocks ({error}); {REVERSE}") from error
     root, config = model._module, model._module.config.get_text_config()
 
     def norm(found):
         return found and tuple(found)
 
     blocks = []
-    for layer, (block, wired) in enumerate(zip(parts.blocks, w.layers)):
+    for layer, (block, own) in enumerate(zip(parts.blocks, stream.layers)):
         attention = root.get_submodule(block.attention)
         inner = [found for found in parts.norms if found.path.startswith(block.attention + ".")]
         blocks.append({
-            "before_attention": norm(wired.norm_before_attention), "after_attention": norm(wired.norm_after_attention),
-            "before_mlp": norm(wired.norm_before_mlp), "after_mlp": norm(wired.norm_after_mlp),
-            "attention": block.attention, "projections": tuple(wired.projections), "layout": wired.layout,
+            "before_attention": norm(own.norm_before_attention), "after_attention": norm(own.norm_after_attention),
+            "before_mlp": norm(own.norm_before_mlp), "after_mlp": norm(own.norm_after_mlp),
+            "attention": block.attention, "projections": tuple(own.projections), "layout": own.layout,
             "head_norms": [norm(found) for found in inner], "output": block.output, "mlp": block.mlp,
-            "heads": w.heads, "key_heads": w.key_heads, "head_dim": w.head_dim,
+            "heads": stream.heads, "key_heads": stream.key_heads, "head_dim": stream.head_dim,
             **_kernel(attention, config, layer), **_mlp(root, block, parts),
         })
-    return {"embedding": w.embedding, "blocks": blocks, "norms": [norm(found) for found in parts.norms],
-            "final_norm": norm(w.final_norm), "unembedding": w.unembedding.path,
-            "all_positions": w.unembedding.all_positions,
-            "softcap": getattr(config, "final_logit_softcapping", None), "width": w.width,
+    return {"embedding": stream.embedding, "blocks": blocks, "norms": [norm(found) for found in parts.norms],
+            "final_norm": norm(stream.final_norm), "unembedding": stream.unembedding.path,
+            "all_positions": stream.unembedding.all_positions,
+            "softcap": getattr(config, "final_logit_softcapping", None), "width": stream.width,
             "vocabulary": root.get_output_embeddings().weight.shape[0]}
 
 
 def _kernel(attention, config, layer: int) -> dict:
-    """What the attention kernel is told beside q, k and v. A mistake here is refused when outputs are recomputed."""
+    """What the kernel gets beside q, k and v. A mistake here raises an error when outputs are recomputed."""
     kinds = getattr(config, "layer_types", None)
     local = kinds is None or "sliding" in kinds[layer]
     source = inspect.getsource(inspect.unwrap(type(attention).forward))
@@ -68,7 +73,7 @@ def _kernel(attention, config, layer: int) -> dict:
 
 
 def _mlp(root, block, parts: Architecture) -> dict:
-    """Where the MLP's activation, or the two branches of its product, are read, and where their result goes."""
+    """Where to read the MLP's activation, or the two branches of its product, and where their result goes."""
     if parts.experts or block.activation is None:
         raise GimkitError(f"{parts.name}: {block.mlp} has experts, or no activation module of its own, so "
                           f"forward mode cannot linearise it; {REVERSE}")

@@ -1,16 +1,25 @@
 """Which row of a batch is which tangent: nodes and edges as plain numbers for the trace."""
 
+from collections.abc import Sequence
+
 from gimkit.model.graph import Node
 
 
-def starts_of(sources: list[Node], edges: list[tuple] | None = None, spare: int = 0) -> dict:
-    """Where the tangents of nodes, or of carriers and edges, start; rows count from the first tangent.
+def starts_of(sources: Sequence[Node], edges: list[tuple] | None = None, spare: int = 0) -> dict:
+    """Where tangents start: those of nodes, or those of edges and their sources.
 
     >>> starts_of([Node("head", 0, 2)], [(0, "q", 1, 3)])["edges"]
     {1: [(1, 0, 0, 3)]}
 
-    sources: nodes, a row each; where edges are given they are carriers. edges: (row of its carrier, "q", "k", "v" or
-    "mlp", layer, head), a row each after them. spare: more rows, for the corrupt parts of heads that a norm follows.
+    A head's or MLP's edge carries what its source writes, so the source has a row of its own (the edge's carrier).
+
+    Args:
+        sources: nodes, a row each. With edges they are the carriers.
+        edges: (row of its carrier, "q", "k", "v" or "mlp", layer, head), a row each behind the sources.
+        spare: further rows, for the corrupt outputs of heads that a norm follows.
+
+    Returns:
+        Rows, counted from the first tangent, by kind, layer and head.
     """
     carriers, edges = 0 if edges is None else len(sources), edges or []
     starts = {"input": None, "heads": {}, "mlps": {}, "edges": {}, "edges_mlp": {},

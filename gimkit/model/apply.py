@@ -1,8 +1,11 @@
-"""The one place that puts rules into a model: apply, and the receipt of what acts where."""
+"""The one place that puts rules into a model: `apply`, and the receipt of which rule acts where."""
 
+from collections.abc import Callable
 from functools import cache
+from typing import Any, NoReturn
 
 import torch
+from nnsight.intervention.envoy import Envoy
 
 from gimkit.errors import GimkitError
 from gimkit.interventions.backward_rules import (
@@ -13,11 +16,11 @@ from gimkit.interventions.backward_rules import (
     split_output,
 )
 from gimkit.interventions.weights import holds_weight
-from gimkit.model.architecture import Architecture, architecture_of, projections
+from gimkit.model.architecture import Architecture, Product, architecture_of, projections
 from gimkit.rules import RULES, Rules, rules_of
 
 
-def apply(model, rules: Rules | str = "gim"):
+def apply(model: Envoy, rules: Rules | str = "gim") -> Envoy:
     """Return an edited copy of a model: the same forward pass, bit for bit, with another backward pass.
 
     >>> gim = gimkit.apply(gimkit.load("mini-gpt2"))
@@ -26,24 +29,30 @@ def apply(model, rules: Rules | str = "gim"):
     ...     gim.transformer.wte.output = embedding
     ...     gradient = torch.autograd.grad(gim.output.logits[0, -1].max(), embedding)[0].save()
 
-    model: an nnsight model (TransformersModel or NNsight around a transformers model). It is left untouched.
-    rules: `Rules`, or the name of a preset in `gimkit.RULES` ("gim", "gradient", "freeze", "relp", ...).
     The rules act in traces only: calling the copy itself, or letting it generate, raises GimkitError. Its `_module` is
-    the original's, which knows no rules.
-    Raises GimkitError where a rule could not act exactly, naming the module; and when the model is edited already.
-    Source: arXiv 2505.17630. Unlike the authors' package, every rule acts with sdpa, eager and flash attention
-    alike, RMSNorm and q/k norms included, and Gemma's softcaps keep their own derivative.
+    the original's and has no rules.
+
+    Args:
+        model: an nnsight model (TransformersModel, or NNsight around a transformers model). It stays unchanged.
+        rules: `Rules`, or the name of a preset in `gimkit.RULES` ("gim", "gradient", "freeze", "relp", ...).
+
+    Raises:
+        GimkitError: a rule that could not act exactly, with the module's name; a model that has rules already.
+
+    Source:
+        arXiv 2505.17630. Unlike in the authors' package, every rule acts with sdpa, eager and flash attention alike
+        and on RMSNorm and q/k norms, and Gemma's softcaps keep their own derivative.
     """
     rules, architecture = rules_of(rules), architecture_of(model)
     check_unedited(model)
     check_differentiable(model, architecture)
-    places = plan(architecture, rules)
+    places = placements(architecture, rules)
     first = len(model._edits)
     edited = model._shallow_copy()
-    edited.__class__, edited._original = traced_only(type(model)), model
+    edited.__class__, edited._original = _traced_only(type(model)), model  # type: ignore[arg-type]
     for act, path, arguments in (place for group in places.values() for place in group):
         _place(edited, act, path, arguments)
-    edited._gimkit = Record(
+    edited._gimkit = _Record(
         rules=rules._asdict(),
         places={rule: [path for _, path, _ in group] for rule, group in places.items()},
         span=(first, len(edited._edits)),
@@ -51,41 +60,37 @@ def apply(model, rules: Rules | str = "gim"):
     return edited
 
 
-class Record(dict):
-    """What `apply` did to a model. It stays at home: a server gets an empty one."""
+class _Record(dict):
+    """What `apply` did to a model. It is not sent to servers: they get an empty dict."""
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple:
         return dict, ()
 
 
 @cache
-def traced_only(kind: type) -> type:
-    """The class of an edited model: nnsight's own, but what would run without the rules raises GimkitError.
-
-    >>> isinstance(gimkit.apply(model), type(model))
-    True
-    """
+def _traced_only(kind: type) -> type:
+    """The class of an edited model: nnsight's own, but running it without the rules raises GimkitError."""
     class Edited(kind):
-        def __call__(self, *inputs, **options):
+        def __call__(self, *inputs: Any, **options: Any) -> Any:
             if not self.interleaver.interleaving:
                 raise GimkitError("outside a trace an edited model would run without its rules: use "
                                   "`with model.trace(...)`, or call the original")
             return super().__call__(*inputs, **options)
 
-        def generate(self, *inputs, **options):
+        def generate(self, *inputs: Any, **options: Any) -> NoReturn:
             raise GimkitError("text is generated without gradients, so rules change nothing: let the original generate")
 
         pipe = generate
 
-        def dispatch(self):  # weights are loaded once, for the original and all its copies
+        def dispatch(self) -> None:  # weights are loaded once, for the original and all its copies
             self._original.dispatch()
             self._module, self.dispatched = self._original._module, True
 
-        def __reduce_ex__(self, protocol):  # a server knows nnsight's class only
+        def __reduce_ex__(self, protocol: Any) -> tuple:  # a server knows nnsight's class only
             make, (_, *rest), state = super().__reduce_ex__(0)
             return make, (kind, *rest), {key: value for key, value in state.items() if key != "_original"}
 
-        def _remoteable_class(self):
+        def _remoteable_class(self) -> Any:
             plain = self._shallow_copy()
             plain.__class__ = kind
             return plain._remoteable_class()
@@ -94,8 +99,8 @@ def traced_only(kind: type) -> type:
     return Edited
 
 
-def check_unedited(model) -> None:
-    """Refuse a model that carries rules already, for they would add up in silence.
+def check_unedited(model: Envoy) -> None:
+    """Refuse a model that has rules already: without an error they would add up.
 
     >>> check_unedited(gimkit.load("mini-gpt2"))
     """
@@ -104,8 +109,8 @@ def check_unedited(model) -> None:
                           "give the original, or gimkit.remove(model)")
 
 
-def check_differentiable(model, architecture: Architecture) -> None:
-    """Refuse quantised projections that no gradient passes, for it would go around them in silence.
+def check_differentiable(model: Envoy, architecture: Architecture) -> None:
+    """Refuse quantised projections that let no gradient through: without an error it would skip them.
 
     >>> check_differentiable(model, architecture_of(model))
     """
@@ -126,14 +131,14 @@ def check_differentiable(model, architecture: Architecture) -> None:
                               "load full-precision weights, or use 'exact' or 'occlusion', which need none")
 
 
-def _place(edited, act, path: str, arguments: tuple) -> None:
-    with edited.edit(inplace=True):  # of the copy: a copy for each edit would travel to a server with each
+def _place(edited: Envoy, act: Callable, path: str, arguments: tuple) -> None:
+    with edited.edit(inplace=True):  # else each edit would make a copy, which would travel to a server with it
         act(edited.get(path), *arguments)
 
 
-def plan(architecture: Architecture, rules: Rules) -> dict[str, list[tuple]]:
+def placements(architecture: Architecture, rules: Rules) -> dict[str, list[tuple]]:
     """Which function acts at which module: {rule: [(function, path, arguments), ...]}, only for rules that are on."""
-    places = {}
+    places: dict[str, list[tuple]] = {}
     if rules.freeze_norm:
         places["norm frozen"] = [(freeze_norm, norm.path, tuple(norm)) for norm in architecture.norms]
     softmax = (rules.temperature, rules.q, rules.k, rules.v, rules.detach_attention)
@@ -155,7 +160,7 @@ def plan(architecture: Architecture, rules: Rules) -> dict[str, list[tuple]]:
     return places
 
 
-def _split(product, rules: Rules, architecture: str) -> list[tuple]:
+def _split(product: Product, rules: Rules, architecture: str) -> list[tuple]:
     if rules.gate == rules.up:
         return [(split_input, product.path, (rules.gate,))]
     if not product.branches:
@@ -164,12 +169,13 @@ def _split(product, rules: Rules, architecture: str) -> list[tuple]:
     return [(split_output, path, (factor,)) for path, factor in zip(product.branches, (rules.gate, rules.up))]
 
 
-def remove(model):
+def remove(model: Envoy) -> Envoy:
     """Return a copy of an edited model without gimkit's rules; edits of your own stay.
 
     >>> plain = gimkit.remove(gimkit.apply(model))
 
-    Raises GimkitError when the model carries no rules.
+    Raises:
+        GimkitError: the model has no rules.
     """
     first, last = _record(model)["span"]
     plain = model._shallow_copy()
@@ -182,7 +188,14 @@ def remove(model):
 class Receipt:
     """Which rule acts at which modules of an edited model; prints as a table.
 
-    rules: the `Rules` in force. places: {rule: [module path, ...]}. name: the preset's name, or "own rules".
+    >>> Receipt(RULES["freeze"], {"norm frozen": ["transformer.h.0.ln_1", "transformer.ln_f"]})
+    rules: freeze
+      norm frozen: 2 modules, transformer.h.0.ln_1 ... transformer.ln_f
+
+    Attributes:
+        rules: the `Rules` in force.
+        places: {rule: [module path, ...]}.
+        name: the preset's name, or "own rules".
     """
 
     def __init__(self, rules: Rules, places: dict[str, list[str]]):
@@ -197,21 +210,22 @@ class Receipt:
         return "\n".join(lines if self.places else [*lines, "  nothing: this is the plain gradient"])
 
 
-def receipt(model) -> Receipt:
-    """Say which rule acts where in an edited model.
+def receipt(model: Envoy) -> Receipt:
+    """Report which rule acts where in an edited model.
 
-    >>> print(receipt(gimkit.apply(gimkit.load("mini-gpt2"))))    # doctest: +ELLIPSIS
+    >>> print(receipt(gimkit.apply(gimkit.load("mini-gpt2"))))
     rules: gim
       norm frozen: ... modules, transformer.h.0.ln_1 ... transformer.ln_f
       softmax at T=2, q x0.25, k x0.25, v x0.5: ... modules, ...
 
-    Raises GimkitError when the model carries no rules.
+    Raises:
+        GimkitError: the model has no rules.
     """
     record = _record(model)
     return Receipt(Rules(**record["rules"]), record["places"])
 
 
-def _record(model) -> dict:
+def _record(model: Envoy) -> dict:
     record = vars(model).get("_gimkit")
     if record is None:
         raise GimkitError("this model carries no gimkit rules; make an edited copy with gimkit.apply(model)")

@@ -1,6 +1,6 @@
-"""What a model is made of: where its norms, attention, gated products and embeddings are.
+"""Where a model's norms, attention, gated products and embeddings are.
 
-Read on the client from config, module names and source code, so it also works on a model without weights.
+All is read on the client from config, module names and source code, so a model without weights will do.
 """
 
 import ast
@@ -11,6 +11,7 @@ from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
+from nnsight.intervention.envoy import Envoy
 from transformers.pytorch_utils import Conv1D
 
 from gimkit.errors import GimkitError
@@ -20,12 +21,18 @@ LINEAR = (torch.nn.Linear, Conv1D)
 OUTPUT_PROJECTIONS = ("o_proj", "c_proj", "out_proj", "dense", "wo")
 NOT_COVERED = (
     "use a decoder-only model whose attention runs through transformers' attention_interface: "
-    "GPT-2, Llama, Mistral, Qwen, Gemma, GPT-NeoX (Pythia), Phi, OLMo, Mixtral, gpt-oss or their kin"
+    "GPT-2, Llama, Mistral, Qwen, Gemma, GPT-NeoX (Pythia), Phi, OLMo, Mixtral, gpt-oss or a relative of them"
 )
 
 
 class Norm(NamedTuple):
-    """A LayerNorm or RMSNorm: what recomputing it needs."""
+    """A LayerNorm or RMSNorm: what is needed to recompute it.
+
+    Attributes:
+        path: of the module, below the model.
+        eps: the constant added to the variance.
+        centred: a LayerNorm, which subtracts the mean.
+    """
 
     path: str
     eps: float
@@ -33,10 +40,12 @@ class Norm(NamedTuple):
 
 
 class Product(NamedTuple):
-    """A gated product act(gate) * up; `kind` says where its gradient can be scaled.
+    """A gated product act(gate) * up, and where its gradient can be scaled.
 
-    kind: "down" (input of the module at `path`, a down projection), or "experts" (first input of fused experts).
-    branches: paths of the gate and up projections, when they are separate modules.
+    Attributes:
+        path: the module at whose input the gradient is scaled.
+        kind: "down" (that module is a down projection) or "experts" (fused experts; the first input).
+        branches: paths of the gate and up projections, when they are separate modules.
     """
 
     path: str
@@ -47,8 +56,13 @@ class Product(NamedTuple):
 class Block(NamedTuple):
     """One transformer block, as paths below the model.
 
-    attention: the module that calls attention_interface. output: its output projection, whose input holds the
-    heads side by side. mlp: the module whose output is the MLP's contribution before any post-norm.
+    Attributes:
+        path: of the block.
+        attention: the module that calls attention_interface.
+        output: the attention's output projection, whose input holds the heads side by side.
+        mlp: the module whose output is what the MLP writes, before any norm behind it.
+        products: the MLP's gated products; none in an MLP without gate.
+        activation: the MLP's activation module; None where it has none of its own.
     """
 
     path: str
@@ -60,7 +74,17 @@ class Block(NamedTuple):
 
 
 class Architecture(NamedTuple):
-    """Where everything is, in plain names and numbers."""
+    """A model's parts, in names and numbers.
+
+    Attributes:
+        name: the model's class.
+        embedding: path of the token embedding.
+        blocks: in order.
+        norms: all of the trunk, q/k norms and the final norm among them.
+        n_heads: query heads of a block.
+        head_dim: width of a head.
+        experts: some MLP is a mixture of experts.
+    """
 
     name: str
     embedding: str
@@ -72,24 +96,28 @@ class Architecture(NamedTuple):
 
 
 class Unembedding(NamedTuple):
-    """Where logits are made.
+    """The module that makes logits.
 
-    all_positions: edits or hooks of the user's could count positions, so it must run at all of them.
+    Attributes:
+        all_positions: it must run at all positions, for the user's edits or hooks could count them.
     """
 
     path: str
     all_positions: bool
 
 
-def architecture_of(model) -> Architecture:
+def architecture_of(model: Envoy) -> Architecture:
     """Find the parts of an nnsight model that gimkit's rules and scores act on.
 
     >>> parts = architecture_of(gimkit.load("mini-gpt2"))
     >>> parts.blocks[0].output, parts.n_heads
     ('transformer.h.0.attn.c_proj', 4)
 
-    model: an nnsight model (TransformersModel, or NNsight around a transformers model), with or without weights.
-    Raises GimkitError, naming the module, for whatever the rules could not act on exactly.
+    Args:
+        model: an nnsight model (TransformersModel, or NNsight around a transformers model), with or without weights.
+
+    Raises:
+        GimkitError: a part on which the rules could not act exactly, with the module's name.
     """
     root = _root(model)
     name, config = type(root).__name__, root.config
@@ -117,7 +145,7 @@ def architecture_of(model) -> Architecture:
     )
 
 
-def limits(model) -> tuple[int, int | None]:
+def limits(model: Envoy) -> tuple[int, int | None]:
     """How many token ids a model knows, and how many tokens its context holds (None: no limit).
 
     >>> limits(model)
@@ -220,7 +248,7 @@ def _block(path: str, layer, name: str) -> Block:
 
 
 def _mlp(layer, attention: str, path: str, name: str):
-    """The child of a block that holds its MLP; OPT-like blocks hold two bare projections, the second is it."""
+    """The child of a block that is its MLP; in OPT's blocks, with two projections instead, the second one."""
     others = [(key, child) for key, child in layer.named_children()
               if key != attention.split(".")[0] and not _is_norm(child)
               and (any(True for _ in child.parameters()) or projections(child, key))]
@@ -294,7 +322,7 @@ def _norm(path: str, module, name: str) -> Norm:
 
 
 def _norms(root, body: str, name: str) -> tuple[Norm, ...]:
-    """Every norm below the trunk; another leaf that scales each feature is refused, it could be a norm in disguise."""
+    """Every norm of the trunk. Another leaf module that scales each feature is refused, for it could be a norm."""
     norms = []
     for path, module in _outside_projections(root.get_submodule(body), body):
         weight = module._parameters.get("weight")
@@ -310,7 +338,7 @@ def _norms(root, body: str, name: str) -> tuple[Norm, ...]:
 
 
 def _check_norms_everywhere(norms: tuple[Norm, ...], blocks: tuple[Block, ...], name: str) -> None:
-    """Freezing norms must not be partial: each block has one, and there is one after the last block."""
+    """Refuse a model whose norms are not all known: each block has one, and there is one after the last block."""
     paths = [norm.path for norm in norms]
     for block in blocks:
         if not any(path.startswith(block.path + ".") for path in paths):
@@ -320,7 +348,7 @@ def _check_norms_everywhere(norms: tuple[Norm, ...], blocks: tuple[Block, ...], 
 
 
 def _check_called_once(root, norms: tuple[Norm, ...], blocks: tuple[Block, ...], name: str) -> None:
-    """An edit acts on a module's first call only, so a module that a forward pass surely calls twice is refused."""
+    """Refuse a module that every forward pass calls twice, for an edit acts on a module's first call only."""
     paths = [norm.path for norm in norms] + [block.attention for block in blocks]
     for path in paths + [product.path for block in blocks for product in block.products]:
         parent, _, child = path.rpartition(".")

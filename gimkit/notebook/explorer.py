@@ -16,7 +16,7 @@ from gimkit.model.apply import check_unedited
 from gimkit.model.architecture import architecture_of
 from gimkit.model.prompt import prompt_ids
 from gimkit.model.residual_stream import check_graph, residual_stream_of
-from gimkit.model.tokenizer import spell
+from gimkit.model.tokenizer import token_text
 from gimkit.remote import in_trace
 
 SCRIPT, STYLE = (Path(__file__).with_name(f"explorer.{kind}").read_text(encoding="utf-8") for kind in ("js", "css"))
@@ -104,7 +104,7 @@ def explore(model, prompt, edges: EdgeScores, curve: Curve, roles=None, *, remot
                           "shorter prompt, or faithfulness smaller sizes=")
     return Explorer(data={
         "title": f"{curve.task}: {curve.label}",
-        "tokens": [spell(tokenizer, i) for i in ids.tolist()],
+        "tokens": [token_text(tokenizer, i) for i in ids.tolist()],
         "sources": list(edges.sources), "targets": list(edges.targets),
         "shares": list(curve.shares[:small]), "sizes": list(curve.edges[:small]),
         "faithfulness": curve.faithfulness.tolist()[:small], "total": edges.graph.n_edges,

@@ -4,6 +4,9 @@ import inspect
 import threading
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
+
+from nnsight.intervention.envoy import Envoy
 
 from gimkit.errors import GimkitError
 from gimkit.remote.capabilities import gives_gradients
@@ -11,20 +14,25 @@ from gimkit.remote.server import Server
 from gimkit.remote.trace import JOB
 
 SHORTEST, LONGEST = 0.1, 5.0  # seconds between two looks at a request
-UNKNOWN = 300.0  # seconds until a server that has no word of a request never will
+UNKNOWN = 300.0  # seconds after which a server that does not know a request is taken to have lost it
 
 
 class Job:
     """A function of gimkit that runs on a server, while this process does something else.
 
+    >>> Job(lambda: 3, ids=["7c9e"]).ids                         # `submit` makes jobs
+    ['7c9e']
+
     Attributes:
-        ids: the server's ids of the requests that were sent so far.
-        status: of the last request, in NDIF's words (QUEUED, RUNNING, ...).
+        ids: the server's ids of the requests sent so far.
+        status: of the last request, as NDIF names it (QUEUED, RUNNING, ...).
     """
 
     def __init__(self, run: Callable, ids: Sequence[str] = ()):
-        self.ids, self.status = list(ids), None
-        self._result, self._error = None, None
+        self.ids: list[str] = list(ids)
+        self.status: str | None = None
+        self._result: Any = None
+        self._error: BaseException | None = None
         self._taken = 0  # requests of the function that have an id
         self._sent = threading.Event()
         self._thread = threading.Thread(target=self._work, args=(run,), daemon=True)
@@ -40,7 +48,7 @@ class Job:
             self._sent.set()
 
     def done(self) -> bool:
-        """Whether the result is there. Raises GimkitError when the job failed."""
+        """Is the result there? Raises the job's error, a GimkitError, when it failed."""
         if self._thread.is_alive():
             return False
         if self._error is not None:
@@ -48,15 +56,15 @@ class Job:
         return True
 
     @property
-    def result(self):
-        """What the function returns. Raises GimkitError while the job is not done."""
+    def result(self) -> Any:
+        """The function's result. Raises GimkitError while the job is not done."""
         if not self.done():
             raise GimkitError(f"the job is not done ({self.status}): call job.done() again; "
                               f"gimkit.submit(..., ids={self.ids}) finds it again later")
         return self._result
 
-    def fetch(self, server: Server, tracer):
-        """The result of the function's next request: sent, or found again by its id."""
+    def fetch(self, server: Server, tracer: Any) -> Any:
+        """The result of the function's next request, which is sent, or found again by its id."""
         turn, self._taken = self._taken, self._taken + 1
         if turn == len(self.ids):
             server.submit(tracer)
@@ -79,12 +87,14 @@ class Job:
         return f"Job(ids={self.ids}, {self.status if self._thread.is_alive() else 'done'})"
 
 
-def submit(function: Callable, model, *arguments, remote: bool | str = True, ids: Sequence[str] = (),
-           **options) -> Job:
+def submit(function: Callable, model: Envoy, *arguments: Any, remote: bool | str = True, ids: Sequence[str] = (),
+           **options: Any) -> Job:
     """Run a function of gimkit on a server without waiting for it.
 
     >>> inspect.signature(submit).parameters["remote"].default
     True
+
+    With a server:
 
         job = gimkit.submit(gimkit.score_edges, model, task, method="gim")
         job.ids                                                  # write them down: ['7c9e...']
@@ -92,16 +102,16 @@ def submit(function: Callable, model, *arguments, remote: bool | str = True, ids
         job = gimkit.submit(gimkit.score_edges, model, task, method="gim", ids=["7c9e..."])    # later, anywhere
         if job.done(): edges = job.result
 
-    Most functions send one request for each `batch_size` prompts, one after another. With backend="auto" the server is
-    first asked, and waited for, whether it gives gradients.
+    Most functions send one request for each `batch_size` prompts, one after another. With backend="auto" a first short
+    request finds out whether the server gives gradients, and this call waits for it.
 
     Args:
         function: one that takes `remote=`.
-        model: as the function takes it.
-        arguments: the function's own; the same again when a job is found by its ids.
+        model: the function's first argument.
+        arguments: the function's further arguments; the same again when a job is found by its ids.
         remote: True for the configured server, or a server's address.
-        ids: of the requests of an earlier job; only what comes after them is sent.
-        options: the function's own.
+        ids: of the requests of an earlier job; only requests after them are sent.
+        options: the function's keyword arguments.
 
     Returns:
         The `Job`, its first request sent.

@@ -1,4 +1,4 @@
-"""What went wrong on the way to a server and back, in one line with the way out."""
+"""One line about each error on the way to a server and back: the cause and the way out."""
 
 import platform
 import re
@@ -7,14 +7,14 @@ from importlib.metadata import version
 import httpx
 import websocket
 
-from gimkit.remote.transport import ask, shown
+from gimkit.remote.transport import fetch_json, shown
 
 SHOWN = ("nnsight", "transformers", "torch")
 KEY = "get one from your host (for NDIF: https://login.ndif.us) and set NDIF_API_KEY or run nnsight.login()"
 
 
 def explained(error: BaseException, host: str, model_key: str) -> str:
-    """One line about an error of a remote run: the cause, and what to do.
+    """One line about an error of a remote run: the cause and the way out.
 
     >>> explained(ConnectionRefusedError(), "http://localhost:5001", "")
     'no answer from http://localhost:5001: the server is down or the address is wrong; check NDIF_HOST or remote=...'
@@ -23,7 +23,8 @@ def explained(error: BaseException, host: str, model_key: str) -> str:
 
 
 def _explained(error: BaseException, host: str, model_key: str) -> str:
-    chain, link = [], error
+    chain: list[BaseException] = []
+    link: BaseException | None = error
     while link is not None:
         chain.append(link)
         link = link.__cause__ or link.__context__
@@ -44,7 +45,7 @@ def _explained(error: BaseException, host: str, model_key: str) -> str:
 
 
 def one_line(text: str) -> str:
-    """A text as one printable line of at most 600 characters, whoever wrote it.
+    """A text as one printable line of at most 600 characters.
 
     >>> one_line("two\\n  lines \\x1b[31m")
     'two lines'
@@ -54,13 +55,13 @@ def one_line(text: str) -> str:
 
 
 def printable(text: str) -> str:
-    """A text without what would move a terminal's cursor or colour it."""
+    """A text without the control characters that move a terminal's cursor or change its colours."""
     text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text)
     return "".join(mark for mark in text if mark.isprintable() or mark in "\n\t")
 
 
 def _refused(code: int, detail: str, host: str, model_key: str) -> str:
-    """A request that the server did not take."""
+    """The message about a request that the server refused."""
     if code == 401:
         return f"{host} wants an API key and got none; {KEY}"
     if code == 403 or "API key" in detail:
@@ -76,36 +77,36 @@ def _refused(code: int, detail: str, host: str, model_key: str) -> str:
     return _failed(detail or f"status {code}", host, model_key)
 
 
-def _failed(told: str, host: str, model_key: str) -> str:
-    """A job that the server gave up, from what it says."""
-    if re.search("sandbox without gradients|to not have been used in the graph|does not have a grad_fn", told):
+def _failed(reason: str, host: str, model_key: str) -> str:
+    """The message about a job that failed on the server. reason: the server's own text."""
+    if re.search("sandbox without gradients|to not have been used in the graph|does not have a grad_fn", reason):
         return ("the server refuses gradients to this key, whose requests run in a sandbox without autograd; use a "
                 "trusted key, a server of your own, or what needs no backward pass (backend='forward', "
                 "method='occlusion' or 'exact')")
-    own = re.findall(r"^(?:[\w.]*\.)?GimkitError: (.*)$", told, re.MULTILINE)
+    own = re.findall(r"^(?:[\w.]*\.)?GimkitError: (.*)$", reason, re.MULTILINE)
     if own:
         return own[-1]
-    if re.search("not deployed|deploy this model|provisioning model|starting model|does not serve", told):
-        return f"{host} does not host {_repo(model_key)} ({_last_line(told)}); it hosts {_hosted(host)}"
-    if "execution timeout" in told:
-        return f"{_last_line(told)} Use a smaller batch_size, fewer or shorter prompts"
-    if "payload could not be read" in told or "doesn't match the one your" in told:
-        return f"{told.splitlines()[0]} {_here()}{_there(host)}"
-    if re.search("out of memory", told, re.IGNORECASE):
+    if re.search("not deployed|deploy this model|provisioning model|starting model|does not serve", reason):
+        return f"{host} does not host {_repo(model_key)} ({_last_line(reason)}); it hosts {_hosted(host)}"
+    if "execution timeout" in reason:
+        return f"{_last_line(reason)} Use a smaller batch_size, fewer or shorter prompts"
+    if "payload could not be read" in reason or "doesn't match the one your" in reason:
+        return f"{reason.splitlines()[0]} {_here()}{_there(host)}"
+    if re.search("out of memory", reason, re.IGNORECASE):
         return "the server ran out of memory; use a smaller batch_size, fewer or shorter prompts"
-    if re.search("cancelled|preempted|Critical server error|upload", told):
-        return f"the server gave up the job ({_last_line(told)}); try again"
-    return f"the job failed on {host}: {_last_line(told)}"
+    if re.search("cancelled|preempted|Critical server error|upload", reason):
+        return f"the server gave up the job ({_last_line(reason)}); try again"
+    return f"the job failed on {host}: {_last_line(reason)}"
 
 
 def lost_result(why: str) -> str:
-    """One line about a result that does not come."""
+    """One line about a result that did not arrive."""
     return (f"the result did not arrive ({why}): the server restarted, or the result is too large or too "
             "old; use a smaller batch_size or fewer prompts, and run it again")
 
 
 def _detail(response: httpx.Response) -> str:
-    """What the server says about a refusal."""
+    """The server's reason for a refusal; "" where it gives none."""
     try:
         return str(response.json()["detail"])
     except (ValueError, KeyError, TypeError, httpx.ResponseNotRead):
@@ -124,12 +125,12 @@ def _repo(model_key: str) -> str:
 
 def _hosted(host: str) -> str:
     """Names of the models that a server has up."""
-    status = ask(host, "/status")
-    return names_of(status) if "deployments" in status else "models that it does not tell now"
+    status = fetch_json(host, "/status")
+    return names_of(status) if "deployments" in status else "models that it does not list now"
 
 
 def deployments(status: dict) -> list[dict]:
-    """The models that a server has, as its status lists them.
+    """The models that a server lists in its status.
 
     >>> deployments({"deployments": {"a": {"repo_id": "openai-community/gpt2"}, "b": None}})
     [{'repo_id': 'openai-community/gpt2'}]
@@ -139,7 +140,7 @@ def deployments(status: dict) -> list[dict]:
 
 
 def names_of(status: dict) -> str:
-    """The models that are up, of a server's status.
+    """The models that are up, by a server's status.
 
     >>> names_of({"deployments": {"a": {"repo_id": "openai-community/gpt2", "deployment_level": "HOT"}, "b": {}}})
     'openai-community/gpt2'
@@ -155,7 +156,7 @@ def _here() -> str:
 
 def _there(host: str) -> str:
     """The server's versions."""
-    packages = ask(host, "/env").get("packages")
+    packages = fetch_json(host, "/env").get("packages")
     if not isinstance(packages, dict):
-        return "; the server does not tell its own"
+        return "; the server does not report its own"
     return "; on the server: " + ", ".join(f"{name} {packages.get(name, 'missing')}" for name in SHOWN)

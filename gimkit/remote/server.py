@@ -1,10 +1,11 @@
-"""nnsight's remote backend with results that cannot run code, time limits, and plain errors."""
+"""nnsight's remote backend with results that cannot run code, with time limits and plain errors."""
 
 import ast
 import base64
 import sys
 import time
 from importlib.metadata import version
+from typing import Any
 from urllib.parse import quote, unquote, urlsplit
 
 import httpx
@@ -19,24 +20,24 @@ from gimkit.remote.messages import explained, lost_result, printable
 
 
 class Server(RemoteBackend):
-    """A trace or session that runs on a server and comes back.
+    """The backend of a trace or session that runs on a server.
 
-    Everything that reads from the network is done anew here: nnsight loads results by plain pickle, waits without an
-    end, and follows a redirection with the key.
+    All code that reads from the network is replaced here: nnsight loads results by plain pickle, waits without a limit,
+    and follows a redirection with the key.
     """
 
-    job = None  # the job that this request belongs to: it sends it and comes back later
+    job: Any = None  # the `Job` of this request, which sends it and fetches the result later
 
     def __call__(self, tracer=None):
         try:
             return self.run(tracer)
         except GimkitError as error:
             raise GimkitError(str(error)) from None
-        except Exception as error:  # never chained: what a server answers would be printed with the traceback
+        except Exception as error:  # not chained, for the traceback would print what the server sent
             raise GimkitError(explained(error, self.host, self.model_key)) from None
 
     def run(self, tracer):
-        """Send the trace and wait for what it saves."""
+        """Send the trace and wait for the values that it saves."""
         if self.job is None:
             return super().__call__(tracer)
         result = self.job.fetch(self, tracer)
@@ -45,7 +46,7 @@ class Server(RemoteBackend):
 
     @property
     def key(self) -> dict[str, str]:
-        """The header with the key, where there is one."""
+        """The header with the key, if there is one."""
         return {"ndif-api-key": self.api_key} if self.api_key else {}
 
     def request(self, request, tracer):
@@ -62,7 +63,7 @@ class Server(RemoteBackend):
             subscription.hang_up()
 
     def _password(self) -> dict[str, str]:
-        """The header for an address with a user in it, which a websocket does not make by itself."""
+        """The header for an address with a user name, which a websocket does not make by itself."""
         url = urlsplit(self.host)
         if url.username is None:
             return {}
@@ -72,15 +73,16 @@ class Server(RemoteBackend):
     def _post(self, request, blob: bytes) -> ResponseModel:
         headers = {"ndif-timestamp": repr(time.time()), "nnsight-version": version("nnsight"),
                    "python-version": sys.version} | self.key
-        return self.parse(transport.exchange(
+        return self.parse(transport.request_bytes(
             "POST", f"{self.host}/request", sent=len(blob), headers=headers, data={"data": request.metadata()},
             files={"blob": ("request", blob, "application/octet-stream")}).decode(errors="replace"))
 
     def poll(self, tracer=None):
         try:
-            answer = transport.exchange("GET", f"{self.host}/response/{quote(self.job_id, safe='')}", headers=self.key)
+            answer = transport.request_bytes("GET", f"{self.host}/response/{quote(self.job_id, safe='')}",
+                                             headers=self.key)
         except httpx.HTTPStatusError as error:
-            if error.response.status_code == 404:  # nothing is known of the job yet
+            if error.response.status_code == 404:  # the server does not know the job yet
                 return None
             raise
         response = self.parse(answer.decode(errors="replace"))
@@ -94,20 +96,20 @@ class Server(RemoteBackend):
         try:
             response = ResponseModel.model_validate_json(message) if fields is None else ResponseModel(**fields)
         except (TypeError, ValueError):
-            raise GimkitError(transport.NONSENSE) from None
+            raise GimkitError(transport.MALFORMED) from None
         response.id, response.description = printable(response.id), printable(response.description)
         return response
 
     def download_result(self, data):
-        """The result that a finished job points to, or brings along."""
+        """The result of a finished job: at an address, or in the message itself."""
         if isinstance(data, bytes):
             return self.finalize(data)
         if not isinstance(data, str) or not data.startswith(("http://", "https://")):
-            raise GimkitError(transport.NONSENSE)
+            raise GimkitError(transport.MALFORMED)
         with tqdm(desc="result", unit="B", unit_scale=True, disable=not self.display.enabled) as bar:
             try:
-                content = transport.exchange("GET", data, largest=transport.LARGEST,
-                                             progress=lambda done: bar.update(done - bar.n))
+                content = transport.request_bytes("GET", data, largest=transport.LARGEST,
+                                                  progress=lambda done: bar.update(done - bar.n))
             except httpx.HTTPStatusError as error:
                 raise GimkitError(lost_result(f"status {error.response.status_code}")) from None
             except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
@@ -118,17 +120,17 @@ class Server(RemoteBackend):
         return transport.unpack_result(content, self.compress)
 
     def _push(self, result: dict, tracer) -> None:
-        """Put the saved values into the caller's frame, and nothing that the block does not name."""
+        """Put the saved values into the caller's frame; a name that the block does not use is refused."""
         named = {part.id for part in ast.walk(tracer.node) if isinstance(part, ast.Name)}
         if not result.keys() <= named:
-            raise GimkitError(transport.NONSENSE)
+            raise GimkitError(transport.MALFORMED)
         super()._push(result, tracer)
 
 
 class Sender:
-    """The backend of a loaded model's own `trace(remote=...)`: a `Server`, where nnsight would execute what comes back.
+    """The backend of a loaded model's own `trace(remote=...)`: a `Server`, for nnsight's own would execute the result.
 
-    It stays at home: a server gets an empty text in its place.
+    It is not sent to servers: they get an empty text in its place.
     """
 
     def __init__(self, model):
@@ -144,27 +146,30 @@ class Sender:
 
 
 def send_safely(model) -> None:
-    """Let the traces that a user opens on a model, or on an edited copy, go to a server by way of `Server`."""
+    """Make the traces that a user opens on a model, or on an edited copy, run on servers through `Server`."""
     model._remote_backend = Sender(model)
 
 
 def server_of(model, remote: bool | str, **options) -> Server:
-    """The server for a model: the configured one (True), or the one at an address. options: nnsight's.
+    """The server for a model: the configured one (True), or the one at an address.
 
-    Raises GimkitError for a model that no server can know, where the hub cannot be asked for its name, and for what is
-    no address.
+    Args:
+        options: of nnsight's remote backend.
+
+    Raises:
+        GimkitError: a model that servers have no name for, a hub that does not answer, an invalid address.
     """
     if not hasattr(model, "to_model_key"):
-        raise GimkitError(f"{type(model).__name__} has no name that a server could know it by; load the model with "
+        raise GimkitError(f"{type(model).__name__} has no name by which a server knows it; load the model with "
                           "gimkit.load(name, remote=True)")
     host = address_of(remote if isinstance(remote, str) else nnsight.CONFIG.API.HOST)
     name = getattr(model, "repo_id", None)
     try:
         key = model.to_model_key()
     except Exception:
-        raise GimkitError(f"the hub has no answer for {name!r}: servers host models by their hub id, so bundled models "
-                          "and folders run there only by remote='local'; else check the name and the network"
-                          ) from None
+        raise GimkitError(f"the hub does not know {name!r}, or does not answer: servers host models by hub id, so "
+                          "bundled models and folders run there only by remote='local'; else check the name and the "
+                          "network") from None
     return Server(key, host=host, env=model._remoteable_get_env(), **options)
 
 

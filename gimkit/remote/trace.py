@@ -2,32 +2,35 @@
 
 import pkgutil
 import threading
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from contextvars import ContextVar
 from types import SimpleNamespace
+from typing import Any
 
 import nnsight
 import torch
+from nnsight.intervention.envoy import Envoy
 
 from gimkit import interventions
 from gimkit.errors import GimkitError
 from gimkit.interventions.token_scores import on_cpu
 from gimkit.model.load import ON_LOAD
 from gimkit.remote.server import send_safely, server_of
-from gimkit.remote.transport import NONSENSE
+from gimkit.remote.transport import MALFORMED
 
-JOB = ContextVar("job", default=None)  # the job whose thread this is
-LOCK = threading.RLock()  # nnsight keeps one state for each process
+JOB: ContextVar = ContextVar("job", default=None)  # the `Job` that runs in this thread
+LOCK = threading.RLock()  # nnsight has one state per process
 
-# An installed package does not ship itself; these modules' functions run inside traces.
+# Modules whose functions run inside traces; nnsight does not send an installed package by itself.
 SHIPPED = ("gimkit.errors", *(f"{interventions.__name__}.{found.name}" for found in
                               pkgutil.iter_modules(interventions.__path__)))
 
 
 def register() -> None:
-    """Tell nnsight to send gimkit's traced functions by value, so that a server needs no gimkit.
+    """Make nnsight send gimkit's traced functions by value, so that a server needs no gimkit.
 
-    And let the models that `gimkit.load` returns read what a server answers without executing it.
+    Models from `gimkit.load` then also read the results of servers without executing anything in them.
     """
     for name in SHIPPED:
         nnsight.register(name)
@@ -35,8 +38,9 @@ def register() -> None:
         ON_LOAD.append(send_safely)
 
 
-def in_trace(model, ids: torch.Tensor, body, *arguments, remote=False, gradients=True):
-    """What body(model, *arguments) returns inside a trace of token ids [rows, seq]; its tensors come back to the CPU.
+def in_trace(model: Envoy, ids: torch.Tensor, body: Callable, *arguments: Any, remote: bool | str = False,
+             gradients: bool = True) -> Any:
+    """The result of body(model, *arguments) inside a trace; its tensors come back on the CPU.
 
     >>> from gimkit.interventions.token_scores import last_values
     >>> from gimkit.model.architecture import unembedding_of
@@ -44,36 +48,44 @@ def in_trace(model, ids: torch.Tensor, body, *arguments, remote=False, gradients
     >>> values.shape
     torch.Size([2, 2])
 
-    body: a function of a module in SHIPPED. arguments: names, numbers, tensors, and tuples, lists and dicts of them.
-    Only they, the ids and the functions go up, and only what body returns comes down. remote: see `where`.
-    gradients: whether body takes any.
-    Raises GimkitError as `steady`.
+    Only the ids, the arguments and the functions go to a server, and only the result comes back.
+
+    Args:
+        ids: token ids [rows, seq].
+        body: a function of a module in SHIPPED.
+        arguments: names, numbers, tensors, and tuples, lists and dicts of them.
+        remote: as in `gimkit.attribute`.
+        gradients: whether body computes gradients.
+
+    Raises:
+        GimkitError: as in `steady`.
     """
     with _around(model, remote, gradients):
         ids, arguments, found = plain(ids), plain(arguments), None
         with model.trace(input_ids=ids, use_cache=False, **where(model, remote)):
             found = on_cpu(body(model, *arguments)).save()
-    return arrived(found)
+    return _arrived(found)
 
 
-def in_session(model, body, *arguments, remote=False, gradients=True):
-    """What body(model, *arguments) returns, which opens traces of its own: together they are one request."""
+def in_session(model: Envoy, body: Callable, *arguments: Any, remote: bool | str = False,
+               gradients: bool = True) -> Any:
+    """As `in_trace`, for a body that opens its own traces: together they are one request."""
     with _around(model, remote, gradients):
         arguments, found = plain(arguments), None
         with model.session(**where(model, remote)):
             found = on_cpu(body(model, *arguments)).save()
-    return arrived(found)
+    return _arrived(found)
 
 
-def arrived(found):
-    """A trace's result. Raises GimkitError where a server left it out."""
+def _arrived(found: Any) -> Any:
+    """A trace's result; an error where a server did not send it."""
     if found is None:
-        raise GimkitError(NONSENSE)
+        raise GimkitError(MALFORMED)
     return found
 
 
-def _around(model, remote, gradients: bool):
-    """What holds while a trace runs: on a server nothing of this process matters but how tensors are made."""
+def _around(model: Envoy, remote: bool | str, gradients: bool) -> AbstractContextManager:
+    """The context of a trace: `steady` here; for a run on a server only inference mode is switched off."""
     if remote and remote != "local":
         return torch.inference_mode(False)
     if getattr(model, "dispatched", True) is False:  # nnsight has not loaded the weights yet
@@ -82,8 +94,8 @@ def _around(model, remote, gradients: bool):
 
 
 @contextmanager
-def steady(module: torch.nn.Module, gradients: bool = True):
-    """Forward passes of a model in this process whose values depend on nothing but the model and its inputs.
+def steady(module: torch.nn.Module, gradients: bool = True) -> Iterator[None]:
+    """A context in which a model's forward passes depend on nothing but the model and its inputs.
 
     >>> with steady(model._module, gradients=False):
     ...     model._module(task.clean[:2]).logits.shape
@@ -93,23 +105,23 @@ def steady(module: torch.nn.Module, gradients: bool = True):
 
     Args:
         module: a model on any devices.
-        gradients: on or off, whatever is set around the call (`torch.no_grad`, `torch.inference_mode`).
+        gradients: on or off inside, independent of the surrounding `torch.no_grad` or `torch.inference_mode`.
 
     Raises:
-        GimkitError: as `check_state`; or the forward pass drew random numbers (active dropout, or any other noise).
+        GimkitError: as in `_check_state`; or the forward pass drew random numbers (active dropout, or other noise).
     """
     with LOCK, torch.inference_mode(False), torch.set_grad_enabled(gradients):
-        check_state(module)
+        _check_state(module)
         devices = {parameter.device for parameter in module.parameters()}
-        problem, before = None, random_states(devices)
+        problem, before = None, _random_states(devices)
         with ExitStack() as settings:
             for kind in {device.type for device in devices}:
                 settings.enter_context(torch.autocast(kind, enabled=False))
             try:
                 yield
-            except Exception as error:  # noise may be its cause
+            except Exception as error:  # random numbers may be its cause
                 problem = error
-        if random_states(devices) != before:
+        if _random_states(devices) != before:
             raise GimkitError(f"{type(module).__name__} drew random numbers in its forward pass (dropout in training "
                               "mode?), so no two runs are alike; call model.eval() first") from problem
         if problem is not None:
@@ -117,19 +129,21 @@ def steady(module: torch.nn.Module, gradients: bool = True):
 
 
 @contextmanager
-def seeded(seed: int):
-    """Random numbers of torch's own generator from a seed, in one thread at a time; afterwards it is as before.
+def seeded(seed: int) -> Iterator[None]:
+    """A context in which torch's random numbers come from a seed; afterwards its generator is as before.
 
     >>> with seeded(0):
     ...     torch.rand(1)
     tensor([0.4963])
+
+    One thread runs at a time.
     """
     with LOCK, torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         yield
 
 
-def random_states(devices) -> list[bytes]:
+def _random_states(devices: Iterable[torch.device]) -> list[bytes]:
     """The state of torch's generators that a model on these devices may draw from."""
     states = [torch.get_rng_state()]
     for device in devices:
@@ -139,14 +153,8 @@ def random_states(devices) -> list[bytes]:
     return [state.numpy().tobytes() for state in states]
 
 
-def check_state(module: torch.nn.Module) -> None:
-    """Refuse a model in a state in which traces fail or, worse, give other numbers.
-
-    >>> check_state(model._module)
-
-    Raises:
-        GimkitError: weights that are not in memory or were made in inference mode, checkpointed blocks, tuples.
-    """
+def _check_state(module: torch.nn.Module) -> None:
+    """Refuse weights that are not in memory or were made in inference mode, checkpointed blocks, and tuple outputs."""
     name = type(module).__name__
     for path, parameter in module.named_parameters():
         if parameter.is_meta:
@@ -163,15 +171,15 @@ def check_state(module: torch.nn.Module) -> None:
         raise GimkitError(f"{name} returns tuples, which have no names to read; set model.config.return_dict = True")
 
 
-def plain(value):
-    """A value as a server can read it: named tuples become namespaces with the same names, views of tensors copies.
+def plain(value: Any) -> Any:
+    """A value that a server can read: named tuples become namespaces with the same names, views of tensors copies.
 
     >>> from gimkit.model.architecture import Norm
     >>> plain(Norm("model.norm", 1e-6, False)).path
     'model.norm'
 
-    A server does not know gimkit's classes, and a view would take along all of the tensor that it is a part of.
-    Tensors made in `torch.inference_mode` become ordinary ones, which a backward pass may keep.
+    A server does not know gimkit's classes, and a view would be sent with the whole tensor that it is a part of.
+    Tensors made in `torch.inference_mode` become ordinary ones, which a backward pass can use.
     """
     if isinstance(value, tuple) and hasattr(value, "_fields"):
         return SimpleNamespace(**{name: plain(part) for name, part in value._asdict().items()})
@@ -184,14 +192,14 @@ def plain(value):
     return value
 
 
-def where(model, remote) -> dict:
-    """The keywords of a trace or a session that send it where `remote` says; none for a run in this process.
+def where(model: Envoy, remote: bool | str) -> dict:
+    """The options of a trace or a session that runs where `remote` states; none for a run in this process.
 
     >>> where(model, False)
     {}
 
-    remote: False; True for the configured server (NDIF, or NDIF_HOST); a server's address, "http://..."; or "local",
-    which packs and unpacks the trace as for a server and runs it here.
+    Args:
+        remote: as in `gimkit.attribute`.
     """
     if not remote:
         return {}

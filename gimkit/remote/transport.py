@@ -1,6 +1,6 @@
-"""What goes to a server and comes back, with limits: a server may hang, drip, cut off, redirect or lie.
+"""Requests to a server and its answers, with limits of time and size, for a server can hang, redirect or send anything.
 
-Nothing that a server sends is executed: results are plain values and tensors, whatever else they hold is refused.
+Nothing that a server sends is executed: results are plain values and tensors; anything else in them is refused.
 """
 
 import contextlib
@@ -13,6 +13,8 @@ import socket
 import threading
 import time
 import zipfile
+from collections.abc import Callable, Iterator
+from typing import Any
 from urllib.parse import urljoin, urlsplit
 
 import httpx
@@ -22,14 +24,14 @@ import zstandard
 
 from gimkit.errors import GimkitError
 
-PATIENCE = 30.0  # seconds for an answer that needs no computing
+PATIENCE = 30.0  # seconds for an answer that takes no computation
 SLOWEST = 2**13  # bytes a second; slower than that, a connection counts as stuck
-QUIET = 3600.0  # seconds without a word about a job
-LONGEST = 86400.0  # seconds of a job in all
-SMALL = 2**24  # bytes of an answer
+QUIET = 3600.0  # seconds without a message about a job
+LONGEST = 86400.0  # seconds of a whole job
+SMALL = 2**24  # bytes of an ordinary answer
 LARGEST = 2**32  # bytes of a result
 TICK = 0.1  # seconds between two looks at the clock
-NONSENSE = "the server's answer is not what an NDIF server sends; check the address"
+MALFORMED = "the server's answer is not what an NDIF server sends; check the address"
 
 
 def shown(address: str) -> str:
@@ -41,16 +43,22 @@ def shown(address: str) -> str:
     return re.sub(r"^(\w+://)?.*@", r"\1", address, flags=re.DOTALL)
 
 
-def within(work, allowed, tick=None):
-    """What work() returns, done in a thread so that nothing can hold this one up.
+def with_timeout(work: Callable[[], Any], allowed: Callable[[], float], tick: Callable[[], Any] | None = None) -> Any:
+    """The result of work(), which runs in another thread so that this one cannot hang.
 
-    >>> within(lambda: 1 + 1, lambda: 1.0)
+    >>> with_timeout(lambda: 1 + 1, lambda: 1.0)
     2
 
-    allowed: the seconds that it may take, asked again and again as bytes come in. tick: called in between.
-    Raises what work() raises; TimeoutError when it takes longer.
+    Args:
+        allowed: the seconds that work() may take; called repeatedly, for the limit grows as bytes come in.
+        tick: called while waiting.
+
+    Raises:
+        TimeoutError: work() takes longer.
+        Exception: any error of work().
     """
-    outcome, start = queue.SimpleQueue(), time.monotonic()
+    outcome: queue.SimpleQueue = queue.SimpleQueue()
+    start = time.monotonic()
 
     def run():
         try:
@@ -73,14 +81,22 @@ def within(work, allowed, tick=None):
         return result
 
 
-def exchange(method: str, url: str, *, sent: int = 0, largest: int = SMALL, patience: float | None = None,
-             progress=None, **options) -> bytes:
-    """The body of a server's answer, whole.
+def request_bytes(method: str, url: str, *, sent: int = 0, largest: int = SMALL, patience: float | None = None,
+                  progress: Callable[[int], Any] | None = None, **options: Any) -> bytes:
+    """The complete body of a server's answer.
 
-    sent: bytes that go up. largest: bytes that may come down. patience: seconds beside those that the bytes take,
-    PATIENCE when None. progress: called with the number of bytes so far. options: httpx's.
-    Raises httpx.HTTPStatusError for a refusal, TimeoutError, httpx.TransportError where the connection breaks;
-    GimkitError for a redirection, which is not followed since it would take the key along.
+    Args:
+        sent: bytes of the request.
+        largest: bytes that the answer may have.
+        patience: seconds allowed in addition to the time that the bytes take; None: PATIENCE.
+        progress: called with the number of bytes received so far.
+        options: of `httpx.Client.stream`.
+
+    Raises:
+        httpx.HTTPStatusError: the server refuses the request.
+        TimeoutError: the answer takes too long.
+        httpx.TransportError: the connection breaks.
+        GimkitError: a redirection, which is not followed because the key would go along; an answer that is too large.
     """
     got, given_up, patience = bytearray(), threading.Event(), patience or PATIENCE
 
@@ -93,34 +109,34 @@ def exchange(method: str, url: str, *, sent: int = 0, largest: int = SMALL, pati
             return response
 
     try:
-        answer = within(work, lambda: patience + (sent + len(got)) / SLOWEST,
-                        progress and (lambda: progress(len(got))))
+        answer = with_timeout(work, lambda: patience + (sent + len(got)) / SLOWEST,
+                              progress and (lambda: progress(len(got))))
     finally:
         given_up.set()
     if answer.has_redirect_location:
-        raise GimkitError(redirected(url, answer.headers["location"]))
+        raise GimkitError(_redirected(url, answer.headers["location"]))
     if len(got) > largest:
-        raise GimkitError(NONSENSE)
+        raise GimkitError(MALFORMED)
     return httpx.Response(answer.status_code, content=bytes(got), request=answer.request).raise_for_status().content
 
 
-def redirected(url: str, location: str) -> str:
-    """What to say about a server that sends the client elsewhere."""
+def _redirected(url: str, location: str) -> str:
+    """The message about a server that redirects the client."""
     target = urljoin(url, location).removesuffix(urlsplit(url).path)
     return f"{shown(url)} redirects to {shown(target)}; give the address of the server itself"
 
 
-def ask(host: str, path: str) -> dict:
-    """What a server says about itself at a path; nothing where it says nothing sensible."""
+def fetch_json(host: str, path: str) -> dict:
+    """The JSON object that a server has at a path; empty where there is none."""
     with contextlib.suppress(GimkitError, httpx.HTTPError, OSError, RecursionError, ValueError):
-        answer = json.loads(exchange("GET", host + path, patience=min(PATIENCE, 10.0)))
+        answer = json.loads(request_bytes("GET", host + path, patience=min(PATIENCE, 10.0)))
         if isinstance(answer, dict):
             return answer
     return {}
 
 
 class Subscription(websocket.WebSocket):
-    """A websocket that counts the bytes it gets."""
+    """A websocket that counts the bytes it receives."""
 
     got = 0
 
@@ -130,7 +146,7 @@ class Subscription(websocket.WebSocket):
         return data
 
     def hang_up(self) -> None:
-        """Close at once; whoever waits for a message wakes up."""
+        """Close at once; a thread that waits for a message wakes up."""
         if self.sock is not None:
             with contextlib.suppress(OSError):
                 self.sock.shutdown(socket.SHUT_RDWR)
@@ -138,7 +154,7 @@ class Subscription(websocket.WebSocket):
 
 
 def subscribe(url: str, headers: dict) -> tuple[Subscription, str]:
-    """A websocket, and the first message from it, which is the session's id."""
+    """An open websocket, and the session's id, which is its first message."""
     subscription = Subscription()
 
     def work():
@@ -148,29 +164,33 @@ def subscribe(url: str, headers: dict) -> tuple[Subscription, str]:
         return first
 
     try:
-        first = json.loads(within(work, lambda: PATIENCE))
+        first = json.loads(with_timeout(work, lambda: PATIENCE))
     except BaseException as error:
         answer = subscription.handshake_response
         subscription.hang_up()
         if answer is not None and answer.status in (301, 302, 303, 307, 308):
-            raise GimkitError(redirected(url, answer.headers.get("location", ""))) from None
+            raise GimkitError(_redirected(url, answer.headers.get("location", ""))) from None
         if isinstance(error, ValueError):
-            raise GimkitError(NONSENSE) from None
+            raise GimkitError(MALFORMED) from None
         raise
     if not isinstance(first, dict) or not isinstance(first.get("session_id"), str):
         subscription.hang_up()
-        raise GimkitError(NONSENSE)
+        raise GimkitError(MALFORMED)
     return subscription, first["session_id"]
 
 
-def messages(subscription: Subscription, tick):
-    """Each message of a websocket as it comes. tick: called in between.
+def messages(subscription: Subscription, tick: Callable[[], Any]) -> Iterator[str | bytes]:
+    """The messages of a websocket, each as it arrives.
 
-    Raises TimeoutError when not even a ping is answered, or no word comes about the job for too long.
+    Args:
+        tick: called while waiting.
+
+    Raises:
+        TimeoutError: the server does not answer a ping, or sends no message about the job for too long.
     """
-    heard = queue.SimpleQueue()
+    heard: queue.SimpleQueue = queue.SimpleQueue()
 
-    def listen():
+    def listen() -> None:
         try:
             while True:
                 heard.put(subscription.recv_data(control_frame=True))
@@ -178,7 +198,7 @@ def messages(subscription: Subscription, tick):
             heard.put(error)
 
     threading.Thread(target=listen, daemon=True).start()
-    start = last = news = pinged = time.monotonic()
+    start = last = last_message = pinged = time.monotonic()
     while True:
         try:
             message = heard.get(timeout=TICK)
@@ -187,10 +207,10 @@ def messages(subscription: Subscription, tick):
         now = time.monotonic()
         if message is None:
             tick()
-            arrived = subscription.got  # of a message that is on its way
+            arrived = subscription.got  # bytes of a message that is not complete yet
             if arrived > LARGEST:
-                raise GimkitError(NONSENSE)
-            if now - last > 2 * PATIENCE + arrived / SLOWEST or now - news > QUIET + arrived / SLOWEST:
+                raise GimkitError(MALFORMED)
+            if now - last > 2 * PATIENCE + arrived / SLOWEST or now - last_message > QUIET + arrived / SLOWEST:
                 raise TimeoutError
             if now - max(last, pinged) > PATIENCE / 2:
                 subscription.ping()
@@ -205,12 +225,12 @@ def messages(subscription: Subscription, tick):
         if kind == websocket.ABNF.OPCODE_CLOSE:
             raise websocket.WebSocketConnectionClosedException
         if kind in (websocket.ABNF.OPCODE_TEXT, websocket.ABNF.OPCODE_BINARY):
-            news = now
+            last_message = now
             yield data if kind == websocket.ABNF.OPCODE_BINARY else data.decode(errors="replace")
 
 
 class _Frame(pickle.Unpickler):
-    """Reads the frame around a result: texts, bytes, numbers and the name of a status."""
+    """Reads the frame around a result, which holds texts, bytes, numbers and the name of a status."""
 
     def find_class(self, module: str, name: str):
         if (module, name) == ("nnsight.schema.response", "Status"):
@@ -221,8 +241,11 @@ class _Frame(pickle.Unpickler):
 def unpack_frame(frame: bytes) -> dict:
     """The fields of a binary frame, which is an archive that torch.save wrote.
 
-    torch's own reader of plain values does not know the pickle protocol of these frames. This one knows no class at
-    all, so nothing can be called. Raises GimkitError for anything else.
+    torch's own reader of plain values does not support the pickle protocol of these frames. This one knows no class,
+    so loading calls nothing.
+
+    Raises:
+        GimkitError: anything else.
     """
     try:
         with zipfile.ZipFile(io.BytesIO(frame)) as archive:
@@ -232,14 +255,15 @@ def unpack_frame(frame: bytes) -> dict:
             return dict(_Frame(io.BytesIO(archive.read(name))).load())
     except pickle.UnpicklingError as error:
         raise GimkitError(_refused(str(error))) from None
-    except Exception:  # a damaged archive can fail in any way
-        raise GimkitError(NONSENSE) from None
+    except Exception:  # a damaged archive can raise anything
+        raise GimkitError(MALFORMED) from None
 
 
 def unpack_result(content: bytes, compressed: bool) -> dict:
     """The values that a trace saved, by name: numbers, texts, lists, tuples, dicts and tensors.
 
-    Raises GimkitError for whatever else is there, without executing it, and for a result that is not whole.
+    Raises:
+        GimkitError: any other value, which is not executed; an incomplete result.
     """
     try:
         if compressed:
@@ -249,10 +273,10 @@ def unpack_result(content: bytes, compressed: bool) -> dict:
         found = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise GimkitError(_refused(str(error))) from None
-    except Exception:  # a damaged file can fail in any way
-        raise GimkitError("the result did not arrive whole; run it again") from None
+    except Exception:  # a damaged file can raise anything
+        raise GimkitError("the result did not arrive completely; run it again") from None
     if not isinstance(found, dict) or not all(isinstance(name, str) for name in found):
-        raise GimkitError(NONSENSE)
+        raise GimkitError(MALFORMED)
     return found
 
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import torch
 
 from gimkit.errors import GimkitError, check_answers, check_ids, check_whole
-from gimkit.model.tokenizer import answer_ids, is_text, spell, text_of, unknown_words, warn_unknown
+from gimkit.model.tokenizer import answer_ids, is_text, text_of, token_text, unknown_words, warn_unknown
 from gimkit.tasks.encode import encode_pair, pad_id, stack, tokenizer_of
 from gimkit.tasks.task import Pair, Task
 
@@ -65,7 +65,7 @@ def _from_texts(clean, corrupt, answers, mask, model, name, glue) -> Task:
         both = _two_sets(answer)
         rows.append(encode_pair(tokenizer, a, b))
         sides.append([[_ids(one, tokenizer, a, glue) for one in part] for part in both])
-        shown = [part[0] if isinstance(part[0], str) else spell(tokenizer, *ids[0]) for part, ids in
+        shown = [part[0] if isinstance(part[0], str) else token_text(tokenizer, *ids[0]) for part, ids in
                  zip(both, sides[-1])]
         texts.append(Pair(text_of(tokenizer, a), text_of(tokenizer, b), *shown))
         unknown += [word for prompt in texts[-1][:2] for word in unknown_words(tokenizer, prompt)]

@@ -1,4 +1,4 @@
-"""Which tokens of a prompt a prediction rests on, and how to test that."""
+"""Which tokens of a prompt a prediction depends on, and how to test that."""
 
 from gimkit.tokens.attribute import METHODS, TokenScores, attribute
 from gimkit.tokens.faithfulness import TokenFaithfulness, token_faithfulness

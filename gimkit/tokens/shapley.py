@@ -1,12 +1,14 @@
-"""Exact Shapley values of tokens: what each is worth, averaged over every set of other tokens it may join."""
+"""Exact Shapley values of tokens: what each one adds, averaged over all sets of other tokens that it can join."""
 
 import math
+from collections.abc import Iterable
 
 import torch
+from nnsight.intervention.envoy import Envoy
 
 from gimkit.errors import GimkitError, require_finite
 from gimkit.model.apply import check_unedited
-from gimkit.model.prompt import ask, free_mask, inner_positions
+from gimkit.model.prompt import PromptLike, Target, free_mask, inner_positions, read_prompt
 from gimkit.tokens import TokenScores
 from gimkit.tokens.attribute import label_scores
 from gimkit.tokens.masking import masked_values
@@ -14,42 +16,51 @@ from gimkit.tokens.masking import masked_values
 MOST = 12  # free tokens: 4096 variants of the prompt
 
 
-def shapley(model, prompt, target=None, *, baseline=None, free=None, glue: str | None = None,
-            remote: bool | str = False) -> TokenScores:
+def shapley(model: Envoy, prompt: PromptLike, target: Target = None, *, baseline: str | int | None = None,
+            free: Iterable[int] | None = None, glue: str | None = None, remote: bool | str = False) -> TokenScores:
     """The exact Shapley value of each free token, from the model's logits on all subsets of them.
 
     >>> worth = shapley(model, "Mary drove to the farm with John. John lent a map to", target=("Mary", "John"))
     >>> worth.scores.shape, worth.method
     (torch.Size([14]), 'shapley')
 
-    A subset's value is what `target` explains (a logit, a difference, a log-probability, a function) when the other
-    free tokens are the baseline token. So scores sum to that of the prompt minus that of the prompt without its free
-    tokens, and interactions are shared equally by those who take part. 2^free variants: 4096 for the 12 allowed.
-    free: positions of at most 12 tokens; the others stay and score 0. None: all but the first and the last.
-    model, prompt, target, baseline, glue, remote: as in `gimkit.attribute`.
-    Raises GimkitError for more than 12 free tokens, and as `gimkit.attribute`.
-    Source: Shapley 1953; the game of arXiv 1705.07874 with a baseline token.
+    The value of a subset is what `target` explains when the baseline token replaces the other free tokens. The scores
+    therefore sum to the value of the prompt minus the value without its free tokens. An interaction is shared equally
+    by the tokens that take part in it. The cost is 2^free rows of a forward pass: 4096 for 12 free tokens.
+
+    Args:
+        model, prompt, target, baseline, glue, remote: as in `gimkit.attribute`.
+        free: positions of at most 12 tokens; the others stay and score 0. None: all but the first and the last.
+
+    Returns:
+        The `TokenScores`, scores [seq] in units of the metric.
+
+    Raises:
+        GimkitError: more than 12 free tokens, and as `gimkit.attribute`.
+
+    Source:
+        Shapley 1953; the game of arXiv 1705.07874, with a baseline token.
     """
     check_unedited(model)
-    asked = ask(model, prompt, target, baseline, free, glue)
+    encoded = read_prompt(model, prompt, target, baseline, free, glue)
     if free is None:
-        asked = asked._replace(free=free_mask(len(asked.ids), inner_positions(len(asked.ids))))
-    positions = asked.free.nonzero().flatten()
+        encoded = encoded._replace(free=free_mask(len(encoded.ids), inner_positions(len(encoded.ids))))
+    positions = encoded.free.nonzero().flatten()
     if len(positions) > MOST:
         raise GimkitError(f"{len(positions)} free tokens would take 2^{len(positions)} variants of the prompt; choose "
                           f"at most {MOST} positions with free=")
-    inside = subsets(len(positions)).flip(0)  # the whole prompt first
-    keep = torch.ones(len(inside), len(asked.ids), dtype=torch.bool)
-    keep[:, positions] = inside
-    values, answers = masked_values(model, asked, keep, remote)
-    scores = torch.zeros(len(asked.ids), dtype=torch.float64)
+    members = subsets(len(positions)).flip(0)  # the whole prompt first
+    keep = torch.ones(len(members), len(encoded.ids), dtype=torch.bool)
+    keep[:, positions] = members
+    values, answers = masked_values(model, encoded, keep, remote)
+    scores = torch.zeros(len(encoded.ids), dtype=torch.float64)
     scores[positions] = shapley_values(values[:, 0].flip(0))
     require_finite(scores)
-    return label_scores(model, asked, scores.float(), answers, "shapley")
+    return label_scores(model, encoded, scores.float(), answers, "shapley")
 
 
 def subsets(n: int) -> torch.Tensor:
-    """Membership [2^n, n]: row r holds player i where bit i of r is set.
+    """All subsets of n players, [2^n, n]: row r has player i where bit i of r is set.
 
     >>> subsets(2)
     tensor([[False, False],
@@ -61,18 +72,18 @@ def subsets(n: int) -> torch.Tensor:
 
 
 def shapley_values(values: torch.Tensor) -> torch.Tensor:
-    """Shapley values [n] of a game given by the values [2^n] of all coalitions, in the order of `subsets`.
+    """Shapley values [n] of a game from the values [2^n] of all subsets, in the order of `subsets`.
 
-    >>> shapley_values(torch.tensor([0.0, 0.0, 0.0, 1.0]))                # worth something only together
+    >>> shapley_values(torch.tensor([0.0, 0.0, 0.0, 1.0]))                # 1 only when both play
     tensor([0.5000, 0.5000], dtype=torch.float64)
     """
     n = len(values).bit_length() - 1
     members = subsets(n)
     weight = torch.tensor([math.factorial(size) * math.factorial(n - size - 1) / math.factorial(n)
                            for size in range(n)], dtype=torch.float64)
-    worth = []
+    found = []
     for player in range(n):
         without = (~members[:, player]).nonzero().flatten()
         gain = values[without + 2**player].double() - values[without].double()
-        worth.append((weight[members[without].sum(1)] * gain).sum())
-    return torch.stack(worth)
+        found.append((weight[members[without].sum(1)] * gain).sum())
+    return torch.stack(found)
