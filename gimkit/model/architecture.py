@@ -156,7 +156,7 @@ def limits(model: Envoy) -> tuple[int, int | None]:
     return root.get_input_embeddings().weight.shape[0], context
 
 
-def unembedding_of(model) -> Unembedding:
+def unembedding_of(model: Envoy) -> Unembedding:
     """The module that makes logits of the last residual stream.
 
     >>> unembedding_of(gimkit.load("mini-gpt2"))
