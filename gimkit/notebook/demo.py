@@ -1,12 +1,10 @@
-"""What `python -m gimkit demo` shows: one model, one task, tokens, heads and MLPs, figures."""
+"""`python -m gimkit demo`: one model and one task; tokens, heads and MLPs; figures."""
 
 import time
 from dataclasses import replace
 from pathlib import Path
 
 import pandas
-import seaborn
-from matplotlib.figure import Figure
 
 import gimkit
 from gimkit import plots
@@ -17,9 +15,13 @@ FIGURES = Path("figures")
 
 
 def demo(name: str, n: int = 64, seed: int = 0) -> None:
-    """Solve IOI, attribute one prompt's tokens, rank heads and MLPs beside exact patching, draw the figures.
+    """Solve IOI, attribute one prompt's tokens, rank heads and MLPs and compare with exact patching, draw figures.
 
-    name: whatever `gimkit.load` takes. n, seed: of the IOI prompts.
+    For example `demo("mini-llama")`, which takes some seconds.
+
+    Args:
+        name: whatever `gimkit.load` takes.
+        n, seed: of the IOI prompts.
     """
     start = time.monotonic()
     print(f"Loading {name} ...", flush=True)
@@ -37,7 +39,7 @@ def demo(name: str, n: int = 64, seed: int = 0) -> None:
     tokens = [gimkit.attribute(model, pair.clean, target=(pair.answer, pair.wrong), method=m) for m in METHODS]
     table = pandas.DataFrame({"token": tokens[0].tokens} | {t.method: t.scores.tolist() for t in tokens})
     print(f"2. Which tokens of that clean prompt speak for {pair.answer} and against {pair.wrong} (logits)?")
-    print(shown(table), flush=True)
+    print(_indented(table), flush=True)
 
     print("\n3. Which heads and MLPs matter? Exact patching: one at a time takes its corrupt output ...", flush=True)
     exact = gimkit.score_nodes(model, task, method="exact")
@@ -45,28 +47,28 @@ def demo(name: str, n: int = 64, seed: int = 0) -> None:
     estimates = [gimkit.score_nodes(model, task, method=m) for m in METHODS]
     table = pandas.DataFrame({"node": exact.nodes} | {s.method: s.scores.tolist() for s in (exact, *estimates)})
     table = table[table.node != "input"].sort_values("exact", key=abs, ascending=False)
-    print(shown(table.head(10)))
+    print(_indented(table.head(10)))
     correlations = {s.method: gimkit.circuits.rank_correlation(s, exact) for s in estimates}
     print(f"   Rank correlation with exact patching over all {len(table)} heads and MLPs (95% bootstrap interval):")
     for method, interval in correlations.items():
         print(f"     {method:<10} {interval}")
 
-    drawn = draw(Path(name).name, pair, tokens, exact, estimates, correlations)
+    drawn = _draw(Path(name).name, pair, tokens, exact, estimates, correlations)
     print("\n4. Figures, each as png and svg, numbers in figures/data/, captions in figures/CAPTIONS.md:")
     for path in drawn:
         print(f"     {path}")
     print(f"\nDone in {time.monotonic() - start:.0f} s. Next: `make lab`, then notebooks/00_*.ipynb and on.")
 
 
-def shown(table: pandas.DataFrame) -> str:
-    """A table as indented text, scores with sign and two decimals."""
+def _indented(table: pandas.DataFrame) -> str:
+    """A table as indented text; scores have a sign and two decimals."""
     text = table.to_string(index=False, float_format="{:+.2f}".format)
     return "\n".join("     " + line for line in text.splitlines())
 
 
-def draw(label: str, pair, tokens: list, exact, estimates: list, correlations: dict) -> list[Path]:
-    """Write the three figures to figures/; returns the paths of their png files."""
-    figure, axes = panels(2, width=11)
+def _draw(label: str, pair, tokens: list, exact, estimates: list, correlations: dict) -> list[Path]:
+    """Write the three figures to figures/ and return the paths of their png files."""
+    figure, axes = plots.panels(2, 11, 4.2)
     for ax, scores in zip(axes, tokens):
         plots.token_bars(scores, ax=ax)
     best = [scores.tokens[int(scores.scores.argmax())] for scores in tokens]
@@ -77,7 +79,7 @@ def draw(label: str, pair, tokens: list, exact, estimates: list, correlations: d
 
     frame = pandas.concat([scores.frame() for scores in (exact, *estimates)])
     parts = frame[(frame.method == "exact") & (frame.kind != "input")].set_index("node")
-    figure, axes = panels(3, width=15)
+    figure, axes = plots.panels(3, 15, 4.2)
     for ax, scores in zip(axes, (exact, *estimates)):
         plots.node_grid(scores, ax=ax)
     drawn.append(plots.save(
@@ -85,7 +87,7 @@ def draw(label: str, pair, tokens: list, exact, estimates: list, correlations: d
         f"Grids of layers by heads and MLP on {exact.task}: exact patching, GIM and the plain gradient. "
         f"The strongest part by exact patching is {parts.score.abs().idxmax()}."))
 
-    figure, axes = panels(2, width=11)
+    figure, axes = plots.panels(2, 11, 4.2)
     for ax, scores in zip(axes, estimates):
         plots.method_scatter(scores, exact, ax=ax)
     drawn.append(plots.save(
@@ -93,10 +95,3 @@ def draw(label: str, pair, tokens: list, exact, estimates: list, correlations: d
         "Scatter of each head's and MLP's estimated score against exact patching. Rank correlation: "
         + "; ".join(f"{method} {interval}" for method, interval in correlations.items()) + "."))
     return drawn
-
-
-def panels(n: int, width: float):
-    """A figure with n axes side by side, in the kit's style."""
-    figure = Figure(figsize=(width, 4.2), layout="constrained")
-    with seaborn.axes_style("whitegrid"):
-        return figure, figure.subplots(1, n)

@@ -46,19 +46,22 @@ explore(document.getElementById("explorer"), JSON.parse(document.getElementById(
 
 
 class Explorer(anywidget.AnyWidget):
-    """What `explore` returns; a notebook shows it. data: what is drawn, as `explore` describes."""
+    """A circuit to click through, returned by `explore`; a notebook shows it. Its contents are in `.data`."""
 
     _esm = SCRIPT
     _css = STYLE
     data = traitlets.Dict().tag(sync=True)
 
     def save(self, path) -> Path:
-        """Write one HTML file that holds everything and loads nothing; the same data give the same bytes.
+        """Write one HTML file that contains everything and loads nothing; the same data give the same bytes.
 
         >>> gimkit.explore(model, task[0].clean, edges, curve).save("ioi.html")
         PosixPath('ioi.html')
 
-        Raises GimkitError for another ending.
+        Args:
+            path: of the file; it ends in .html.
+        Raises:
+            GimkitError: the path has another ending.
         """
         path = Path(path)
         if path.suffix != ".html":
@@ -73,18 +76,25 @@ def explore(model, prompt, edges: EdgeScores, curve: Curve, roles=None, *, remot
 
     >>> explorer = gimkit.explore(model, task[0].clean, edges, curve)    # a widget; .save("ioi.html") for a file
 
-    A click on a node lists its incoming and outgoing edges; pointing at a head or moving to it with the arrow keys
+    A click on a node lists its incoming and outgoing edges. Pointing at a head, or moving to it with the arrow keys,
     shows its role and its attention. Edges are sums over positions: a node's place in its layer is its number.
 
-    model: an unedited nnsight model. prompt: as in `gimkit.attribute`, whose attention is shown, to four decimals.
-    edges: the `EdgeScores` that the curve's circuits were cut from; every score is kept as it is. curve: their `Curve`.
-    roles: mapping from a node to a text, as in `circuit_graph`. remote: as in `gimkit.attribute`.
-    Circuits of more than 5000 edges are left out, and the page says how many; so is what no shown circuit uses.
-    `.data` holds title, tokens, sources, targets, shares, sizes (edges of each circuit), faithfulness, roles,
-    attention {head: [seq, seq]} and edges [source, target, score, first of the sizes whose circuit has it];
-    total, the edges of the model; larger, how many circuits of the curve are left out.
-    Raises GimkitError when all circuits, or the attention, are too large to show, when the curve belongs to
-    other scores or the scores to another model, and for NaN scores.
+    Circuits of more than 5000 edges are not shown, and the page says how many there are.
+
+    Args:
+        model: an unedited nnsight model.
+        prompt: as in `gimkit.attribute`; its attention is shown, to four decimals.
+        edges: the scores that the curve's circuits were cut from; every score is kept as it is.
+        curve: their faithfulness.
+        roles: mapping from a node to a text, as in `gimkit.plots.circuit_graph`.
+        remote: as in `gimkit.attribute`.
+    Returns:
+        The widget. `.data` has title, tokens, sources, targets, shares, sizes (edges of each circuit), faithfulness,
+        roles, attention {head: [seq, seq]} and edges [source, target, score, number of the first size whose circuit
+        has it], total (edges of the model) and larger (how many circuits of the curve are not shown).
+    Raises:
+        GimkitError: all circuits, or the attention, are too large to show; the curve belongs to other scores; the scores
+            belong to another model or are NaN.
     """
     check_graph(edges.graph, residual_stream_of(model), "the scores are")
     check_unedited(model)
@@ -110,18 +120,21 @@ def explore(model, prompt, edges: EdgeScores, curve: Curve, roles=None, *, remot
         "faithfulness": curve.faithfulness.tolist()[:small], "total": edges.graph.n_edges,
         "larger": len(curve.edges) - small,
         "roles": {name: str(role) for name, role in dict(roles if roles is not None else {}).items() if role},
-        "attention": attention_patterns(model, ids, heads, remote),
+        "attention": _attention_patterns(model, ids, heads, remote),
         "edges": [[i, j, float(edges.scores[i, j]), int(first[i, j])] for i, j in shown.nonzero().tolist()],
     })
 
 
 def curve_circuits(edges: EdgeScores, curve: Curve) -> list[Circuit]:
-    """The circuits that a curve's points stand for, cut again from its scores.
+    """The circuits of a curve's points, cut again from its scores.
 
     >>> [len(circuit) for circuit in curve_circuits(edges, curve)] == list(curve.edges)
     True
 
-    Raises GimkitError when the curve belongs to other scores.
+    Args:
+        edges, curve: as in `explore`.
+    Raises:
+        GimkitError: the curve belongs to other scores.
     """
     cut = edges.greedy if curve.greedy else edges.top
     circuits = [cut(int(share * edges.graph.n_edges), curve.absolute) for share in curve.shares]
@@ -136,8 +149,8 @@ def _ends(circuit: Circuit) -> set[str]:
     return {*circuit.nodes, *(name.partition("<")[0] for name, fed in targets if fed)}
 
 
-def attention_patterns(model, ids: torch.Tensor, heads, remote: bool) -> dict[str, list]:
-    """These heads' attention on one prompt, {head: [queries, positions]} to four decimals. ids: [seq]."""
+def _attention_patterns(model, ids: torch.Tensor, heads: list[str], remote: bool | str) -> dict[str, list]:
+    """These heads' attention on one prompt [seq], {head: [queries, positions]}, to four decimals."""
     attentions = [block.attention for block in architecture_of(model).blocks]
     found = in_trace(model, ids[None], head_patterns, attentions, remote=remote)
     return {f"a{layer}.h{head}": [[round(x, 4) for x in row] for row in pattern.tolist()]
