@@ -92,9 +92,10 @@ def explore(model, prompt, edges: EdgeScores, curve: Curve, roles=None, *, remot
         The widget. `.data` has title, tokens, sources, targets, shares, sizes (edges of each circuit), faithfulness,
         roles, attention {head: [seq, seq]} and edges [source, target, score, number of the first size whose circuit
         has it], total (edges of the model) and larger (how many circuits of the curve are not shown).
+
     Raises:
-        GimkitError: all circuits, or the attention, are too large to show; the curve belongs to other scores; the scores
-            belong to another model or are NaN.
+        GimkitError: all circuits, or the attention, are too large to show; the curve belongs to other scores; the
+            scores belong to another model or are NaN.
     """
     check_graph(edges.graph, residual_stream_of(model), "the scores are")
     check_unedited(model)
