@@ -8,7 +8,7 @@ from benchmarks.compare import compare
 from figures import comparison, papers
 from figures.parts import Request
 from gimkit.interventions.layer_scores import along_path
-from gimkit.model.architecture import architecture_of
+from gimkit.model.architecture import architecture_of, unembedding_of
 
 POINTS, DRAWS = 41, 2
 
@@ -27,11 +27,11 @@ def path(model, task) -> pandas.DataFrame:
     Returns:
         Columns example, share (0 corrupt, 1 clean), metric and gradient (the norm of the metric's gradient).
     """
-    embedding, found = architecture_of(model).embedding, []
+    embedding, unembedding, found = architecture_of(model).embedding, unembedding_of(model), []
     for example, (clean, corrupt, real) in enumerate(zip(task.clean, task.corrupt, task.mask)):
         answers = [task.good[example][0], task.bad[example][0]]
         with model.trace(input_ids=clean[real][None].repeat(POINTS, 1), use_cache=False):
-            values = along_path(model, embedding, corrupt[real][None], answers).save()
+            values = along_path(model, embedding, unembedding, corrupt[real][None], answers).save()
         found.append(pandas.DataFrame({"example": example, "share": torch.linspace(0, 1, POINTS).double(),
                                        "metric": values[:, 0].double(), "gradient": values[:, 1].double()}))
     return pandas.concat(found, ignore_index=True)

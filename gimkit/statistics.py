@@ -6,7 +6,6 @@ from typing import NamedTuple
 
 import numpy
 from numpy.typing import ArrayLike
-from scipy import stats
 
 from gimkit.errors import GimkitError, check_number, check_whole
 
@@ -50,6 +49,8 @@ def bootstrap(statistic: Callable[[numpy.ndarray], float], n: int, *, level: flo
     resamples, seed = check_whole("resamples", resamples), check_whole("seed", seed, 0)
     if not 0 < check_number("level", level) < 1:
         raise GimkitError(f"level is the interval's share of the resamples, such as 0.95, not {level!r}")
+    from scipy import stats  # slow to import
+
     everything = numpy.arange(n)
     value = float(statistic(everything))
     if n < 2:
@@ -72,6 +73,8 @@ def auroc(scores: ArrayLike, positive: ArrayLike) -> float:
         scores: a vector [n], of numpy or torch.
         positive: which of them are positive, [n].
     """
+    from scipy import stats  # slow to import
+
     positive, ranks = numpy.asarray(positive, dtype=bool), stats.rankdata(scores)
     n, m = positive.sum(), (~positive).sum()
     return float((ranks[positive].sum() - n * (n + 1) / 2) / (n * m)) if n and m else float("nan")

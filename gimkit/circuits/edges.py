@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+import numpy
 import pandas
 import torch
 from nnsight.intervention.envoy import Envoy
@@ -78,11 +79,11 @@ class EdgeScores(Result):
 
     def frame(self) -> pandas.DataFrame:
         """Tidy table of the real edges with columns task, method, metric, source, target, score."""
-        where_ = self.graph.real.nonzero().tolist()
-        return pandas.DataFrame({"task": self.task, "method": self.method, "metric": self.metric,
-                                 "source": [self.sources[i] for i, _ in where_],
-                                 "target": [self.targets[j] for _, j in where_],
-                                 "score": self.scores[self.graph.real].tolist()})
+        real = self.graph.real.numpy().nonzero()
+        source, target = (numpy.array(names, dtype=object)[index]
+                          for names, index in zip((self.sources, self.targets), real))
+        return pandas.DataFrame({"task": self.task, "method": self.method, "metric": self.metric, "source": source,
+                                 "target": target, "score": self.scores.double().cpu().numpy()[real]})
 
     def top(self, n: int, absolute: bool = False) -> Circuit:
         """The circuit of the n edges of highest score, or absolute score, without dead ends.
@@ -115,7 +116,7 @@ class EdgeScores(Result):
 
     @classmethod
     def load(cls, path: str | Path, *, model: Envoy | None = None) -> "EdgeScores":
-        """Read the edge scores of a file of MIB's format, .json or .pt.
+        """Read the edge scores of a file of MIB's format, .json or .pt, or a .safetensors.
 
         >>> path = edges.save("ioi.json")
         >>> EdgeScores.load(path, model=model).method
@@ -134,7 +135,7 @@ class EdgeScores(Result):
         return cls(graph=found.graph, scores=found.scores, **found.labels)
 
     def save(self, path: str | Path) -> Path:
-        """Write the scores for MIB's evaluation, as .json or .pt, with every edge in the graph.
+        """Write the scores, with every edge in the graph, as .json or .pt for MIB's evaluation, or as .safetensors.
 
         >>> edges.save("ioi.json")
         PosixPath('ioi.json')

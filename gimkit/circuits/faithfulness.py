@@ -8,7 +8,6 @@ import numpy
 import pandas
 import torch
 from nnsight.intervention.envoy import Envoy
-from scipy import stats
 
 from gimkit import statistics
 from gimkit.circuits.circuit import Circuit
@@ -52,6 +51,9 @@ def rank_correlation(scores: NodeScores, truth: NodeScores, *, level: float = 0.
         raise GimkitError("the two scores are of different nodes or examples; score both on the same model and task")
     keep = [i for i, name in enumerate(scores.nodes) if name != "input"]
     a, b = scores.per_example[:, keep].double().numpy(), truth.per_example[:, keep].double().numpy()
+
+
+    from scipy import stats  # slow to import
 
     def statistic(index: numpy.ndarray) -> float:
         return stats.spearmanr(a[index].mean(0), b[index].mean(0)).statistic

@@ -21,7 +21,7 @@ from gimkit.jvp.modes import Backend, by_backend, check_backend
 from gimkit.jvp.rows import starts_of
 from gimkit.jvp.scores import forward_task_scores
 from gimkit.model.apply import apply, check_unedited
-from gimkit.model.architecture import Architecture, architecture_of
+from gimkit.model.architecture import Architecture, architecture_of, unembedding_of
 from gimkit.model.graph import Graph, Node, nodes_of, prune
 from gimkit.model.residual_stream import graph_if_covered, norms_after
 from gimkit.remote.trace import in_trace
@@ -102,7 +102,7 @@ class NodeScores(Result):
 
     @classmethod
     def load(cls, path: str | Path, *, model: Envoy | None = None) -> "NodeScores":
-        """Read the node scores of a file of MIB's format, .json or .pt; per_example has one row, their means.
+        """Read the node scores of a file, .json or .pt (MIB's) or .safetensors; per_example has one row, their means.
 
         >>> path = nodes.save("ioi.json")
         >>> NodeScores.load(path, model=model).per_example.shape
@@ -117,7 +117,7 @@ class NodeScores(Result):
         return cls(nodes=found.graph.sources, per_example=found.node_scores[None], graph=found.graph, **found.labels)
 
     def save(self, path: str | Path) -> Path:
-        """Write the mean scores for MIB's evaluation at node level, as .json or .pt, with every node in the graph.
+        """Write the mean scores with all nodes in the graph, as .json or .pt for MIB's evaluation, or as .safetensors.
 
         >>> nodes.save("ioi.json")
         PosixPath('ioi.json')
@@ -286,8 +286,8 @@ def _gradients(model: Envoy, parts: Architecture, task: Task, method: str | Rule
         total: Any = 0
         for chunk in points(method, steps, len(batch), len(blocks)):
             ids = torch.cat([rows_of(batch), batch.clean.repeat(chunk["extra"], 1)])
-            found = in_trace(edited, ids, node_scores, parts.embedding, blocks, parts.n_heads, len(batch), *answers,
-                             chunk["rows"], chunk["shares"], chunk["between"], remote=remote)
+            found = in_trace(edited, ids, node_scores, parts.embedding, unembedding_of(model), blocks, parts.n_heads,
+                             len(batch), *answers, chunk["rows"], chunk["shares"], chunk["between"], remote=remote)
             total = total + chunk["weight"] * found
         per_example.append(total)
     return torch.cat(per_example)
@@ -304,7 +304,7 @@ def _exact(model: Envoy, parts: Architecture, names: Sequence[Node], task: Task,
         for start in range(0, len(names), step):
             chosen = [tuple(node) for node in names[start:start + step]]
             ids = torch.cat([rows_of(batch), batch.clean.repeat(len(chosen), 1)])
-            found.append(in_trace(model, ids, exact_node_scores, parts.embedding, paths, parts.n_heads, chosen,
-                                  *answers, remote=remote, gradients=False))
+            found.append(in_trace(model, ids, exact_node_scores, parts.embedding, unembedding_of(model), paths,
+                                  parts.n_heads, chosen, *answers, remote=remote, gradients=False))
         per_example.append(torch.cat(found, 1))
     return torch.cat(per_example)

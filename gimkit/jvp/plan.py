@@ -52,7 +52,8 @@ def plan_of(model: Envoy, rules: Rules) -> dict:
             **_kernel(attention, config, layer), **_mlp(root, block, parts),
         })
     return {"embedding": stream.embedding, "blocks": blocks, "norms": [norm(found) for found in parts.norms],
-            "final_norm": norm(stream.final_norm), "unembedding": stream.unembedding,
+            "final_norm": norm(stream.final_norm), "unembedding": stream.unembedding.path,
+            "all_positions": stream.unembedding.all_positions,
             "softcap": getattr(config, "final_logit_softcapping", None), "width": stream.width,
             "vocabulary": root.get_output_embeddings().weight.shape[0]}
 

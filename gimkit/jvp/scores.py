@@ -107,7 +107,7 @@ def _numbers_per_token(model: Envoy, plan: dict) -> int:
         module = root.get_submodule(path)
         return getattr(module, "nf", None) or module.out_features
 
-    total = 3 * width  # the embedding, and the last norm's input and output
+    total = 4 * width  # the embedding, the last norm's input and output, what is unembedded
     for block in plan["blocks"]:
         heads = block["heads"] * block["head_dim"]
         around = ("before_attention", "after_attention", "before_mlp", "after_mlp")

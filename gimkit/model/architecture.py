@@ -9,6 +9,7 @@ import re
 import textwrap
 from collections.abc import Iterator
 from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import torch
 from nnsight.intervention.envoy import Envoy
@@ -17,6 +18,7 @@ from transformers.pytorch_utils import Conv1D
 
 from gimkit.errors import GimkitError
 
+SOURCES: WeakKeyDictionary = WeakKeyDictionary()  # {forward function: its source text}, for reading a source is slow
 LINEAR = (torch.nn.Linear, Conv1D)
 OUTPUT_PROJECTIONS = ("o_proj", "c_proj", "out_proj", "dense", "wo")
 NOT_COVERED = (
@@ -95,6 +97,17 @@ class Architecture(NamedTuple):
     experts: bool
 
 
+class Unembedding(NamedTuple):
+    """The module that makes logits.
+
+    Attributes:
+        all_positions: it must run at all positions, for the user's edits or hooks could count them.
+    """
+
+    path: str
+    all_positions: bool
+
+
 def architecture_of(model: Envoy) -> Architecture:
     """Find the parts of an nnsight model that gimkit's rules and scores act on.
 
@@ -145,6 +158,28 @@ def limits(model: Envoy) -> tuple[int, int | None]:
     return root.get_input_embeddings().weight.shape[0], context
 
 
+def unembedding_of(model: Envoy) -> Unembedding:
+    """The module that makes logits of the last residual stream.
+
+    >>> unembedding_of(gimkit.load("mini-gpt2"))
+    Unembedding(path='lm_head', all_positions=False)
+
+    Args:
+        model: an nnsight model, with or without weights.
+
+    Raises:
+        GimkitError: there is none, as in a trunk or a classifier.
+    """
+    root = _root(model)
+    wanted = root.get_output_embeddings()
+    if wanted is None:
+        raise GimkitError(f"{type(root).__name__} has no output embeddings, so it gives no logits of tokens; load the "
+                          "causal language model, such as with AutoModelForCausalLM")
+    hooked = any(module._forward_hooks or module._forward_pre_hooks for module in (root, wanted))
+    return Unembedding(next(path for path, module in root.named_modules() if module is wanted),
+                       bool(model._edits or hooked))
+
+
 def _root(model: Envoy) -> Any:
     root = getattr(model, "_module", None)
     if getattr(root, "config", None) is None or not hasattr(model, "trace"):
@@ -156,10 +191,14 @@ def _root(model: Envoy) -> Any:
 
 
 def _source(module: torch.nn.Module) -> str:
-    try:
-        return textwrap.dedent(inspect.getsource(inspect.unwrap(type(module).forward)))
-    except (OSError, TypeError):
-        return ""
+    """The source of a module's forward; kept for each function, so that a replaced forward or module is read anew."""
+    forward = inspect.unwrap(type(module).forward)
+    if forward not in SOURCES:
+        try:
+            SOURCES[forward] = textwrap.dedent(inspect.getsource(forward))
+        except (OSError, TypeError):
+            return ""
+    return SOURCES[forward]
 
 
 def _attention_calls(module: torch.nn.Module) -> int:

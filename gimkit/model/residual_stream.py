@@ -1,12 +1,12 @@
 """How a model's blocks read from and write to the residual stream: what edges need beyond the architecture."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from nnsight.intervention.envoy import Envoy
 from torch.nn import Module
 
 from gimkit.errors import GimkitError
-from gimkit.model.architecture import Architecture, Block, Norm, architecture_of
+from gimkit.model.architecture import Architecture, Block, Norm, Unembedding, architecture_of, unembedding_of
 from gimkit.model.graph import Graph
 
 # Which norms stand before and after attention and MLP, by the names that a block's own norms have.
@@ -50,7 +50,6 @@ class ResidualStream(NamedTuple):
         width: of the residual stream.
         parallel: attention and MLP read the same residual stream (GPT-NeoX); else the MLP reads the attention's output
             too.
-        all_positions: the unembedding must run at all positions, for the user's edits or hooks could count them.
     """
 
     name: str
@@ -62,8 +61,7 @@ class ResidualStream(NamedTuple):
     head_dim: int
     width: int
     parallel: bool
-    unembedding: str
-    all_positions: bool
+    unembedding: Unembedding
 
 
 def residual_stream_of(model: Envoy, architecture: Architecture | None = None) -> ResidualStream:
@@ -95,13 +93,10 @@ def residual_stream_of(model: Envoy, architecture: Architecture | None = None) -
                           "covered; score nodes instead")
     heads = architecture.n_heads
     shared = layers[0].layout != "interleaved" and getattr(config, "num_key_value_heads", None)
-    hooked = any(module._forward_hooks or module._forward_pre_hooks
-                 for module in (model._module, model._module.get_output_embeddings()))
     return ResidualStream(
         name, architecture.embedding, layers, final[0], heads, shared or heads, architecture.head_dim,
         width=model._module.get_input_embeddings().weight.shape[1],
-        parallel=bool(getattr(config, "use_parallel_residual", False)), unembedding=_unembedding(model._module),
-        all_positions=bool(model._edits or hooked))
+        parallel=bool(getattr(config, "use_parallel_residual", False)), unembedding=unembedding_of(model))
 
 
 def graph_of(stream: ResidualStream) -> Graph:
@@ -136,11 +131,6 @@ def norms_after(architecture: Architecture) -> list[tuple[Norm | None, Norm | No
 
 def _norm_at(block: Block, key: str | None, norms: dict[str, Norm]) -> Norm | None:
     return norms[f"{block.path}.{key}"] if key else None
-
-
-def _unembedding(root: Any) -> str:
-    wanted = root.get_output_embeddings()
-    return next(path for path, module in root.named_modules() if module is wanted)
 
 
 def _own_norms(block: Block, norms: dict[str, Norm]) -> tuple[str, ...]:

@@ -22,6 +22,8 @@ from gimkit.model.tokenizer import token_text
 from gimkit.remote import in_trace
 
 SCRIPT, STYLE = (Path(__file__).with_name(f"explorer.{kind}").read_text(encoding="utf-8") for kind in ("js", "css"))
+MOST_EDGES = 5000  # a browser draws a line for each
+MOST_ATTENTION = 2**21  # numbers, of some 7 characters each
 PAGE = """<!doctype html>
 <html lang="en">
 <meta charset="utf-8">
@@ -80,6 +82,8 @@ def explore(model: Envoy, prompt: PromptLike, edges: EdgeScores, curve: Curve, r
     A click on a node lists its incoming and outgoing edges. Pointing at a head, or moving to it with the arrow keys,
     shows its role and its attention. Edges are sums over positions: a node's place in its layer is its number.
 
+    Circuits of more than 5000 edges are not shown, and the page says how many there are.
+
     Args:
         model: an unedited nnsight model.
         prompt: as in `gimkit.attribute`; its attention is shown, to four decimals.
@@ -90,25 +94,38 @@ def explore(model: Envoy, prompt: PromptLike, edges: EdgeScores, curve: Curve, r
     Returns:
         The widget. `.data` has title, tokens, sources, targets, shares, sizes (edges of each circuit), faithfulness,
         roles, attention {head: [seq, seq]} and edges [source, target, score, number of the first size whose circuit
-        has it].
+        has it], total (edges of the model) and larger (how many circuits of the curve are not shown).
+
     Raises:
-        GimkitError: the curve belongs to other scores, the scores belong to another model or are NaN.
+        GimkitError: all circuits, or the attention, are too large to show; the curve belongs to other scores; the
+            scores belong to another model or are NaN.
     """
     check_graph(edges.graph, residual_stream_of(model), "the scores are")
     check_unedited(model)
     require_finite(edges.scores)
-    circuits = curve_circuits(edges, curve)
+    small = sum(size <= MOST_EDGES for size in curve.edges)
+    if not small:
+        raise GimkitError(f"the explorer shows circuits of at most {MOST_EDGES} edges and the smallest of this curve "
+                          f"has {curve.edges[0]}; give faithfulness smaller sizes=")
+    circuits = curve_circuits(edges, curve)[:small]
+    shown = circuits[-1].keep
     first = torch.stack([circuit.keep for circuit in circuits]).int().cumsum(0).eq(0).sum(0)
     tokenizer = getattr(model, "tokenizer", None)
     ids = prompt_ids(model, prompt)
+    heads = [name for name in _ends(circuits[-1]) if name[0] == "a"]
+    if len(heads) * len(ids)**2 > MOST_ATTENTION:
+        raise GimkitError(f"the attention of {len(heads)} heads on {len(ids)} tokens is too much for a page; give a "
+                          "shorter prompt, or faithfulness smaller sizes=")
     return Explorer(data={
         "title": f"{curve.task}: {curve.label}",
         "tokens": [token_text(tokenizer, i) for i in ids.tolist()],
         "sources": list(edges.sources), "targets": list(edges.targets),
-        "shares": list(curve.shares), "sizes": list(curve.edges), "faithfulness": curve.faithfulness.tolist(),
+        "shares": list(curve.shares[:small]), "sizes": list(curve.edges[:small]),
+        "faithfulness": curve.faithfulness.tolist()[:small], "total": edges.graph.n_edges,
+        "larger": len(curve.edges) - small,
         "roles": {name: str(role) for name, role in dict(roles if roles is not None else {}).items() if role},
-        "attention": _attention_patterns(model, ids, remote),
-        "edges": [[i, j, float(edges.scores[i, j]), int(first[i, j])] for i, j in edges.graph.real.nonzero().tolist()],
+        "attention": _attention_patterns(model, ids, heads, remote),
+        "edges": [[i, j, float(edges.scores[i, j]), int(first[i, j])] for i, j in shown.nonzero().tolist()],
     })
 
 
@@ -130,9 +147,16 @@ def curve_circuits(edges: EdgeScores, curve: Curve) -> list[Circuit]:
     return circuits
 
 
-def _attention_patterns(model: Envoy, ids: torch.Tensor, remote: bool | str) -> dict[str, list]:
-    """Each head's attention on one prompt [seq], {head: [queries, positions]}, to four decimals."""
+def _ends(circuit: Circuit) -> set[str]:
+    """The nodes that edges of a circuit leave or enter."""
+    targets = zip(circuit.graph.targets, circuit.keep.any(0).tolist())
+    return {*circuit.nodes, *(name.partition("<")[0] for name, fed in targets if fed)}
+
+
+def _attention_patterns(model: Envoy, ids: torch.Tensor, heads: list[str], remote: bool | str) -> dict[str, list]:
+    """These heads' attention on one prompt [seq], {head: [queries, positions]}, to four decimals."""
     attentions = [block.attention for block in architecture_of(model).blocks]
     found = in_trace(model, ids[None], head_patterns, attentions, remote=remote)
     return {f"a{layer}.h{head}": [[round(x, 4) for x in row] for row in pattern.tolist()]
-            for layer, heads in enumerate(found) for head, pattern in enumerate(heads)}
+            for layer, patterns in enumerate(found) for head, pattern in enumerate(patterns)
+            if f"a{layer}.h{head}" in heads}
