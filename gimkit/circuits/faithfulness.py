@@ -52,7 +52,6 @@ def rank_correlation(scores: NodeScores, truth: NodeScores, *, level: float = 0.
     keep = [i for i, name in enumerate(scores.nodes) if name != "input"]
     a, b = scores.per_example[:, keep].double().numpy(), truth.per_example[:, keep].double().numpy()
 
-
     from scipy import stats  # slow to import
 
     def statistic(index: numpy.ndarray) -> float:
