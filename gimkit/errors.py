@@ -1,6 +1,7 @@
 """The one exception that gimkit raises for bad input, and the checks of arguments that all entry points share."""
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -44,6 +45,18 @@ def check_whole(name: str, value: Any, least: int = 1, most: int | None = None) 
         wanted = f"of at least {least}" if most is None else f"from {least} to {most}"
         raise GimkitError(f"{name} must be a whole number {wanted}, not {value!r}")
     return number
+
+
+def check_known(what: str, value: Any, known: Iterable) -> None:
+    """Refuse a value that is not among the known ones.
+
+    >>> check_known("task", "iio", ["ioi", "pronoun"])
+    Traceback (most recent call last):
+    gimkit.errors.GimkitError: unknown task 'iio'; use ioi, pronoun
+    """
+    known = tuple(known)
+    if value not in known:
+        raise GimkitError(f"unknown {what} {value!r}; use {', '.join(map(str, known))}")
 
 
 def check_flag(name: str, value: Any) -> bool:

@@ -310,7 +310,7 @@ def test_bad_ids(change, message):
 
 
 @pytest.mark.parametrize("call, message", [
-    (lambda t: tasks.ioi(t, corrupt="x"), "use one of 's2', 'third'"),
+    (lambda t: tasks.ioi(t, corrupt="x"), "unknown corrupt 'x'; use s2, third"),
     (lambda t: tasks.ioi(t, order="AB"), "'ABBA'"),
     (lambda t: tasks.ioi(t, names="new"), "'held-out'"),
     (lambda t: tasks.odd_one_out(t, people=9), "people=9"),
