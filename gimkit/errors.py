@@ -1,7 +1,6 @@
 """The one exception that gimkit raises for bad input, and the checks of arguments that all entry points share."""
 
 import math
-from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -47,7 +46,7 @@ def check_whole(name: str, value: Any, least: int = 1, most: int | None = None) 
     return number
 
 
-def check_known(what: str, value: Any, known: Iterable) -> None:
+def check_known(what: str, value: Any, known: Any) -> None:
     """Refuse a value that is not among the known ones.
 
     >>> check_known("task", "iio", ["ioi", "pronoun"])
