@@ -285,6 +285,7 @@ def logits_option(logits: str) -> dict:
 
 
 def main():
+    """Measure, print and save."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--tokens", type=int, nargs="+", default=list(ROUNDS))
     parser.add_argument("--rounds", type=int, help="rounds per length (default: more for shorter prompts)")

@@ -116,6 +116,7 @@ def measure(arguments, layers: int, rounds: int, theirs: tuple) -> list[dict]:
 
 
 def main():
+    """Measure, print and save."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--layers", type=int, nargs="+", default=[12, 8, 4, 2])
     parser.add_argument("--rounds", type=int, default=3, help="of the first number of layers, one of the others")

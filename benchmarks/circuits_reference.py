@@ -79,6 +79,7 @@ def ways(model) -> dict:
 
 
 def main():
+    """Measure what standard input names."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("clone", help="folder of hannamw/EAP-IG")
     parser.add_argument("--layers", type=int, default=12)

@@ -11,7 +11,7 @@ import gimkit
 from benchmarks.measuring import growing
 from gimkit.circuits.edges import METHODS
 from gimkit.cli import TASKS, run_command
-from gimkit.errors import GimkitError, check_whole
+from gimkit.errors import GimkitError, check_known, check_whole
 from gimkit.files import write_table
 
 COMPARED = tuple(method for method in METHODS if method != "temperature")
@@ -48,9 +48,8 @@ def compare(name: str, tasks=TASKS, methods=COMPARED, n: int = 32,
         GimkitError: there is no such task or method.
     """
     for given, known, what in ((tasks, TASKS, "task"), (methods, METHODS, "method")):
-        unknown = [one for one in given if one not in known]
-        if unknown:
-            raise GimkitError(f"unknown {what} {unknown[0]!r}; use {', '.join(known)}")
+        for one in given:
+            check_known(what, one, known)
     check_whole("n", n)
     check_whole("seeds", seeds)
     model, rows, curves = gimkit.load(name), [], []

@@ -89,6 +89,7 @@ def compare(models: dict, tokens: int, rounds: int) -> list[dict]:
 
 
 def main():
+    """Measure, print and save; exit code 2 without a CUDA device."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--tokens", type=int, nargs="+", default=[2048, 8192, 32768])
     parser.add_argument("--rounds", type=int, default=5)

@@ -102,6 +102,7 @@ def stored(method: str, width: int, n: int, rank: int) -> float:
 
 
 def main():
+    """Measure, print and save."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rank", type=int, default=2, help="of weights (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=5)

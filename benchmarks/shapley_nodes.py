@@ -13,7 +13,7 @@ from benchmarks.tables import show
 from gimkit.circuits import shapley_nodes
 from gimkit.circuits.nodes import METHODS
 from gimkit.cli import run_command
-from gimkit.errors import GimkitError, check_whole
+from gimkit.errors import check_known, check_whole
 from gimkit.statistics import Interval, bootstrap
 
 RESAMPLES = 299
@@ -48,9 +48,8 @@ def compare_nodes(name: str, tasks=tuple(TASKS), methods=METHODS, n: int = 16, s
     Raises:
         GimkitError: there is no such task or method.
     """
-    unknown = [kind for kind in tasks if kind not in TASKS]
-    if unknown:
-        raise GimkitError(f"unknown prompt set {unknown[0]!r}; use {', '.join(map(repr, TASKS))}")
+    for kind in tasks:
+        check_known("prompt set", kind, TASKS)
     model, rows = gimkit.load(name), []
     for kind in tasks:
         for seed in seeds:

@@ -16,7 +16,7 @@ from benchmarks.ladder import LADDER
 from benchmarks.tables import show
 from gimkit import tasks
 from gimkit.cli import run_command
-from gimkit.errors import GimkitError, check_whole
+from gimkit.errors import GimkitError, check_known, check_whole
 from gimkit.model.prompt import inner_positions
 from gimkit.rules import RULES
 from gimkit.statistics import bootstrap
@@ -94,8 +94,7 @@ def prompts(model, name: str, n: int, seed: int) -> list[tuple[str, tuple[str, s
     Raises:
         GimkitError: there is no such set, or fewer than n prompts suit the model's tokenizer.
     """
-    if name not in SETS:
-        raise GimkitError(f"unknown prompt set {name!r}; use {', '.join(map(repr, SETS))}")
+    check_known("prompt set", name, SETS)
     listed, found = words_for(model.tokenizer)[1], []
     known = {*listed.names, *listed.places, *sum(listed.places.values(), ()), *listed.deeds}
     for pair in SETS[name].task(model, 30 * n, seed).pairs:
@@ -129,9 +128,8 @@ def measure(name: str, sets=tuple(SETS), methods=tuple(COMPARED), n: int = 12, s
     Raises:
         GimkitError: there is no such set or method.
     """
-    unknown = [method for method in methods if method not in COMPARED]
-    if unknown:
-        raise GimkitError(f"unknown method {unknown[0]!r}; use {', '.join(COMPARED)}")
+    for method in methods:
+        check_known("method", method, COMPARED)
     model, rows = gimkit.load(name), []
     drawn = [(kind, seed, prompts(model, kind, n, seed)) for kind in sets for seed in seeds]
     work = [(kind, seed, number, flagged, *prompt) for kind, seed, found in drawn

@@ -8,7 +8,7 @@ from figures import edges, l3d, layers, repair, tokens
 from figures.comparison import DRAWN_TASKS
 from figures.parts import FOLDER, SIX, TASKS, Request
 from gimkit import plots
-from gimkit.errors import GimkitError
+from gimkit.errors import check_known
 from gimkit.l3d.language import TASKS as TASKS_OF_L3D
 
 
@@ -140,9 +140,8 @@ def draw(names, name: str = "mini-llama", n: int = 12, seed: int = 0, tasks=()) 
         GimkitError: there is no such figure or task.
     """
     for given, known, what in ((names, FIGURES, "figure"), (tasks, TASKS, "task")):
-        unknown = [one for one in given if one not in known]
-        if unknown:
-            raise GimkitError(f"unknown {what} {unknown[0]!r}; use {', '.join(known)}")
+        for one in given:
+            check_known(what, one, known)
     request, drawn = Request(name, n, seed, tuple(tasks)), []
     for wanted in names or FIGURES:
         chosen = FIGURES[wanted]

@@ -11,7 +11,7 @@ import pandas
 import torch
 
 import gimkit
-from gimkit.errors import GimkitError
+from gimkit.errors import check_known
 from gimkit.files import cached_table
 from gimkit.tasks import Task
 
@@ -62,8 +62,7 @@ class Request:
 
     def task(self, name: str) -> Task:
         """A task's prompts, drawn once."""
-        if name not in TASKS:
-            raise GimkitError(f"unknown task {name!r}; use {', '.join(TASKS)}")
+        check_known("task", name, TASKS)
         if name not in self.made:
             self.made[name] = TASKS[name](self.model, n=self.n, seed=self.seed)
         return self.made[name]

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 import gimkit
-from gimkit.errors import GimkitError
+from gimkit.errors import GimkitError, check_known
 from gimkit.model.load import BUNDLED
 from gimkit.notebook.demo import demo
 
@@ -73,8 +73,7 @@ def run_command(run: Callable, options) -> int:
 
 def _explore(options) -> None:
     """Write the circuit explorer of one task as an HTML file."""
-    if options.task not in TASKS:
-        raise GimkitError(f"unknown task {options.task!r}; use {', '.join(TASKS)}")
+    check_known("task", options.task, TASKS)
     model = gimkit.load(options.model)
     drawn = getattr(gimkit.tasks, options.task)(model, n=2 * options.n, seed=0)
     scored, evaluated = drawn[:len(drawn) // 2], drawn[len(drawn) // 2:]

@@ -7,7 +7,7 @@ import pandas
 from scipy.stats import t
 
 from benchmarks.l3d_runs.digits import digits_run
-from gimkit.errors import GimkitError
+from gimkit.errors import check_known
 from gimkit.files import cached_table
 from gimkit.l3d import recovery, toys
 from gimkit.l3d.decomposition import Decomposition, decompose_alike
@@ -55,12 +55,10 @@ def run(name: str, seeds: int = 5, folder: Path | None = None, epochs: int | Non
     Raises:
         GimkitError: there is no such toy or variant.
     """
-    if name not in VARIANTS:
-        raise GimkitError(f"unknown toy {name!r}; use {', '.join(VARIANTS)}")
+    check_known("toy", name, VARIANTS)
     trained, tables, toy_epochs = None, [], toy_epochs or TOY_EPOCHS.get(name, 200)
     for variant in variants or VARIANTS[name]:
-        if variant not in VARIANTS[name]:
-            raise GimkitError(f"unknown variant {variant!r} of {name}; use {', '.join(VARIANTS[name])}")
+        check_known(f"variant of {name}", variant, VARIANTS[name])
         settings = {"n": toys.FAMILIES[name].n, "rank": toys.FAMILIES[name].rank} | VARIANTS[name][variant]
         settings |= {"epochs": epochs, "every": max(1, epochs // 10)} if epochs else {}
         part = folder and _part(folder, name, variant)

@@ -7,7 +7,7 @@ from random import Random
 import torch
 from tqdm.auto import tqdm
 
-from gimkit.errors import GimkitError, check_flag, check_whole
+from gimkit.errors import GimkitError, check_flag, check_known, check_whole
 from gimkit.interventions.token_scores import last_values
 from gimkit.model.architecture import limits, unembedding_of
 from gimkit.model.tokenizer import answer_id, text_ids, text_of
@@ -72,8 +72,7 @@ def load_texts(name: str, model, n: int = 100, seed: int = 0, data=None, *, true
         taken from the data sets' cards and from public code that loads them. Whether they load today was not tried,
         nor any model of the hub: the tests use rows of the same schema.
     """
-    if name not in TEXT_SETS:
-        raise GimkitError(f"unknown data set {name!r}; use {', '.join(TEXT_SETS)}")
+    check_known("data set", name, TEXT_SETS)
     n, seed = check_whole("n", n), check_whole("seed", seed, 0)
     true_positives = check_flag("true_positives", true_positives)
     tokenizer, text_set = tokenizer_of(model), TEXT_SETS[name]
