@@ -27,7 +27,17 @@ TARGET = 7  # which token's logit is explained: any, the weights are random
 
 
 def build(layers: int = 12, attention: str = "sdpa", sharpness: float = 1.0):
-    """A GPT-2-small-sized random model, as a plain transformers model and wrapped by nnsight, on the same weights."""
+    """A random model of GPT-2 small's size, as a plain transformers model and wrapped by nnsight, with shared weights.
+
+    >>> plain, wrapped = build(layers=1)
+    >>> plain.lm_head.weight is wrapped._module.lm_head.weight
+    True
+
+    Args:
+        layers: blocks.
+        attention: transformers' implementation.
+        sharpness: a factor of all queries, keys and values; large ones saturate the softmax.
+    """
     config = transformers.GPT2Config(n_layer=layers, n_positions=max(ROUNDS), attn_implementation=attention)
     torch.manual_seed(0)
     plain = transformers.GPT2LMHeadModel(config).eval().requires_grad_(False)
@@ -38,12 +48,16 @@ def build(layers: int = 12, attention: str = "sdpa", sharpness: float = 1.0):
 
 
 def prompt(tokens: int) -> torch.Tensor:
-    """Random token ids, [1, tokens]."""
+    """Random token ids, [1, tokens].
+
+    >>> prompt(8).shape
+    torch.Size([1, 8])
+    """
     return torch.randint(0, 50257, (1, tokens), generator=torch.Generator().manual_seed(tokens))
 
 
 def torch_logit(model, ids, **options):
-    """The explained logit and the embeddings it is differentiated by, in plain torch."""
+    """The explained logit, and the embeddings by which it is differentiated, in plain torch."""
     leaf = model.get_input_embeddings()(ids).requires_grad_(True)
     return model(inputs_embeds=leaf, use_cache=False, **options).logits[0, -1, TARGET], leaf
 
@@ -62,8 +76,8 @@ def nnsight_gradient(model, ids, embedding: str = "transformer.wte", **options):
     return gradient
 
 
-def ways(plain, wrapped, rival) -> dict:
-    """{method: function of (ids, **options) giving the gradient}; gim-explain only where it is at hand."""
+def ways(plain, wrapped, gim_explain) -> dict:
+    """{method: function of (ids, **options) that returns the gradient}; gim-explain only where it is installed."""
     edited = gimkit.apply(wrapped)
     functions = {
         "torch": lambda ids, **options: torch_gradient(plain, ids, **options),
@@ -72,13 +86,13 @@ def ways(plain, wrapped, rival) -> dict:
     }
 
     def explain(ids, **options):
-        with rival.GIM(plain):
+        with gim_explain.GIM(plain):
             return torch_gradient(plain, ids, **options)
 
-    return functions | ({"gim-explain": explain} if rival else {})
+    return functions | ({"gim-explain": explain} if gim_explain else {})
 
 
-def rival_package(folder: str | None):
+def load_gim_explain(folder: str | None):
     """The module of gim-explain, from the folder where it was installed; None without a folder."""
     if folder is None:
         return None
@@ -91,7 +105,7 @@ def rival_package(folder: str | None):
 # -- CPU seconds ------------------------------------------------------------------------------------------------------
 
 def seconds(functions: dict, tokens: int, rounds: int, options: dict) -> pd.DataFrame:
-    """CPU seconds of every call, one row per round; each round runs all methods, each time from another first one."""
+    """CPU seconds of every call, a row for each round; each round runs all methods and starts with another one."""
     ids, rows = prompt(tokens), []
     for round_ in range(rounds):
         names = list(functions)
@@ -105,9 +119,9 @@ def seconds(functions: dict, tokens: int, rounds: int, options: dict) -> pd.Data
 
 # -- peak memory ------------------------------------------------------------------------------------------------------
 
-def peak_of(method: str, tokens: int, rival, options: dict) -> float:
+def peak_of(method: str, tokens: int, gim_explain, options: dict) -> float:
     """MiB that one gradient needs at most, beyond the loaded model; only meaningful in a fresh process."""
-    run = ways(*build(), rival)[method]
+    run = ways(*build(), gim_explain)[method]
     return peak(lambda: run(prompt(8), **options), lambda: run(prompt(tokens), **options))
 
 
@@ -156,7 +170,7 @@ def is_map(t: torch.Tensor, config) -> bool:
     return square or t.numel() > 4 * config.n_embd * max(t.shape[-3:])
 
 
-def bytes_kept(tokens: int, rival, attention: str = "sdpa") -> dict:
+def bytes_kept(tokens: int, gim_explain, attention: str = "sdpa") -> dict:
     """{method: (MiB kept by one attention module, MiB kept by a whole one-layer model, attention maps among them)}.
 
     The attention module's share: a leaf at its input, then the graph from its output back to that leaf.
@@ -182,15 +196,15 @@ def bytes_kept(tokens: int, rival, attention: str = "sdpa") -> dict:
         return (kept(heads, plain)[0], *kept(logit, plain))
 
     found = {"torch": in_torch(), "nnsight": in_trace(wrapped), "gimkit": in_trace(edited)}
-    if rival:
-        with rival.GIM(plain):
+    if gim_explain:
+        with gim_explain.GIM(plain):
             found["gim-explain"] = in_torch()
     return found
 
 
 # -- which rules act --------------------------------------------------------------------------------------------------
 
-RIVAL_OFF = dict(freeze_norm=False, softmax_temperature=None, q_scale=None, k_scale=None, v_scale=None)
+EXPLAIN_OFF = dict(freeze_norm=False, softmax_temperature=None, q_scale=None, k_scale=None, v_scale=None)
 ONE_RULE = {
     "norm frozen": ("freeze", dict(freeze_norm=True)),
     "softmax at T=2": ("temperature", dict(softmax_temperature=2.0)),
@@ -199,7 +213,7 @@ ONE_RULE = {
 }
 
 
-def rules_in_force(rival) -> pd.DataFrame:
+def rules_in_force(gim_explain) -> pd.DataFrame:
     """Relative change of the gradient when one rule alone is on, 0 where it does nothing (2 layers)."""
     rows = []
     for attention in ("sdpa", "eager"):
@@ -209,12 +223,12 @@ def rules_in_force(rival) -> pd.DataFrame:
         for rule, (name, options) in ONE_RULE.items():
             row = {"attention": attention, "rule": rule}
             row["gimkit"] = distance(nnsight_gradient(gimkit.apply(wrapped, name), ids), reference)
-            if rival:
-                with rival.GIM(plain, **({**RIVAL_OFF, **options} if options else {})):
+            if gim_explain:
+                with gim_explain.GIM(plain, **({**EXPLAIN_OFF, **options} if options else {})):
                     row["gim-explain"] = distance(torch_gradient(plain, ids), reference)
             rows.append(row)
-        if rival:
-            with rival.GIM(plain):
+        if gim_explain:
+            with gim_explain.GIM(plain):
                 off = distance(torch_gradient(plain, ids), nnsight_gradient(gimkit.apply(wrapped), ids))
             rows.append({"attention": attention, "rule": "off gimkit's GIM by", "gimkit": 0.0, "gim-explain": off})
     return pd.DataFrame(rows)
@@ -228,7 +242,7 @@ def distance(a: torch.Tensor, b: torch.Tensor) -> float:
 # -- the whole --------------------------------------------------------------------------------------------------------
 
 def machine() -> dict:
-    """What the numbers were measured on."""
+    """The machine and the versions of the measurement."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     cpu = next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.processor())
     return {"cpu": cpu, "cores": os.cpu_count(), "threads": torch.get_num_threads(),
@@ -237,20 +251,20 @@ def machine() -> dict:
 
 
 def measure(arguments):
-    """Print and save one row per length and method."""
-    rival, options = rival_package(arguments.gim_explain), logits_option(arguments.logits)
-    names = METHODS if rival else METHODS[:-1]
+    """Print and save a row for each length and method."""
+    gim_explain, options = load_gim_explain(arguments.gim_explain), logits_option(arguments.logits)
+    names = METHODS if gim_explain else METHODS[:-1]
     where = machine()
     peaks = {}
     if not arguments.no_memory:
         peaks = {(m, n): peak_elsewhere(m, n, arguments) for n in arguments.tokens for m in names}
-    functions = ways(*build(), rival)
+    functions = ways(*build(), gim_explain)
     for run in functions.values():
         run(prompt(64), **options)
     rows = []
     for tokens in arguments.tokens:
         times = seconds(functions, tokens, arguments.rounds or ROUNDS.get(tokens, 5), options)
-        memory = {} if arguments.no_memory else bytes_kept(tokens, rival)
+        memory = {} if arguments.no_memory else bytes_kept(tokens, gim_explain)
         for name in names:
             ratios = times[name] / times["nnsight"]
             share, block, maps = memory.get(name, (None, None, None))
@@ -271,6 +285,7 @@ def logits_option(logits: str) -> dict:
 
 
 def main():
+    """Measure, print and save."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--tokens", type=int, nargs="+", default=list(ROUNDS))
     parser.add_argument("--rounds", type=int, help="rounds per length (default: more for shorter prompts)")
@@ -282,12 +297,12 @@ def main():
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     if arguments.peak:
-        rival = rival_package(arguments.gim_explain)
-        return print(peak_of(arguments.peak, arguments.tokens[0], rival, logits_option(arguments.logits)))
+        gim_explain = load_gim_explain(arguments.gim_explain)
+        return print(peak_of(arguments.peak, arguments.tokens[0], gim_explain, logits_option(arguments.logits)))
     if not arguments.gim_explain:
-        print("gim-explain is left out: install it with `pip install --no-deps --target FOLDER gim-explain`, "
+        print("gim-explain is not measured: install it with `pip install --no-deps --target FOLDER gim-explain`, "
               "then pass --gim-explain FOLDER")
-    rules = rules_in_force(rival_package(arguments.gim_explain))
+    rules = rules_in_force(load_gim_explain(arguments.gim_explain))
     print("relative change of the gradient with one rule on (0: the rule does nothing)")
     print(rules.round(4).to_string(index=False), flush=True)
     write_table(arguments.out.with_name(arguments.out.stem + "-rules.csv"), rules)

@@ -22,7 +22,18 @@ TASKS = {
 
 
 def cards(model, n: int = 64, seeds: int = 2) -> pandas.DataFrame:
-    """A row per task and draw of prompts; each card is printed as it comes."""
+    """A row for each task and draw of prompts; each card is printed when it is measured.
+
+    >>> cards(model, n=2, seeds=1).shape
+    ioi, seed 0
+      2 prompt pairs of ...
+    (11, 11)
+
+    Args:
+        model: an nnsight model with its tokenizer.
+        n: prompt pairs of each task and draw.
+        seeds: draws.
+    """
     rows = []
     for name, make in TASKS.items():
         for seed in range(seeds):
@@ -33,16 +44,17 @@ def cards(model, n: int = 64, seeds: int = 2) -> pandas.DataFrame:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Print a card per task and draw, then all as a table; bad input gives one line and exit code 2."""
+    """Print a card for each task and draw, then all as a table; bad input gives one line and exit code 2."""
     parser = argparse.ArgumentParser("python -m benchmarks.cards", description="Does a model solve the tasks?")
-    parser.add_argument("model", metavar="NAME", help="whatever gimkit.load takes")
-    parser.add_argument("-n", type=int, default=64, help="prompt pairs of a task and draw (default: %(default)s)")
+    parser.add_argument("model", metavar="NAME", help="as in gimkit.load")
+    parser.add_argument("-n", type=int, default=64, help="prompt pairs of each task and draw (default: %(default)s)")
     parser.add_argument("--seeds", type=int, default=2, help="draws of prompts (default: %(default)s)")
     parser.add_argument("--csv", type=Path, help="write the table here")
-    return run_command(print_cards, parser.parse_args(arguments))
+    return run_command(_print_cards, parser.parse_args(arguments))
 
 
-def print_cards(options) -> None:
+def _print_cards(options) -> None:
+    """Print the cards, and save their table where wanted."""
     check_whole("seeds", options.seeds)
     show(cards(gimkit.load(options.model), options.n, options.seeds), options.csv,
          "Accuracy: share of clean prompts whose right answer is above the wrong one.")

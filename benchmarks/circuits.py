@@ -1,4 +1,4 @@
-"""CPU seconds and peak memory of edge scores and circuit runs, beside hannamw/EAP-IG. See benchmarks/README.md."""
+"""CPU seconds and peak memory of edge scores and circuit runs, and of hannamw/EAP-IG. See benchmarks/README.md."""
 
 import argparse
 import subprocess
@@ -22,14 +22,18 @@ GROWTH = ("gradient",)  # of THEIRS at other numbers of layers
 
 
 def random_task(rows: int, tokens: int) -> Task:
-    """Pairs of random prompts without padding; the metric is the difference of two logits."""
+    """Pairs of random prompts without padding; the metric is the difference of two logits.
+
+    >>> random_task(2, 5).clean.shape
+    torch.Size([2, 5])
+    """
     clean, corrupt = torch.randint(0, 50257, (2, rows, tokens), generator=torch.Generator().manual_seed(0))
     mask = torch.ones(rows, tokens, dtype=torch.bool)
     return Task("random", clean, corrupt, mask, ((7,),) * rows, ((8,),) * rows, (Pair("", "", "", ""),) * rows)
 
 
 def ways(layers: int) -> dict:
-    """{name: function of a task}; "circuit" is ten circuits together, each of half the edges at random."""
+    """{name: function of a task}; "circuit" runs ten circuits together, each of a random half of the edges."""
     plain, wrapped = build(layers)
     graph = gimkit.score_edges(wrapped, random_task(1, 4), "random").graph
     half = [Circuit(graph, graph.real & (torch.rand(graph.real.shape) < 0.5)) for _ in range(CIRCUITS)]
@@ -48,39 +52,42 @@ def ways(layers: int) -> dict:
 
 
 class Reference:
-    """hannamw/EAP-IG in an interpreter of its own, one model for all calls."""
+    """hannamw/EAP-IG in its own interpreter, with one model for all calls."""
 
     def __init__(self, arguments, layers: int):
         self.command = [arguments.reference_python, "-m", "benchmarks.circuits_reference", arguments.reference,
                         "--layers", str(layers), "--rows", str(ROWS), "--tokens", str(TOKENS)]
         self.worker = subprocess.Popen(self.command, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                                        stderr=subprocess.DEVNULL)
-        while self.answer() != "ready":
+        while self._line() != "ready":
             pass
 
-    def answer(self) -> str:
+    def _line(self) -> str:
+        """The next line that the interpreter prints."""
         line = self.worker.stdout.readline()
         if not line:
             raise SystemExit(f"the reference stopped; try by hand: {' '.join(map(str, self.command))}")
         return line.strip()
 
     def seconds(self, name: str) -> float:
+        """CPU seconds of one call."""
         print(name, file=self.worker.stdin, flush=True)
-        return float(self.answer())
+        return float(self._line())
 
     def close(self) -> None:
+        """End the interpreter."""
         self.worker.stdin.close()
         self.worker.wait()
 
 
-def last_number(command: list) -> float:
-    """What a process of its own prints last."""
+def _last_number(command: list) -> float:
+    """The last number that a new process prints."""
     return float(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True,
                                 stderr=subprocess.DEVNULL).stdout.split()[-1])
 
 
 def measure(arguments, layers: int, rounds: int, theirs: tuple) -> list[dict]:
-    """One row per tool and name: median CPU seconds of rounds in rotating order, peak MiB in a process of its own."""
+    """A row for each tool and name: median CPU seconds of rounds in rotating order, peak MiB in a new process."""
     functions, task = ways(layers), random_task(ROWS, TOKENS)
     reference = Reference(arguments, layers) if arguments.reference else None
     calls = {("gimkit", name): lambda name=name: cpu_seconds(functions[name], task) for name in NAMES}
@@ -104,15 +111,16 @@ def measure(arguments, layers: int, rounds: int, theirs: tuple) -> list[dict]:
         column = pd.Series(seconds)
         rows.append({"layers": layers, "tool": tool, "what": name, "rounds": rounds, "cpu_seconds": column.median(),
                      "lowest": column.min(), "highest": column.max(),
-                     "peak_mib": None if arguments.no_memory else last_number([*command, "--peak", name])})
+                     "peak_mib": None if arguments.no_memory else _last_number([*command, "--peak", name])})
     return rows
 
 
 def main():
+    """Measure, print and save."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--layers", type=int, nargs="+", default=[12, 8, 4, 2])
     parser.add_argument("--rounds", type=int, default=3, help="of the first number of layers, one of the others")
-    parser.add_argument("--reference", metavar="PATH", help="clone of hannamw/EAP-IG; without it, gimkit alone")
+    parser.add_argument("--reference", metavar="PATH", help="clone of hannamw/EAP-IG; without it, only gimkit")
     parser.add_argument("--reference-python", metavar="PATH", default=sys.executable,
                         help="a Python that has transformer_lens 2.16.1")
     parser.add_argument("--no-memory", action="store_true", help="CPU seconds only")

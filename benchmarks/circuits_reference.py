@@ -1,7 +1,7 @@
 """hannamw/EAP-IG on a random HookedTransformer of GPT-2's shape. Started by circuits.py in the reference's interpreter.
 
-Reads names of what to run from standard input and answers each with its CPU seconds; or prints one peak in MiB.
-Changed in the reference: the tensors that it always puts on "cuda" go to the CPU, and prompts are given as token ids.
+Reads the names of calls from standard input and prints the CPU seconds of each; or prints one peak in MiB. Two changes
+to the reference: the tensors that it always puts on "cuda" go to the CPU, and prompts are token ids.
 """
 
 import argparse
@@ -13,7 +13,7 @@ from benchmarks.measuring import cpu_seconds, peak
 
 
 def build(layers: int):
-    """A random model with the split inputs that the reference asks for, its layer norms folded as when loaded."""
+    """A random model with the split inputs that the reference needs, and with folded layer norms, as when loaded."""
     from transformer_lens import HookedTransformer, HookedTransformerConfig
 
     config = HookedTransformerConfig(
@@ -24,7 +24,7 @@ def build(layers: int):
 
 
 def patch() -> None:
-    """Keep on the CPU what the reference creates on "cuda"; take token ids for prompts."""
+    """Put tensors on the CPU that the reference creates on "cuda", and take token ids as prompts."""
     import eap.attribute
     import eap.evaluate
 
@@ -60,7 +60,7 @@ def ways(model) -> dict:
             model.requires_grad_(not embedding_alone)
             model.embed.W_E.requires_grad_(True)
             attribute(model, Graph.from_model(model), batches, difference, method, quiet=True, **options)
-            model.zero_grad()  # parameters' gradients are part of this call's memory, not of the next one's
+            model.zero_grad()  # the gradients of parameters belong to this call's memory, not to the next one's
         return run
 
     half = Graph.from_model(model)
@@ -79,6 +79,7 @@ def ways(model) -> dict:
 
 
 def main():
+    """Measure what standard input names."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("clone", help="folder of hannamw/EAP-IG")
     parser.add_argument("--layers", type=int, default=12)

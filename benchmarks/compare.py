@@ -1,4 +1,4 @@
-"""Every scoring method on every task, side by side: `python -m benchmarks.compare`."""
+"""CPR and CMD of every edge method on every task: `python -m benchmarks.compare`."""
 
 import argparse
 import sys
@@ -10,18 +10,17 @@ import pandas
 import gimkit
 from benchmarks.measuring import growing
 from gimkit.circuits.edges import METHODS
-from gimkit.cli import run_command
-from gimkit.errors import GimkitError, check_whole
+from gimkit.cli import TASKS, run_command
+from gimkit.errors import GimkitError, check_known, check_whole
 from gimkit.files import write_table
 
-TASKS = ("ioi", "greater_than", "agreement", "pronoun", "capital", "hypernymy", "odd_one_out", "induction", "ioi_twice")
 COMPARED = tuple(method for method in METHODS if method != "temperature")
 AREAS = tuple(f"{area}{end}" for area in ("cpr", "cmd") for end in ("", "_low", "_high"))
 
 
 def compare(name: str, tasks=TASKS, methods=COMPARED, n: int = 32,
             seeds: int = 1, seed: int = 0) -> tuple[pandas.DataFrame, pandas.DataFrame]:
-    """Score the edges of one model by every method on some prompts, cut circuits, run them on other prompts.
+    """Score the edges of a model by every method on some prompts, cut circuits, and run them on other prompts.
 
     >>> table, curves = compare("mini-llama", ["ioi"], ["gim", "random"], n=4)
     >>> table.columns.tolist()                                                  # a row per task, seed and method
@@ -29,20 +28,28 @@ def compare(name: str, tasks=TASKS, methods=COMPARED, n: int = 32,
     >>> len(curves)                                     # two methods, ten sizes, signed and absolute ranking
     40
 
-    name: whatever `gimkit.load` takes. `seeds` draws of 2n different prompt pairs of each task, the first by `seed`;
-    half of a draw gives the scores, the other half evaluates the circuits, as MIB has a train and a validation split.
-    cpr: signed ranking, cmd: absolute ranking, over linear shares (`gimkit.circuits.Curve`), with 95% bootstrap
-    intervals over the n prompts. cpu_seconds: of scoring, of the whole process. growth_mib: by how much the process's
-    resident memory grew at most while scoring (`benchmarks.measuring.growing`; empty elsewhere than on Linux).
-    curves: faithfulness by seed, task, method, ranking and share; requested: that share of the edges, edges: how many
-    of them are no dead ends.
-    A task that the model does not solve is reported with empty numbers and a note, not left out.
-    Raises GimkitError for unknown tasks or methods.
+    Half of each draw of prompts gives the scores, the other half evaluates the circuits, as MIB has a train and a
+    validation split. A task that the model does not solve has rows with empty numbers and a note.
+
+    Args:
+        name: as in `gimkit.load`.
+        tasks: of `gimkit.tasks`.
+        methods: of `gimkit.score_edges`.
+        n: prompt pairs for scores, and as many others for the evaluation; all 2n are different.
+        seeds: draws of each task.
+        seed: of the first draw.
+    Returns:
+        Two tables. The first has a row for each task, seed and method. cpr: with signed ranking; cmd: with absolute
+        ranking; both over linear shares (`gimkit.circuits.Curve`), with 95% bootstrap intervals over the n prompts.
+        cpu_seconds: of scoring, for the whole process. growth_mib: the largest growth of the process's resident memory
+        while scoring (`benchmarks.measuring.growing`; empty except on Linux). The second has faithfulness by seed,
+        task, method, ranking and share. requested: that share of the edges; edges: those of them without dead ends.
+    Raises:
+        GimkitError: there is no such task or method.
     """
     for given, known, what in ((tasks, TASKS, "task"), (methods, METHODS, "method")):
-        unknown = [one for one in given if one not in known]
-        if unknown:
-            raise GimkitError(f"unknown {what} {unknown[0]!r}; use {', '.join(known)}")
+        for one in given:
+            check_known(what, one, known)
     check_whole("n", n)
     check_whole("seeds", seeds)
     model, rows, curves = gimkit.load(name), [], []
@@ -51,7 +58,7 @@ def compare(name: str, tasks=TASKS, methods=COMPARED, n: int = 32,
             drawn = getattr(gimkit.tasks, task_name)(model, n=2 * n, seed=draw_seed)
             scored, evaluated = drawn[:len(drawn) // 2], drawn[len(drawn) // 2:]
             if not rows:
-                gimkit.score_edges(model, scored, "gradient")  # what only the first trace costs is no method's cost
+                gimkit.score_edges(model, scored, "gradient")  # so that no method has the cost of the first trace
             for method in methods:
                 start = time.process_time()
                 edges, growth = growing(gimkit.score_edges, model, scored, method, seed=draw_seed)
@@ -71,7 +78,17 @@ def compare(name: str, tasks=TASKS, methods=COMPARED, n: int = 32,
 
 
 def over_seeds(table: pandas.DataFrame) -> pandas.DataFrame:
-    """Means over seeds, a row per task and method; solved: on how many seeds' prompts there is a CPR and CMD."""
+    """Means over seeds, a row for each task and method.
+
+    >>> table = pandas.DataFrame({"model": "m", "task": "ioi", "method": "gim", "seed": [0, 1], "cpr": [0.8, 1.0]})
+    >>> over_seeds(table)[["cpr", "solved"]].values.tolist()
+    [[0.9, 2.0]]
+
+    Args:
+        table: the first of `compare`.
+    Returns:
+        The means. solved: the number of seeds with a CPR and a CMD.
+    """
     by = table.drop(columns="seed").groupby(["model", "task", "method"], sort=False)
     return by.mean(numeric_only=True).assign(solved=by["cpr"].count()).reset_index()
 
@@ -87,13 +104,14 @@ def main(arguments: list[str] | None = None) -> int:
                         "evaluate circuits (default: %(default)s)")
     parser.add_argument("--seeds", type=int, default=1, help="draws of prompts (default: %(default)s)")
     parser.add_argument("--csv", type=Path, help="write a row per seed here, and the curves to NAME-curves.csv")
-    return run_command(print_comparison, parser.parse_args(arguments))
+    return run_command(_print_comparison, parser.parse_args(arguments))
 
 
-def print_comparison(options) -> None:
+def _print_comparison(options) -> None:
+    """Print the table, and save both tables where wanted."""
     table, curves = compare(options.model, options.tasks, options.methods, n=options.n, seeds=options.seeds)
     print("Scores are from some prompts, circuits run on others. Means over seeds, also of the ends of the 95%\n"
-          "bootstrap intervals over prompts; growth_mib: the most that resident memory grew while scoring.")
+          "bootstrap intervals over prompts; growth_mib: the largest growth of resident memory while scoring.")
     print(over_seeds(table).to_string(index=False, float_format="{:.2f}".format))
     for note in table.get("note", pandas.Series(dtype=str)).dropna().unique():
         print(note)

@@ -1,4 +1,4 @@
-"""CPU seconds of forward mode over those of the backward pass, for the same scores. See benchmarks/README.md."""
+"""CPU seconds of forward mode divided by those of the backward pass, for the same scores. See benchmarks/README.md."""
 
 import argparse
 from pathlib import Path
@@ -18,7 +18,7 @@ CHOSEN = ["input", "a0.h0", "a1.h1", "m1", "a2.h2", "m2", "logits"]
 
 
 def cases():
-    """(model's name, what is scored, rows in forward mode, function of the backend)."""
+    """(model's name, the scores' name, rows in forward mode, function of the backend) of each case."""
     for name in BUNDLED:
         model = gimkit.load(name)
         task = gimkit.tasks.ioi(model, n=8, seed=0)
@@ -40,6 +40,7 @@ def cases():
 
 
 def main():
+    """Measure, print and save."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--out", type=Path, default=HERE / "forward.csv")

@@ -24,7 +24,16 @@ GIB = 2**30
 
 
 def build(sizes: dict, longest: int, device: torch.device):
-    """A random Llama in bfloat16, made on the device, wrapped by nnsight."""
+    """A random Llama in bfloat16, made on the device and wrapped by nnsight.
+
+    >>> build(TINY, 32, torch.device("cpu")).config.num_hidden_layers
+    2
+
+    Args:
+        sizes: fields of transformers' `LlamaConfig`.
+        longest: tokens in the longest prompt.
+        device: of the weights.
+    """
     config = transformers.LlamaConfig(**sizes, max_position_embeddings=longest, attn_implementation="sdpa")
     torch.manual_seed(0)
     with device:
@@ -33,7 +42,7 @@ def build(sizes: dict, longest: int, device: torch.device):
 
 
 def one_gradient(model, ids) -> tuple[float, float]:
-    """Seconds and peak GiB (0 off CUDA) of one gradient; an error if it is not finite."""
+    """Seconds and peak GiB (0 without CUDA) of one gradient; an error if it is not finite."""
     cuda = ids.is_cuda
     if cuda:
         torch.cuda.synchronize()
@@ -49,9 +58,9 @@ def one_gradient(model, ids) -> tuple[float, float]:
 
 
 def compare(models: dict, tokens: int, rounds: int) -> list[dict]:
-    """One row per model: medians over rounds that alternate the models, after one call each to warm up.
+    """A row for each model: medians over rounds that alternate the models, after one call of each to warm up.
 
-    A model that does not fit gets a row that says so.
+    A model that does not fit into memory has a row with that note.
     """
     device = next(models["plain"].parameters()).device
     ids = torch.randint(0, models["plain"].config.vocab_size, (1, tokens), device=device)
@@ -80,6 +89,7 @@ def compare(models: dict, tokens: int, rounds: int) -> list[dict]:
 
 
 def main():
+    """Measure, print and save; exit code 2 without a CUDA device."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--tokens", type=int, nargs="+", default=[2048, 8192, 32768])
     parser.add_argument("--rounds", type=int, default=5)

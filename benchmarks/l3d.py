@@ -1,4 +1,4 @@
-"""L3D: one epoch of low-rank subnetworks against dense ones, and growth with parameters and subnetworks.
+"""L3D: one epoch of low-rank and of dense subnetworks, and its growth with parameters and subnetworks.
 
     python -m benchmarks.l3d                    # writes l3d.csv
 """
@@ -31,7 +31,7 @@ def problem(width: int):
 
 
 def low_rank(width: int, n: int, rank: int):
-    """One epoch of gimkit's training, as a function."""
+    """A function that runs one epoch of gimkit's training."""
     module, x = problem(width)
     values, outputs = chosen_parameters(module), outputs_of(module, (x,))
     ranks = [(rank,) * value.ndim if value.ndim > 1 else (1,) for value in values.values()]
@@ -44,7 +44,7 @@ def low_rank(width: int, n: int, rank: int):
 
 
 def dense(width: int, n: int, loop: bool):
-    """One epoch written straightforwardly: V_in and V_out are matrices [subnetworks, parameters]."""
+    """A function that runs one epoch as in the formulas: V_in and V_out are matrices [subnetworks, parameters]."""
     module, x = problem(width)
     values, outputs = chosen_parameters(module), module(x)
     size = sum(value.numel() for value in values.values())
@@ -81,7 +81,7 @@ def dense(width: int, n: int, loop: bool):
 
 
 def way(method: str, width: int, n: int, rank: int):
-    """The method's epoch."""
+    """A function that runs one epoch of a method."""
     if method == "low rank":
         return low_rank(width, n, rank)
     return dense(width, n, loop="loop" in method)
@@ -102,6 +102,7 @@ def stored(method: str, width: int, n: int, rank: int) -> float:
 
 
 def main():
+    """Measure, print and save."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rank", type=int, default=2, help="of weights (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=5)

@@ -1,4 +1,4 @@
-"""Every score of heads and MLPs beside their Shapley values: `python -m benchmarks.shapley_tokens NAME --nodes`."""
+"""Scores of heads and MLPs compared with sampled Shapley values: `python -m benchmarks.shapley_nodes NAME`."""
 
 import argparse
 import sys
@@ -13,7 +13,7 @@ from benchmarks.tables import show
 from gimkit.circuits import shapley_nodes
 from gimkit.circuits.nodes import METHODS
 from gimkit.cli import run_command
-from gimkit.errors import GimkitError, check_whole
+from gimkit.errors import check_known, check_whole
 from gimkit.statistics import Interval, bootstrap
 
 RESAMPLES = 299
@@ -28,20 +28,28 @@ TASKS = {
 
 def compare_nodes(name: str, tasks=tuple(TASKS), methods=METHODS, n: int = 16, seeds=(0, 1, 2),
                   orders: int = 4) -> pandas.DataFrame:
-    """A row per task, seed and method: correlation of mean scores with mean Shapley values, over heads and MLPs.
+    """A row for each task, seed and method: the correlation of mean scores with mean Shapley values over nodes.
 
     >>> compare_nodes("mini-llama", ["ioi"], ["gim"], n=4, seeds=[0], orders=1).columns.tolist()[:5]
     ['model', 'task', 'seed', 'method', 'pearson']
 
-    n: prompt pairs of each seed. orders: of `shapley_nodes`. Intervals: 95% bootstrap over prompts, methods and truth
-    resampled together. noise: Pearson of the truth with itself from other orders, an upper bound to all methods.
-    share: the sum of scores over the sum of Shapley values; for "exact", below 1 where nodes are redundant.
-    flagged: Pearson over those heads alone that the self-repair analysis flags (`repaired_heads`), n_flagged of them.
-    Raises GimkitError for an unknown task or method.
+    Args:
+        name: as in `gimkit.load`.
+        tasks: names in TASKS.
+        methods: of `gimkit.score_nodes`.
+        n: prompt pairs of each task and seed.
+        seeds: of the prompts.
+        orders: as in `gimkit.circuits.shapley_nodes`.
+    Returns:
+        Correlations with 95% bootstrap intervals over prompts; methods and truth are resampled together. noise: Pearson
+        of the truth with itself from other orders, an upper bound for all methods. share: the sum of scores divided by
+        the sum of Shapley values; for "exact" it is below 1 where nodes are redundant. flagged: Pearson over the
+        n_flagged heads that the self-repair analysis flags (`repaired_heads`).
+    Raises:
+        GimkitError: there is no such task or method.
     """
-    unknown = [kind for kind in tasks if kind not in TASKS]
-    if unknown:
-        raise GimkitError(f"unknown prompt set {unknown[0]!r}; use {', '.join(map(repr, TASKS))}")
+    for kind in tasks:
+        check_known("prompt set", kind, TASKS)
     model, rows = gimkit.load(name), []
     for kind in tasks:
         for seed in seeds:
@@ -67,7 +75,7 @@ def compare_nodes(name: str, tasks=tuple(TASKS), methods=METHODS, n: int = 16, s
 
 
 def repaired_heads(model, task) -> list[str]:
-    """The heads of whose attention rows more than 5%, the share of all, lie above the 95% quantile of interaction.
+    """The heads with more than 5% of their attention rows above the 95% quantile of interaction.
 
     >>> repaired_heads(model, gimkit.tasks.ioi(model, n=16))
     ['a1.h2', 'a1.h3', 'a2.h3', ...]
@@ -77,7 +85,7 @@ def repaired_heads(model, task) -> list[str]:
 
 
 def columns(scores, names) -> numpy.ndarray:
-    """The scores per example of some nodes, [n, names].
+    """The scores of some nodes for each example, [n, names].
 
     >>> columns(nodes, ["a0.h0", "m0"]).shape                    # 64 examples
     (64, 2)
@@ -86,18 +94,19 @@ def columns(scores, names) -> numpy.ndarray:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Print every node method beside sampled Shapley values; bad input gives one line and exit code 2."""
+    """Print the correlations of all node methods; bad input gives one line and exit code 2."""
     parser = argparse.ArgumentParser("python -m benchmarks.shapley_nodes",
                                      description="Scores of heads and MLPs against their sampled Shapley values.")
     parser.add_argument("model", metavar="NAME", help="a bundled name, a folder or a hub id")
     parser.add_argument("--sets", nargs="+", metavar="SET", default=tuple(TASKS), help="prompt sets, default: all")
-    parser.add_argument("-n", type=int, default=12, help="prompts a set and seed (default: %(default)s)")
+    parser.add_argument("-n", type=int, default=12, help="prompts of each set and seed (default: %(default)s)")
     parser.add_argument("--seeds", type=int, default=3, help="draws of prompts (default: %(default)s)")
     parser.add_argument("--csv", type=Path, help="write the table here")
-    return run_command(print_correlations, parser.parse_args(arguments))
+    return run_command(_print_correlations, parser.parse_args(arguments))
 
 
-def print_correlations(options) -> None:
+def _print_correlations(options) -> None:
+    """Print the table, and save it where wanted."""
     check_whole("seeds", options.seeds)
     table = compare_nodes(options.model, options.sets, n=options.n, seeds=range(options.seeds))
     show(table, options.csv, "Correlation with sampled Shapley values; noise: of those with another sample.")

@@ -1,4 +1,4 @@
-"""Every token attribution beside exact Shapley values: `python -m benchmarks.shapley_tokens`."""
+"""Token attributions compared with exact Shapley values: `python -m benchmarks.shapley_tokens NAME`."""
 
 import argparse
 import sys
@@ -16,7 +16,7 @@ from benchmarks.ladder import LADDER
 from benchmarks.tables import show
 from gimkit import tasks
 from gimkit.cli import run_command
-from gimkit.errors import GimkitError, check_whole
+from gimkit.errors import GimkitError, check_known, check_whole
 from gimkit.model.prompt import inner_positions
 from gimkit.rules import RULES
 from gimkit.statistics import bootstrap
@@ -32,27 +32,43 @@ COMPARED = {name: dict(method=rules) for name, rules in (LADDER | RULES).items()
 
 
 def short(words: list[str], answer: str, wrong: str, known: set[str]) -> list[int] | None:
-    """All tokens but the first and the last, where they are 12 at most; longer prompts are passed over."""
+    """All tokens except the first and the last, at most 12; None for longer prompts.
+
+    >>> short(["<s>", "Mary", "went", "to"], "Mary", "John", set())
+    [1, 2]
+    """
     inner = list(inner_positions(len(words)))
     return inner if len(inner) <= MOST else None
 
 
 def filled_in(words: list[str], answer: str, wrong: str, known: set[str]) -> list[int] | None:
-    """Names, places, objects and deeds, the last 12 of them at most: what a template was filled with."""
+    """Names, places, objects and deeds, the words that fill a template; the last 12 of them.
+
+    >>> filled_in(["<s>", "Mary", "went", "to"], "Mary", "John", {"Mary"})
+    [1]
+    """
     return [i for i in inner_positions(len(words)) if words[i] in known][-MOST:]
 
 
 def mentions(words: list[str], answer: str, wrong: str, known: set[str]) -> list[int] | None:
-    """Every mention of the answer and of its rival but the last one of the rival, whose repetition settles it."""
-    of_rival = [i for i, word in enumerate(words) if word == wrong]
-    return sorted([i for i, word in enumerate(words) if word == answer] + of_rival[:-1])
+    """Every mention of the answer and of the wrong answer, except its last one, whose repetition decides the answer.
+
+    >>> mentions(["Mary", "and", "John", "met.", "John"], "Mary", "John", set())
+    [0, 2]
+    """
+    of_wrong = [i for i, word in enumerate(words) if word == wrong]
+    return sorted([i for i, word in enumerate(words) if word == answer] + of_wrong[:-1])
 
 
 class PromptSet(NamedTuple):
-    """task: makes the prompts from (model, n, seed). players: picks each prompt's free positions, None to pass over."""
+    """A kind of prompt, and the positions whose Shapley values are computed.
 
-    task: Callable
-    players: Callable
+    >>> SETS["ioi"].players is short
+    True
+    """
+
+    task: Callable  # of (model, n, seed), returns a task
+    players: Callable  # of (words, answer, wrong answer, known words), returns a prompt's free positions or None
 
 
 SETS = {
@@ -71,10 +87,14 @@ def prompts(model, name: str, n: int, seed: int) -> list[tuple[str, tuple[str, s
     >>> prompts(model, "redundant, twice", 1, seed=0)[0][1:]
     (('Rebecca', 'Thomas'), [3, 5, 17, 19])
 
-    Raises GimkitError for an unknown set, and where the model's tokenizer leaves fewer than n usable prompts.
+    Args:
+        model: an nnsight model with its tokenizer.
+        name: of SETS.
+        n, seed: of the prompts.
+    Raises:
+        GimkitError: there is no such set, or fewer than n prompts suit the model's tokenizer.
     """
-    if name not in SETS:
-        raise GimkitError(f"unknown prompt set {name!r}; use {', '.join(map(repr, SETS))}")
+    check_known("prompt set", name, SETS)
     listed, found = words_for(model.tokenizer)[1], []
     known = {*listed.names, *listed.places, *sum(listed.places.values(), ()), *listed.deeds}
     for pair in SETS[name].task(model, 30 * n, seed).pairs:
@@ -89,19 +109,27 @@ def prompts(model, name: str, n: int, seed: int) -> list[tuple[str, tuple[str, s
 
 
 def measure(name: str, sets=tuple(SETS), methods=tuple(COMPARED), n: int = 12, seeds=(0, 1, 2)) -> pandas.DataFrame:
-    """A row per prompt, free token and method: the method's score beside the token's Shapley value.
+    """A row for each prompt, free token and method, with the method's score and the token's Shapley value.
 
     >>> measure("mini-llama", ["redundant, twice"], ["gim", "random"], n=1, seeds=[0]).columns.tolist()
     ['model', 'set', 'seed', 'prompt', 'position', 'flagged', 'truth', 'single', 'method', 'score']
 
-    name: whatever `gimkit.load` takes. n: prompts per set and seed; each seed draws fresh ones, from names that the
-    bundled models never saw together where the set has names. truth: Shapley value of the logit difference. single:
-    what is lost when this token alone becomes neutral. flagged: whether the token is one of the two ablated positions
-    in an attention row above the 95% quantile of interaction (`gimkit.self_repair` on that seed's prompts).
+    Args:
+        name: as in `gimkit.load`.
+        sets: names in SETS.
+        methods: names in COMPARED.
+        n: prompts of each set and seed. Each seed draws new ones; where a set has names, the bundled models never saw
+            them together.
+        seeds: of the prompts.
+    Returns:
+        truth: the Shapley value of the logit difference. single: the loss when this token alone becomes neutral.
+        flagged: whether the token is one of the two ablated positions in an attention row above the 95% quantile of
+        interaction (`gimkit.self_repair` on that seed's prompts).
+    Raises:
+        GimkitError: there is no such set or method.
     """
-    unknown = [method for method in methods if method not in COMPARED]
-    if unknown:
-        raise GimkitError(f"unknown method {unknown[0]!r}; use {', '.join(COMPARED)}")
+    for method in methods:
+        check_known("method", method, COMPARED)
     model, rows = gimkit.load(name), []
     drawn = [(kind, seed, prompts(model, kind, n, seed)) for kind in sets for seed in seeds]
     work = [(kind, seed, number, flagged, *prompt) for kind, seed, found in drawn
@@ -119,13 +147,17 @@ def measure(name: str, sets=tuple(SETS), methods=tuple(COMPARED), n: int = 12, s
 
 
 def repaired_positions(model, drawn) -> list[set[int]]:
-    """Of each drawn prompt, the positions that are i or j of a flagged attention row."""
+    """For each prompt, the positions that are i or j of a flagged attention row.
+
+    >>> len(repaired_positions(model, prompts(model, "ioi", 2, seed=0)))
+    2
+    """
     rows = gimkit.self_repair(model, [text for text, _, _ in drawn]).frame().query("flagged")
     return [{*own.i, *own.j} for own in (rows[rows.example == number] for number in range(len(drawn)))]
 
 
 def agreement(scores: numpy.ndarray, truth: numpy.ndarray) -> dict[str, float]:
-    """Pearson, Spearman, and the sum of scores over the sum of true ones; no correlation where all scores are equal.
+    """Pearson, Spearman, and share, the sum of scores divided by the sum of true values; NaN where all are equal.
 
     >>> agreement(numpy.array([1.0, 2.0, 3.0]), numpy.array([2.0, 4.0, 6.0]))["share"]
     0.5
@@ -138,16 +170,20 @@ def agreement(scores: numpy.ndarray, truth: numpy.ndarray) -> dict[str, float]:
 
 
 def summarise(table: pandas.DataFrame, against: str = "gim") -> pandas.DataFrame:
-    """Means over prompts with 95% bootstrap intervals: a row per set and method, best Pearson first.
+    """Means over prompts with 95% bootstrap intervals, a row for each set and method, the best Pearson first.
 
     >>> table = measure("mini-llama", ["redundant, twice"], ["gim", "random"], n=2, seeds=[0])
     >>> summarise(table).columns.tolist()[:7]
     ['model', 'set', 'method', 'prompts', 'pearson', 'pearson_low', 'pearson_high']
 
-    table: of `measure`. prompts: how many have a correlation. seed_lowest, seed_highest: mean Pearson of a seed. ahead:
-    by how much GIM's (`against`'s) Pearson is above the method's, on the same prompts. share: of the sums over prompts.
-    flagged, others: Pearson over the tokens of all prompts together that the self-repair analysis flags, and over the
-    others; flagged_ahead: GIM's less the method's. Prompts are resampled.
+    Args:
+        table: of `measure`.
+        against: the method that the others are compared with.
+    Returns:
+        prompts: those with a correlation. seed_lowest, seed_highest: the mean Pearson of a seed. gim_ahead (or
+        AGAINST_ahead): GIM's Pearson minus the method's, on the same prompts. share: of the sums over prompts. flagged,
+        others: Pearson over the tokens of all prompts together that the self-repair analysis flags, and over the other
+        tokens. flagged_ahead: GIM's flagged minus the method's. Prompts are resampled.
     """
     rows = []
     for (model, kind), group in table.groupby(["model", "set"], sort=False):
@@ -164,21 +200,26 @@ def summarise(table: pandas.DataFrame, against: str = "gim") -> pandas.DataFrame
             row |= {"seed_lowest": by_seed.min(), "seed_highest": by_seed.max()}
             row |= intervals(f"{against}_ahead", each[against].pearson - mine.pearson)
             row["share"] = own.score.sum() / own.truth.sum()
-            rival = by_method[against]
+            reference = by_method[against]
             row |= pooled("flagged", own[own.flagged]) | pooled("others", own[~own.flagged])
-            row |= pooled("flagged_ahead", rival[rival.flagged], own[own.flagged])
+            row |= pooled("flagged_ahead", reference[reference.flagged], own[own.flagged])
             found.append(row)
         rows += sorted(found, key=lambda row: -row["pearson"])
     return pandas.DataFrame(rows)
 
 
-def pooled(name: str, table: pandas.DataFrame, less: pandas.DataFrame | None = None) -> dict[str, float]:
-    """Pearson of scores and truth over all tokens of the table, less another method's, and its interval over prompts.
+def pooled(name: str, table: pandas.DataFrame, minus: pandas.DataFrame | None = None) -> dict[str, float]:
+    """Pearson of scores and truth over all tokens of a table, with its interval over prompts.
 
     >>> table = pandas.DataFrame({"seed": 0, "prompt": [0, 0, 1, 1], "score": [1.0, 2.0, 4.0, 3.0],
     ...                           "truth": [2, 3, 5, 4]})
     >>> pooled("x", table)["x"]
     1.0
+
+    Args:
+        name: of the columns.
+        table: of `measure`, for one method.
+        minus: the same for another method, whose Pearson is subtracted.
     """
     def moments(tokens):
         products = pandas.DataFrame({"n": 1.0, "x": tokens.score, "y": tokens.truth, "xx": tokens.score**2,
@@ -191,24 +232,29 @@ def pooled(name: str, table: pandas.DataFrame, less: pandas.DataFrame | None = N
 
     if len(table) < 3:
         return dict.fromkeys((name, f"{name}_low", f"{name}_high"), float("nan"))
-    ours, other = moments(table), None if less is None else moments(less)
+    ours, other = moments(table), None if minus is None else moments(minus)
     with numpy.errstate(divide="ignore", invalid="ignore"):  # equal scores have no correlation
-        found = bootstrap(lambda i: pearson(ours[i].sum(0)) - (0 if less is None else pearson(other[i].sum(0))),
+        found = bootstrap(lambda i: pearson(ours[i].sum(0)) - (0 if minus is None else pearson(other[i].sum(0))),
                           len(ours))
     return {name: found.value, f"{name}_low": found.low, f"{name}_high": found.high}
 
 
 def interactions(table: pandas.DataFrame) -> pandas.DataFrame:
-    """Per prompt set: whether single effects sum to more (needed jointly) or less (redundant) than the joint one.
+    """For each prompt set: do single effects sum to more than the joint effect, or to less?
 
     >>> table = measure("mini-llama", ["redundant, twice"], ["random"], n=8, seeds=[0])
     >>> bool(interactions(table).ratio[0] < 1)
     True
 
-    table: of `measure`. joint: logit difference lost when all free tokens become neutral. singles: the sum of what is
-    lost when one does. ratio: sum of single effects over sum of joint ones, over all prompts, with a 95% bootstrap
-    interval; below: share of prompts whose single effects sum to less. flagged: share of the tokens that the
-    self-repair analysis flags.
+    More means that tokens are needed jointly, less that they are redundant.
+
+    Args:
+        table: of `measure`.
+    Returns:
+        joint: the loss of logit difference when all free tokens become neutral. singles: the sum of the losses when
+        one does. ratio: the sum of singles divided by the sum of joint over all prompts, with a 95% bootstrap interval.
+        below: the share of prompts whose singles are below their joint. flagged: the share of tokens that the
+        self-repair analysis flags.
     """
     rows = []
     once = table[table.method == table.method.iloc[0]]
@@ -223,7 +269,7 @@ def interactions(table: pandas.DataFrame) -> pandas.DataFrame:
 
 
 def intervals(name: str, values: pandas.Series) -> dict[str, float]:
-    """The mean of the values that exist and its interval, as three columns.
+    """The mean of the values that are not NaN, and its interval, as three columns.
 
     >>> intervals("x", pandas.Series([1.0, 1.0]))
     {'x': 1.0, 'x_low': 1.0, 'x_high': 1.0}
@@ -236,18 +282,19 @@ def intervals(name: str, values: pandas.Series) -> dict[str, float]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Print every token method beside exact Shapley values; bad input gives one line and exit code 2."""
+    """Print the correlations of all token methods; bad input gives one line and exit code 2."""
     parser = argparse.ArgumentParser("python -m benchmarks.shapley_tokens",
                                      description="Scores of tokens against their exact Shapley values.")
     parser.add_argument("model", metavar="NAME", help="a bundled name, a folder or a hub id")
     parser.add_argument("--sets", nargs="+", metavar="SET", default=tuple(SETS), help="prompt sets, default: all")
-    parser.add_argument("-n", type=int, default=12, help="prompts a set and seed (default: %(default)s)")
+    parser.add_argument("-n", type=int, default=12, help="prompts of each set and seed (default: %(default)s)")
     parser.add_argument("--seeds", type=int, default=3, help="draws of prompts (default: %(default)s)")
     parser.add_argument("--csv", type=Path, help="write the table here, and the sets' to NAME-sets.csv")
-    return run_command(print_correlations, parser.parse_args(arguments))
+    return run_command(_print_correlations, parser.parse_args(arguments))
 
 
-def print_correlations(options) -> None:
+def _print_correlations(options) -> None:
+    """Print both tables, and save them where wanted."""
     check_whole("seeds", options.seeds)
     rows = measure(options.model, options.sets, n=options.n, seeds=range(options.seeds))
     show(interactions(rows), options.csv and options.csv.with_name(f"{options.csv.stem}-sets.csv"),

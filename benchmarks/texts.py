@@ -20,17 +20,22 @@ COMPARED = ("gradient", "ig", "deeplift", "transformer-lrp", "attnlrp", "gim", "
 
 
 def compare_texts(model, texts: Texts, methods=COMPARED, remote: bool | str = False) -> pandas.DataFrame:
-    """How faithful each method's token scores are, with bootstrap intervals over the texts.
+    """The faithfulness of each method's token scores, with bootstrap intervals over the texts.
 
     >>> texts = Texts("own", (task.clean[0][task.mask[0]],), (task.good[0][0],), (task[0].clean,))
     >>> compare_texts(model, texts, ["gim"]).columns.tolist()             # a row per method, scale and measure
     ['data_set', 'method', 'scale', 'measure', 'value', 'low', 'high', 'n', 'undefined']
 
-    texts: of `gimkit.tasks.load_texts`. methods: of `gimkit.attribute`, random noise among them as a control.
-    n, undefined: texts in the mean, and those left out because the answer's logit is not above 0.
-    remote: as in `gimkit.attribute`.
+    Args:
+        model: an nnsight model.
+        texts: of `gimkit.tasks.load_texts`.
+        methods: of `gimkit.attribute`; "random" is the control.
+        remote: as in `gimkit.attribute`.
+    Returns:
+        Means with 95% bootstrap intervals. n: texts in the mean; undefined: texts that are left out, because the logit
+        of the answer is not above 0.
     Source: the tables of arXiv 2505.17630, whose own are "comprehensiveness_zero_filled" and "sufficiency" on the scale
-    "logit". Differences: IG takes 20 steps (there 50), and those that `load_texts` and `token_faithfulness` name.
+        "logit". Differences: IG takes 20 steps (there 50), and those of `load_texts` and `token_faithfulness`.
     """
     found = []
     for method in methods:
@@ -54,10 +59,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("-n", type=int, default=100, help="texts (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="which texts (default: %(default)s)")
     parser.add_argument("--csv", type=Path, help="write the table here too")
-    return run_command(print_faithfulness, parser.parse_args(arguments))
+    return run_command(_print_faithfulness, parser.parse_args(arguments))
 
 
-def print_faithfulness(options) -> None:
+def _print_faithfulness(options) -> None:
+    """Print the table, and save it where wanted."""
     model = gimkit.load(options.model)
     chosen = load_texts(options.data_set, model, options.n, options.seed)
     print(f"{len(chosen)} texts of {chosen.name}; left out: {'; '.join(chosen.dropped) or 'none'}", flush=True)

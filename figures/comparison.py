@@ -1,4 +1,4 @@
-"""Methods compared, as figures: matplotlib axes, nothing computed here but means."""
+"""The comparison of edge methods as a figure."""
 
 import math
 
@@ -19,10 +19,14 @@ def faithfulness_by_edges(curves: pandas.DataFrame, axes=None) -> list:
     >>> axes = faithfulness_by_edges(pandas.DataFrame({"task": "ioi", "method": "GIM", "requested": [1, 10, 100],
     ...                                                "faithfulness": [0.1, 0.8, 1.0]}))
 
-    curves: columns task, method, requested (edges asked for, before dead ends are pruned) and faithfulness. Where a
-    method has several rows of one size (seeds), the line is their mean and the band goes from the lowest to the
-    highest. Sizes of no edge, which have faithfulness 0, are left out, for the axis is logarithmic.
-    axes: a matplotlib axes for each task, made when None. Returns the axes.
+    Where a method has several rows of one size (seeds), the line is their mean and the band goes from the lowest to the
+    highest. Sizes of no edge, which have faithfulness 0, are left out, because the axis is logarithmic.
+
+    Args:
+        curves: columns task, method, requested (the number of edges before dead ends are pruned) and faithfulness.
+        axes: a matplotlib axes for each task; made when None.
+    Returns:
+        The axes.
     Source: the comparison figure of arXiv 2502.06852 (EAP-GP).
     """
     names, methods = list(dict.fromkeys(curves["task"])), list(dict.fromkeys(curves["method"]))
@@ -50,11 +54,16 @@ def faithfulness_by_edges(curves: pandas.DataFrame, axes=None) -> list:
 def drawing(curves: pandas.DataFrame):
     """EAP-GP's comparison: faithfulness by number of edges for EAP, EAP-IG, EAP-GP and GIM on six tasks.
 
-    >>> curves = compare("mini-llama", ["ioi"], ["gim", "gradient"], n=4)[1]
+    >>> curves = pandas.DataFrame({"model": "mini-llama", "task": "ioi", "method": "gim", "ranking": "absolute",
+    ...                            "seed": 0, "requested": [1, 10, 100], "faithfulness": [0.1, 0.8, 1.0]})
     >>> figure, rows, text = drawing(curves)
 
-    curves: from `compare`; of its tasks and methods those six and four are drawn, with absolute ranking. Returns the
-    matplotlib figure, the rows that it shows, and its alternative text. Raises GimkitError when none of them is there.
+    Args:
+        curves: of `benchmarks.compare.compare`; its rows of these tasks and methods are drawn, with absolute ranking.
+    Returns:
+        The matplotlib figure, the rows that it shows, and its alternative text.
+    Raises:
+        GimkitError: there is no such row.
     """
     if curves.empty or not (curves.task.isin(DRAWN_TASKS) & curves.method.isin(list(DRAWN))).any():
         raise GimkitError(f"nothing to draw: the figure is of {', '.join(DRAWN)} on {', '.join(DRAWN_TASKS)}")
@@ -63,8 +72,8 @@ def drawing(curves: pandas.DataFrame):
     chosen = chosen.assign(method=chosen.method.map(DRAWN))
     axes = faithfulness_by_edges(chosen)
     away = (1 - chosen.faithfulness).abs().groupby([chosen.task, chosen.method], sort=False).mean()
-    told = "; ".join(f"{task}: " + ", ".join(f"{method} {value:.2f}" for method, value in part.droplevel(0).items())
+    listed = "; ".join(f"{task}: " + ", ".join(f"{method} {value:.2f}" for method, value in part.droplevel(0).items())
                      for task, part in away.groupby(level=0, sort=False))
     alt = (f"Faithfulness against number of edges on {chosen.model.iloc[0]}, a panel per task, a line per method, mean "
-           f"over draws of prompts ({chosen.seed.nunique()}). Mean distance from 1 over the sizes: {told}.")
+           f"over draws of prompts ({chosen.seed.nunique()}). Mean distance from 1 over the sizes: {listed}.")
     return axes[0].figure, chosen, alt

@@ -1,4 +1,4 @@
-"""Every figure by name, and the command that draws them."""
+"""Every figure by name, and the function that draws them."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -8,21 +8,22 @@ from figures import edges, l3d, layers, repair, tokens
 from figures.comparison import DRAWN_TASKS
 from figures.parts import FOLDER, SIX, TASKS, Request
 from gimkit import plots
-from gimkit.errors import GimkitError
+from gimkit.errors import check_known
 from gimkit.l3d.language import TASKS as TASKS_OF_L3D
 
 
-class Named(NamedTuple):
-    """make: request -> (matplotlib figure, table, alternative text). paper: the item it corresponds to. differs: how it
-    is not the paper's. tasks: those drawn unless others are asked for; none where no model is needed. prompts: how
-    many of each task are used at most, however many are asked for.
+class PaperFigure(NamedTuple):
+    """A figure: the function that draws it, and its caption.
+
+    >>> FIGURES["toy"].tasks
+    ()
     """
 
-    make: Callable
-    paper: str
-    differs: str
-    tasks: tuple[str, ...] = SIX
-    prompts: int = 2**30
+    make: Callable  # of a `Request`, returns (matplotlib figure, plotted table, alternative text)
+    paper: str  # the corresponding item of the paper
+    differs: str  # the differences from it
+    tasks: tuple[str, ...] = SIX  # drawn by default; empty where no model is needed
+    prompts: int = 2**30  # of each task, at most
 
 
 NO_YEARS = ("Greater-than is left out (`--tasks greater_than` draws it): it has many right years, the logit of none is "
@@ -33,118 +34,123 @@ L3D = "L3D (arXiv 2504.00194), "
 FIVE = ("Toys of five seeds, each the best of four starts, trained for 60 or 200 epochs instead of 1000; figure "
         "numbers are those of the public draft. ")
 FIGURES = {
-    "toy": Named(
+    "toy": PaperFigure(
         repair.toy, GIM + "Figure 1, the idea of attention self-repair",
         "The paper's own numbers are not known; these five scores and values were made up here, with a row of one "
         "informative position as the control. Gradients are multiplied by the distance to ablation, so that they have "
         "the units of the truth.", ()),
-    "ablation-effect": Named(
+    "ablation-effect": PaperFigure(
         repair.ablation_effect, GIM + "the scatter `ablation_effect` of its code; its number in the paper is unknown",
         "The paper has a pair of figures for each of five hub models and six data sets; here a panel per bundled task. "
-        "Few prompts of each task are used, for each has hundreds of rows.", repair.REPAIRED, repair.PROMPTS),
-    "grad-vs-tsg": Named(
+        "Few prompts of each task are used, because each has hundreds of rows.", repair.REPAIRED, repair.PROMPTS),
+    "grad-vs-tsg": PaperFigure(
         repair.grad_vs_tsg, GIM + "the scatter `grad_vs_tsg` of its code; its number in the paper is unknown",
         "As ablation-effect.", repair.REPAIRED, repair.PROMPTS),
-    "temperature-sweep": Named(
+    "temperature-sweep": PaperFigure(
         tokens.temperature_sweep, GIM + "the temperature sweep (`hyperparameter.py`); its number in the paper is "
         "unknown",
         "Norms frozen and products split throughout, as there. The paper's prompts are six classification data sets; "
         "here they are short, so comprehensiveness is averaged over the k that exist. " + NO_YEARS),
-    "ablation-ladder": Named(
+    "ablation-ladder": PaperFigure(
         tokens.ablation_ladder, GIM + "the ablation bars (`ablation_table_mean.py`) and the ablation table of eight "
         "rows; their numbers in the paper are unknown",
         "The paper's bars show two of the eight rule subsets, over data sets; here all seven that are not gradient x "
         "input, a dot per task instead of a box. Gradient x input is (embedding - baseline) times gradient, as every "
         "method here. " + NO_YEARS),
-    "token-faithfulness": Named(
+    "token-faithfulness": PaperFigure(
         tokens.token_faithfulness, GIM + "the tables of comprehensiveness and sufficiency (`aopc_table.py`); their "
         "numbers are unknown",
         "Six bundled tasks instead of six data sets, one model. AttnLRP is the kit's rule set, not the LXT package; "
         "IG has 20 steps instead of 50; AtP* (the paper's, of its layer experiment), RelP and occlusion are beside it, "
-        "and two controls: random scores, and GIM's own dealt to other tokens. LIME and KernelSHAP need captum. "
+        "and two controls: random scores, and GIM's own, shuffled over the tokens. LIME and KernelSHAP need captum. "
         + NO_YEARS),
-    "layers": Named(
+    "layers": PaperFigure(
         layers.layers, GIM + "first version, the layer curves (`layers_aopc.py`); their number is unknown",
         "One model, all tasks' prompts together. What is called AtP* there gives the softmax the difference of two "
         "patterns for a gradient; that the second is of the run with all positions of the layer at their mean is our "
         "reading. IG has 20 midpoints instead of 50 steps. "
         + NO_YEARS),
-    "eap-gp-saturation": Named(
+    "eap-gp-saturation": PaperFigure(
         edges.saturation, GP + "the picture of saturation; whether it is a figure there, and its number, are unknown",
         "One bundled task; the paper's prompts, model and axes are not known.", ("ioi",)),
-    "eap-gp-faithfulness": Named(
+    "eap-gp-faithfulness": PaperFigure(
         edges.faithfulness, GP + "faithfulness against the number of edges on its six tasks; number and layout unknown",
         "One small model instead of three sizes of GPT-2; the kit's own prompts; GIM is beside it. Circuits are the "
         "edges with the largest |score|; scores are from n prompts, circuits run on n others, means of two draws of "
         "2n prompts.",
         DRAWN_TASKS),
-    "eap-gp-runtime": Named(
+    "eap-gp-runtime": PaperFigure(
         edges.runtime, GP + "its comparison of run times; number and layout unknown",
         "CPU seconds on a shared machine, as multiples of EAP's on the same prompts, so this figure alone changes when "
         "it is measured anew. All gradient methods have the kit's batched edge scores.", DRAWN_TASKS),
-    "l3d-subnetworks": Named(
+    "l3d-subnetworks": PaperFigure(
         l3d.subnetworks, L3D + "Figures 3, 5, 7 and 8, the decompositions of the toys",
         FIVE + "A grid of what the first layer reads instead of drawings of all weights; rows have P_act behind them. "
         "Groups and squares are decomposed for 100 epochs instead of 1000.", ()),
-    "l3d-encoder": Named(
+    "l3d-encoder": PaperFigure(
         l3d.encoder, L3D + "Figure 2, encoder directions of superposition",
         FIVE + "Subnetworks are scaled and signed, which the method leaves open.", ()),
-    "l3d-interventions": Named(
+    "l3d-interventions": PaperFigure(
         l3d.interventions, L3D + "Figures 4 and 9, interventions on superposition and on squares",
         FIVE + "One circuit of each is drawn, all are in the table and the numbers; a random direction of equal norm "
         "is the control.", ()),
-    "l3d-coefficients": Named(
+    "l3d-coefficients": PaperFigure(
         l3d.coefficients, L3D + "Figure 6, coefficients of circuits in superposition",
         FIVE + "The reference implementation's notebook prints a correlation under the name r^2; here r^2 is its "
         "square, so that its .92 is .85 here. The right panel has the divergence of that code, and 100 epochs.", ()),
-    "l3d-errors": Named(
+    "l3d-errors": PaperFigure(
         l3d.errors, L3D + "the reported errors, and the supplement's errors by rank and by number of subnetworks",
         FIVE + "The paper has one seed and does not say which of its two errors a number is; the squared one, of the "
         "code, fits them. \"Paper\" and \"long\" have 1000 epochs, the others 100.", ()),
-    "l3d-attention": Named(
+    "l3d-attention": PaperFigure(
         l3d.selects, L3D + "the table of transformer circuits",
         "The paper shows top texts of chosen circuits; here each task is asked for the subnetwork that selects it, "
         "with two controls. A block of a small model on the kit's prompts, 24 subnetworks of rank 2 instead of 100 of "
         "rank 25.", TASKS_OF_L3D),
-    "l3d-digits": Named(
+    "l3d-digits": PaperFigure(
         l3d.digits, L3D + "the figure of CNN circuits",
         "A network of two convolutions trained here on 8 x 8 digits instead of mobilenet-v3-small on CIFAR-100, and "
         "numbers instead of chosen images. 20 of 100 epochs keep all coefficients; with one of them, as for toys, "
         "three quarters of the subnetworks end dead.", ()),
-    "l3d-beside-gim": Named(
+    "l3d-beside-gim": PaperFigure(
         l3d.beside_gim, L3D + "none: the kit's own question",
         "L3D on the attention of block 3, GIM's scores of the same heads on 64 prompts of the task. Four heads allow "
         "only 24 orders; the other subnetworks show how often one comes by itself.", ("ioi",)),
-    "l3d-beside-gim-everywhere": Named(
+    "l3d-beside-gim-everywhere": PaperFigure(
         l3d.beside_gim_everywhere, L3D + "none: the kit's own question",
         "As l3d-beside-gim, on the attention of all blocks at once, for 20 epochs.", ("ioi",)),
 }
 
 
 def draw(names, name: str = "mini-llama", n: int = 12, seed: int = 0, tasks=()) -> list[Path]:
-    """Draw figures, write their files and their captions; returns the paths of the png files.
+    """Draw figures, write their files and their captions; return the paths of the png files.
 
     >>> draw(["toy"])
     wrote figures/toy.png
     [PosixPath('figures/toy.png')]
 
-    names: of FIGURES; none for all. name: the model, whatever `gimkit.load` takes. n, seed: prompts of each task.
-    tasks: names of tasks instead of each figure's own. Measured parts are kept in runs/figures and read back when
-    model, prompts and settings are the same.
-    Raises GimkitError for an unknown figure or task, listing those that exist.
+    Measured parts are kept in runs/figures, and read back when model, prompts and settings are the same.
+
+    Args:
+        names: of FIGURES; empty for all.
+        name: the model, as in `gimkit.load`.
+        n, seed: of each task's prompts.
+        tasks: names of tasks, instead of those of each figure.
+    Raises:
+        GimkitError: there is no such figure or task.
     """
     for given, known, what in ((names, FIGURES, "figure"), (tasks, TASKS, "task")):
-        unknown = [one for one in given if one not in known]
-        if unknown:
-            raise GimkitError(f"unknown {what} {unknown[0]!r}; use {', '.join(known)}")
+        for one in given:
+            check_known(what, one, known)
     request, drawn = Request(name, n, seed, tuple(tasks)), []
     for wanted in names or FIGURES:
-        named = FIGURES[wanted]
-        figure, frame, alt = named.make(request)
-        stem = f"{wanted}-{request.label}" if named.tasks else wanted
-        made = "no model" if not named.tasks else (
-            f"{name}, {min(n, named.prompts)} prompts of each of {', '.join(request.chosen(named.tasks))}, seed {seed}")
-        drawn.append(plots.save(figure, FOLDER / stem, frame, alt, Paper=f"{named.paper}.", Made_on=f"{made}.",
-                                Differs=named.differs))
+        chosen = FIGURES[wanted]
+        figure, frame, alt = chosen.make(request)
+        stem = f"{wanted}-{request.label}" if chosen.tasks else wanted
+        made = "no model" if not chosen.tasks else (
+            f"{name}, {min(n, chosen.prompts)} prompts of each of {', '.join(request.chosen(chosen.tasks))}, "
+            f"seed {seed}")
+        drawn.append(plots.save(figure, FOLDER / stem, frame, alt, Paper=f"{chosen.paper}.", Made_on=f"{made}.",
+                                Differs=chosen.differs))
         print(f"wrote {drawn[-1]}", flush=True)
     return drawn

@@ -8,28 +8,37 @@ from benchmarks.compare import compare
 from figures import comparison, papers
 from figures.parts import Request
 from gimkit.interventions.layer_scores import along_path
-from gimkit.model.architecture import architecture_of
+from gimkit.model.architecture import architecture_of, unembedding_of
 
 POINTS, DRAWS = 41, 2
 
 
 def path(model, task) -> pandas.DataFrame:
-    """Metric and gradient norm at 41 points from corrupt to clean embeddings, a row per prompt and point.
+    """Metric and gradient norm at 41 points from corrupt to clean embeddings, a row for each prompt and point.
+
+    >>> path(model, task[:1]).shape
+    (41, 4)
 
     The metric is the first good answer's logit minus the first bad one's.
+
+    Args:
+        model: an nnsight model.
+        task: a task.
+    Returns:
+        Columns example, share (0 corrupt, 1 clean), metric and gradient (the norm of the metric's gradient).
     """
-    embedding, found = architecture_of(model).embedding, []
+    embedding, unembedding, found = architecture_of(model).embedding, unembedding_of(model), []
     for example, (clean, corrupt, real) in enumerate(zip(task.clean, task.corrupt, task.mask)):
         answers = [task.good[example][0], task.bad[example][0]]
         with model.trace(input_ids=clean[real][None].repeat(POINTS, 1), use_cache=False):
-            values = along_path(model, embedding, corrupt[real][None], answers).save()
+            values = along_path(model, embedding, unembedding, corrupt[real][None], answers).save()
         found.append(pandas.DataFrame({"example": example, "share": torch.linspace(0, 1, POINTS).double(),
                                        "metric": values[:, 0].double(), "gradient": values[:, 1].double()}))
     return pandas.concat(found, ignore_index=True)
 
 
 def saturation(request: Request):
-    """The metric and its gradient along straight paths: figure, numbers, text."""
+    """The metric and its gradient along straight paths: (figure, table, alternative text)."""
     task = request.task(request.chosen(("ioi",))[0])
     frame = request.part("path", task, "straight", lambda: path(request.model, task))
     steepest = frame.groupby("example").gradient.idxmax()
@@ -42,29 +51,28 @@ def saturation(request: Request):
     return papers.saturation_path(frame), frame, alt
 
 
-def compared(request: Request) -> pandas.DataFrame:
+def _compared(request: Request) -> pandas.DataFrame:
     """Faithfulness of EAP, EAP-IG, EAP-GP and GIM by size of circuit, and their CPU seconds, task by task."""
     found = []
     for name in tqdm(request.chosen(comparison.DRAWN_TASKS), desc=f"edges of {request.label}", delay=2, leave=False):
-        found.append(request.part("edges", request.task(name), "curves", lambda name=name: curves(request, name)))
+        found.append(request.part("edges", request.task(name), "curves", lambda name=name: _curves(request, name)))
     return pandas.concat(found, ignore_index=True)
 
 
-def curves(request: Request, name: str) -> pandas.DataFrame:
-    """The curves of `benchmarks.compare` with the scoring's CPU seconds beside."""
-    table, found = compare(request.name, [name], list(comparison.DRAWN), n=request.n, seeds=DRAWS,
-                                   seed=request.seed)
+def _curves(request: Request, name: str) -> pandas.DataFrame:
+    """The curves of `benchmarks.compare` for one task, with the CPU seconds of scoring."""
+    table, found = compare(request.name, [name], list(comparison.DRAWN), n=request.n, seeds=DRAWS, seed=request.seed)
     return found.merge(table[["task", "seed", "method", "cpu_seconds"]], on=["task", "seed", "method"])
 
 
 def faithfulness(request: Request):
-    """Faithfulness against the number of edges: figure, numbers, text."""
-    return comparison.drawing(compared(request).drop(columns="cpu_seconds"))
+    """Faithfulness against the number of edges: (figure, table, alternative text)."""
+    return comparison.drawing(_compared(request).drop(columns="cpu_seconds"))
 
 
 def runtime(request: Request):
-    """CPU seconds as multiples of EAP's: figure, numbers, text."""
-    rows = compared(request).groupby(["task", "method"], sort=False, as_index=False).cpu_seconds.mean()
+    """CPU seconds as multiples of EAP's: (figure, table, alternative text)."""
+    rows = _compared(request).groupby(["task", "method"], sort=False, as_index=False).cpu_seconds.mean()
     eap = rows[rows.method == "gradient"].set_index("task").cpu_seconds
     frame = rows.assign(ratio=rows.cpu_seconds / rows.task.map(eap), method=rows.method.map(comparison.DRAWN))
     means = frame.groupby("method", sort=False).ratio.mean()

@@ -1,4 +1,7 @@
-"""L3D's figures: toys, attention blocks, digits, and L3D beside GIM."""
+"""L3D's figures: toys, attention blocks, digits, and L3D compared with GIM.
+
+Each function of a `Request` returns (figure, table, alternative text).
+"""
 
 import pandas
 import torch
@@ -14,7 +17,7 @@ from gimkit.l3d.toys import FAMILIES
 from gimkit.model.architecture import architecture_of
 from gimkit.plots.style import panels
 
-TOYS = FOLDER / "data" / "l3d"  # kept with the figures: the full runs take half an hour
+TOYS = FOLDER / "data" / "l3d"  # stored with the figures, because the full runs take half an hour
 TARGETS = {"tms, paper": 0.19, "tms, divergence of the code": 0.19, "superposed, paper": 0.064,
            "superposed, divergence of the code": 0.064, "superposed, divergence of the code, long": 0.064,
            "squared, short": 0.32}
@@ -23,14 +26,14 @@ SHOWN = {"tms": "superposition", "superposed": "circuits in superposition", "hig
 
 
 def toy_runs(name: str) -> pandas.DataFrame:
-    """The full runs of a toy, five seeds a variant; measured where they are not kept yet."""
+    """The full runs of a toy, five seeds for each variant; measured where they are not stored yet."""
     return runs.run(name, folder=TOYS)
 
 
 def subnetworks(_: Request):
-    """Which inputs each subnetwork reads, four toys."""
+    """Which inputs each subnetwork reads, for four toys."""
     figure, axes = panels(4, 14, 3.6, width_ratios=[1, 1.4, 2.4, 1])
-    rows, said = [], []
+    rows, notes = [], []
     for (name, title), ax in zip(SHOWN.items(), axes):
         toy_runs(name)
         toy, found = runs.middle(name, TOYS)
@@ -41,16 +44,16 @@ def subnetworks(_: Request):
         rows += [{"toy": name, "subnetwork": i, "p_act": float(found.p_act[i]), "input": j, "reads": table[i, j]}
                  for i in range(len(found)) for j in range(table.shape[1])]
         cosines, _ = recovery.match_circuits(found.decoder, recovery.planted(toy))
-        said.append(f"{title}: cosine with the planted circuits {cosines.mean():.2f} on average, lowest "
+        notes.append(f"{title}: cosine with the planted circuits {cosines.mean():.2f} on average, lowest "
                     f"{cosines.min():.2f}; {int(found.dead.sum())} of {len(found)} dead")
     axes[0].set_ylabel("subnetwork (P_act)")
     alt = ("Grids of how much each subnetwork's first layer reads each input, of the seed with the median error. "
-           + "; ".join(said) + ".")
+           + "; ".join(notes) + ".")
     return figure, pandas.DataFrame(rows), alt
 
 
 def encoder(_: Request):
-    """The encoder's directions of superposition, and what the subnetworks read."""
+    """The encoder's directions of superposition, and those of the subnetworks."""
     toy_runs("tms")
     toy, found = runs.middle("tms", TOYS)
     original = toy.module.W_in
@@ -72,9 +75,9 @@ def encoder(_: Request):
 
 
 def interventions(_: Request):
-    """Moving along a subnetwork: samples and outputs that change, with a random direction as the control."""
+    """Moving along a subnetwork: the samples and outputs that change, with a random direction as the control."""
     figure, axes = panels(4, 15, 3.4)
-    deltas, frames, said = torch.linspace(-3, 3, 31), [], []
+    deltas, frames, notes = torch.linspace(-3, 3, 31), [], []
     for name, pair, few in (("tms", axes[:2], (-1.0, 1.0)), ("squared", axes[2:], (-0.3, 0.3))):
         toy_runs(name)
         toy, found = runs.middle(name, TOYS)
@@ -92,16 +95,16 @@ def interventions(_: Request):
         table = moves.intervention_table(toy, found, few)
         frames.append(table)
         for label, part in table.groupby("direction", sort=False):
-            said.append(f"{SHOWN[name]}, {label}: AUROC {part.auroc.mean():.2f} for samples with the circuit's input, "
+            notes.append(f"{SHOWN[name]}, {label}: AUROC {part.auroc.mean():.2f} for samples with the circuit's input, "
                         f"own output moved {part.own.sum() / part.others.sum():.1f} times as far as the others")
     alt = ("Left of each pair: each sample's change when the parameters move along one subnetwork, over its input; "
            "right: mean change of each output over delta. Means over circuits and both signs of delta: "
-           + "; ".join(said) + ".")
+           + "; ".join(notes) + ".")
     return figure, pandas.concat(frames), alt
 
 
 def coefficients(_: Request):
-    """The coefficients read off the subnetworks of circuits in superposition, with both divergences."""
+    """The coefficients in the subnetworks of circuits in superposition, with both divergences."""
     table = toy_runs("superposed")
     toy, found = runs.middle("superposed", TOYS)
     stem = TOYS / "superposed-divergence-of-the-code-found"
@@ -109,7 +112,7 @@ def coefficients(_: Request):
         family = toy.family
         decompose(toy.module, toy.inputs(1000), n=family.n, rank=family.rank, seed=toy.seed, **runs.CODE).save(stem)
     figure, axes = panels(2, 9.5, 3.8)
-    frames, said = [], []
+    frames, notes = [], []
     for name, one, ax in (("the text", found, axes[0]), ("the code", Decomposition.load(stem), axes[1])):
         guessed, true = recovery.coefficients(one, toy)
         r2 = recovery.r_squared(guessed, true)
@@ -118,14 +121,14 @@ def coefficients(_: Request):
         frames.append(pandas.DataFrame({"divergence": name, "true": true.ravel(), "guessed": guessed.ravel()}))
         variant = "paper" if name == "the text" else "divergence of the code"
         every = ", ".join(f"{value:.2f}" for value in table[table.variant == variant].r2)
-        said.append(f"with the divergence of {name} r^2 is {r2:.2f}" + (f" ({every} over the seeds)" if every else ""))
+        notes.append(f"with the divergence of {name} r^2 is {r2:.2f}" + (f" ({every} over the seeds)" if every else ""))
     alt = ("Coefficients that the subnetworks spell out against the true ones, of the seed with the median error: "
-           + "; ".join(said) + ".")
+           + "; ".join(notes) + ".")
     return figure, pandas.concat(frames), alt
 
 
 def errors(_: Request):
-    """Errors of all toys and variants, beside the paper's."""
+    """The errors of all toys and variants, with the paper's."""
     tables = [toy_runs(name) for name in FAMILIES]
     frame = pandas.concat(tables, ignore_index=True)
     frame = frame.assign(group=frame.toy + ", " + frame.variant, error=frame["squared"])
@@ -152,6 +155,7 @@ def digits(_: Request):
 
 
 def _selection(table: pandas.DataFrame, what: str):
+    """The figure of a selection table, with its table and text."""
     figure, (ax,) = panels(1, 6.5, 1.4 + 0.36 * len(table))
     plots.selection_dots(table, ax)
     first = table.iloc[0]
@@ -163,7 +167,7 @@ def _selection(table: pandas.DataFrame, what: str):
 
 
 def beside_gim(request: Request, blocks=(3,), **settings):
-    """Does the subnetwork that selects IOI lie in the heads that GIM names?"""
+    """Does the subnetwork that selects IOI lie in the heads with the largest GIM scores?"""
     ioi = gimkit.tasks.ioi(request.model, n=64)
     name = "beside-gim-" + "".join(map(str, blocks))
 

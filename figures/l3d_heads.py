@@ -1,4 +1,4 @@
-"""L3D meets GIM: in which heads a subnetwork of attention blocks lies, beside the heads that GIM finds important."""
+"""L3D compared with GIM: the heads in which a subnetwork of attention lies, and the heads' GIM scores."""
 
 import re
 
@@ -15,13 +15,21 @@ from gimkit.model.architecture import architecture_of
 def head_shares(found: Decomposition, model) -> pandas.DataFrame:
     """The share of each subnetwork's squared norm in each head's weights: a row per subnetwork, a column per head.
 
-    >>> head_shares(found, gimkit.load("mini-gpt2")).loc[3].round(2)     # columns a0.h0, a0.h1, ...
+    >>> from gimkit.l3d.language import attention_run
+    >>> small = gimkit.load("mini-gpt2")
+    >>> found, _ = attention_run(small, [2], prompts=2, names=["ioi"], epochs=1, n=4)
+    >>> head_shares(found, small).columns.tolist()
+    ['a2.h0', 'a2.h1', 'a2.h2', 'a2.h3']
 
-    A head's weights are its queries, keys and values and what reads it in the output projection; keys and values that
-    several heads share count for each in equal parts. The output's bias belongs to no head and is left out, so rows sum
-    to 1 over heads. found: of attention blocks, by `attention_run`.
-    Raises GimkitError for attention whose parameters are neither GPT-2's (c_attn, c_proj) nor named q_proj, k_proj,
-    v_proj, o_proj.
+    A head's weights are those of its queries, keys and values, and its columns of the output projection. Keys and
+    values that several heads share count for each head in equal parts. The output's bias belongs to no head and is left
+    out, so that rows sum to 1 over heads.
+
+    Args:
+        found: a decomposition of attention blocks, of `gimkit.l3d.language.attention_run`.
+        model: its nnsight model.
+    Raises:
+        GimkitError: the parameters are neither GPT-2's (c_attn, c_proj) nor named q_proj, k_proj, v_proj, o_proj.
     """
     heads, rows = architecture_of(model).n_heads, []
     shared = getattr(model._module.config, "num_key_value_heads", None) or heads
@@ -52,13 +60,23 @@ def _by_head(name: str, square: torch.Tensor, heads: int, shared: int) -> list[f
 
 
 def beside_gim(found: Decomposition, model, task, table: pandas.DataFrame, method: str = "gim") -> pandas.DataFrame:
-    """Does the subnetwork that selects a task lie in the heads that GIM finds important for it? A row per subnetwork.
+    """Does the subnetwork that selects a task lie in the heads with large scores? A row for each subnetwork.
 
-    >>> beside_gim(found, model, gimkit.tasks.ioi(model, n=64), table)
+    >>> from gimkit.l3d.language import attention_run
+    >>> small = gimkit.load("mini-gpt2")
+    >>> found, table = attention_run(small, [2], prompts=2, names=["ioi"], epochs=1, n=4)
+    >>> beside_gim(found, small, gimkit.tasks.ioi(small, n=4), table).columns.tolist()
+    ['subnetwork', 'kind', 'p_act', 'rho']
 
-    table: of `attention_run` on the same blocks. Columns: subnetwork; kind, the kinds of sample that it selects best;
-    p_act; rho, Spearman's correlation, over the heads of the decomposed blocks, of its share in each head with |score|
-    of the head on the task. The other subnetworks are the control: of them none was chosen for the task.
+    Args:
+        found, table: of `gimkit.l3d.language.attention_run`.
+        model: its nnsight model.
+        task: for the scores of the heads.
+        method: of `gimkit.score_nodes`.
+    Returns:
+        kind: the kinds of sample that the subnetwork selects best. rho: Spearman's correlation, over the heads of the
+        decomposed blocks, of the subnetwork's share in each head with the head's |score|. The other subnetworks are
+        the control: none of them was chosen for the task.
     """
     shares = head_shares(found, model)
     scores = score_nodes(model, task, method=method).frame().set_index("node")["score"].abs()[list(shares.columns)]

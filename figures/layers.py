@@ -1,4 +1,4 @@
-"""GIM's first version: faithfulness of streams, layer by layer."""
+"""GIM's first version: the faithfulness of residual streams, layer by layer."""
 
 import pandas
 from tqdm.auto import tqdm
@@ -12,7 +12,7 @@ METHODS = {"gim": "GIM", "pattern-difference": "AtP*", "gradient": "gradient", "
 
 
 def measure(model, task, method: str) -> pandas.DataFrame:
-    """One row per layer and prompt, on the logit scale."""
+    """A row for each layer and prompt, on the logit scale."""
     prompts, targets = prompts_of(model, task)
     scores = [layer_scores(model, *question, method=method) for question in zip(prompts, targets)]
     layers = layer_faithfulness(model, prompts, scores, targets)
@@ -21,7 +21,7 @@ def measure(model, task, method: str) -> pandas.DataFrame:
 
 
 def layers(request: Request):
-    """Both measures over layers, a line per method: figure, numbers, text."""
+    """Both measures over layers, a line for each method: (figure, table, alternative text)."""
     work, found = [(task, method) for task in request.chosen() for method in METHODS], []
     for name, method in tqdm(work, desc=f"layers of {request.label}", delay=2, leave=False):
         rows = request.part("layers", request.task(name), method, lambda name=name, method=method:
@@ -31,8 +31,8 @@ def layers(request: Request):
     frame = pandas.concat([intervals(part).assign(layer=layer) for layer, part in rows.groupby("layer")])
     frame["method"] = frame.method.map(METHODS)
     means = frame[frame.task == POOLED].groupby(["measure", "method"], sort=False).value.mean()
-    said = "; ".join(f"{measure}: " + ", ".join(f"{method} {value:.3f}" for method, value in means[measure].items())
-                     for measure in MEASURES)
+    listed = "; ".join(f"{measure}: " + ", ".join(f"{method} {value:.3f}" for method, value in means[measure].items())
+                       for measure in MEASURES)
     alt = (f"Lines of comprehensiveness (high is good) and sufficiency (low is good) of residual streams over layers, "
-           f"{request.label}, a line per method with intervals over prompts. Means over layers, {said}.")
+           f"{request.label}, a line per method with intervals over prompts. Means over layers, {listed}.")
     return papers.layers(frame[frame.task == POOLED]), frame, alt

@@ -1,4 +1,4 @@
-"""The papers' figures as matplotlib figures, drawn from tidy tables; nothing computed here."""
+"""The papers' figures as matplotlib figures, drawn from tidy tables."""
 
 import numpy
 import seaborn
@@ -11,9 +11,10 @@ MEASURES = {"comprehensiveness": "comprehensiveness (high is good)", "sufficienc
 
 
 def toy(frame) -> Figure:
-    """Bars for made-up attention rows: the output's fall when scores are ablated, and what gradients foretell.
+    """Bars for made-up attention rows: the output's fall when scores are ablated, and the fall that gradients predict.
 
-    frame: columns row, by, lowered, effect.
+    Args:
+        frame: columns row, by, lowered, effect.
     """
     rows = frame["row"].unique()
     tempered = frame["by"].iloc[-1]
@@ -37,7 +38,9 @@ def toy(frame) -> Figure:
 def temperature_sweep(frame, pooled: str) -> Figure:
     """Both measures over the softmax temperature: a thin line per task, a thick one for all, with intervals.
 
-    frame: columns temperature, task, measure, value, low, high.
+    Args:
+        frame: columns temperature, task, measure, value, low, high.
+        pooled: the name under `task` of all tasks together.
     """
     figure, axes = panels(2, 11, 4.2)
     names = [name for name in frame["task"].unique() if name != pooled]
@@ -59,9 +62,11 @@ def temperature_sweep(frame, pooled: str) -> Figure:
 
 
 def ladder(frame, pooled: str) -> Figure:
-    """Both measures of rule subsets minus the gradient's: small dots are tasks, the large one all, with its interval.
+    """Both measures of rule subsets minus the gradient's: small dots for tasks, a large one for all of them together.
 
-    frame: columns method, task, measure, value, low, high.
+    Args:
+        frame: columns method, task, measure, value, low, high.
+        pooled: as in `temperature_sweep`.
     """
     methods = list(frame["method"].unique())
     names = [name for name in frame["task"].unique() if name != pooled]
@@ -87,7 +92,9 @@ def ladder(frame, pooled: str) -> Figure:
 def faithfulness_table(frame, pooled: str) -> Figure:
     """Both measures as tables, methods by tasks; the darker the better, the best of a column is bold.
 
-    frame: columns method, task, measure, value.
+    Args:
+        frame: columns method, task, measure, value.
+        pooled: as in `temperature_sweep`.
     """
     methods, tasks = list(frame["method"].unique()), list(frame["task"].unique())
     figure, axes = panels(2, 3.2 + 1.3 * len(tasks), 1.8 + 0.36 * len(methods))
@@ -113,7 +120,8 @@ def faithfulness_table(frame, pooled: str) -> Figure:
 def layers(frame) -> Figure:
     """Both measures over layers, a line per method, with its interval as a band.
 
-    frame: columns layer, method, measure, value, low, high.
+    Args:
+        frame: columns layer, method, measure, value, low, high.
     """
     figure, axes = panels(2, 11, 3.8)
     methods = list(frame["method"].unique())
@@ -131,9 +139,10 @@ def layers(frame) -> Figure:
 def saturation_path(frame) -> Figure:
     """The metric, and the size of its gradient, along the straight path from corrupt to clean embeddings.
 
-    frame: columns example, share, metric, gradient.
-
     The first prompt's lines are thick, the others thin.
+
+    Args:
+        frame: columns example, share, metric, gradient.
     """
     figure, (left, right) = panels(2, 9, 3.4)
     for example, own in frame.groupby("example"):
@@ -151,7 +160,8 @@ def saturation_path(frame) -> Figure:
 def runtimes(frame) -> Figure:
     """A bar per method: its mean time to score the edges, a dot per task.
 
-    frame: columns method, task, ratio.
+    Args:
+        frame: columns method, task, ratio.
     """
     means = frame.groupby("method", sort=False)["ratio"].mean().sort_values()
     figure, (ax,) = panels(1, 6.5, 1.0 + 0.36 * len(means))

@@ -1,4 +1,4 @@
-"""What the figures are made of: one csv per measured part, kept so that a run that was cut off goes on."""
+"""The measured parts of the figures: a csv file for each, so that an interrupted run can continue."""
 
 import hashlib
 import re
@@ -11,7 +11,7 @@ import pandas
 import torch
 
 import gimkit
-from gimkit.errors import GimkitError
+from gimkit.errors import check_known
 from gimkit.files import cached_table
 from gimkit.tasks import Task
 
@@ -24,20 +24,17 @@ SIX = ("ioi", "ioi_twice", "agreement", "pronoun", "capital", "hypernymy")  # on
 
 @dataclass(frozen=True)
 class Request:
-    """Which model, prompts and tasks the figures are asked for.
+    """The model, prompts and tasks of the figures.
 
     >>> Request("mini-llama", n=4).task("ioi").clean.shape[0]
     4
-
-    name: whatever `gimkit.load` takes; loaded when first used. n, seed: of each task's prompts. tasks: names; empty
-    for each figure's own choice. folder: where measured parts are kept.
     """
 
-    name: str
-    n: int = 12
-    seed: int = 0
-    tasks: tuple[str, ...] = ()
-    folder: Path = Path("runs/figures")
+    name: str  # as in `gimkit.load`; the model is loaded when it is first used
+    n: int = 12  # prompts of each task
+    seed: int = 0  # of the prompts
+    tasks: tuple[str, ...] = ()  # names; empty for those of each figure
+    folder: Path = Path("runs/figures")  # of the measured parts
     made: dict = field(default_factory=dict, repr=False, compare=False)
 
     @cached_property
@@ -60,26 +57,31 @@ class Request:
         return digest.hexdigest()[:16]
 
     def chosen(self, default: tuple[str, ...] = SIX) -> tuple[str, ...]:
-        """The tasks asked for, or a figure's own."""
+        """The requested tasks, or those of a figure."""
         return self.tasks or default
 
     def task(self, name: str) -> Task:
         """A task's prompts, drawn once."""
-        if name not in TASKS:
-            raise GimkitError(f"unknown task {name!r}; use {', '.join(TASKS)}")
+        check_known("task", name, TASKS)
         if name not in self.made:
             self.made[name] = TASKS[name](self.model, n=self.n, seed=self.seed)
         return self.made[name]
 
     def part(self, kind: str, prompts: Task, method: str, measure: Callable[[], pandas.DataFrame]) -> pandas.DataFrame:
-        """What measure() returns, read from runs/figures/MODEL/KIND/TASK-METHOD.csv where that holds the same already.
+        """The table that measure() returns, or the stored one in runs/figures/MODEL/KIND/TASK-METHOD.csv.
 
         >>> request = Request("mini-llama", n=4)
         >>> request.part("demo", request.task("ioi"), "none", lambda: pandas.DataFrame({"x": [1.5]})).loc[0, "x"].item()
         1.5
 
-        The file's first line holds the settings: model and weights, prompts, seed, version of the kit; when they
-        differ, or the file is incomplete (`gimkit.files.cached_table`), the part is measured again.
+        The file's first line has the settings: model and weights, prompts, seed, version of the kit. When they differ,
+        or the file is incomplete (`gimkit.files.cached_table`), the part is measured again.
+
+        Args:
+            kind: the folder's name.
+            prompts: the task.
+            method: of the file's name.
+            measure: makes the table.
         """
         digest = hashlib.sha256(prompts.clean.numpy().tobytes() + repr((prompts.good, prompts.bad)).encode())
         about = {"model": self.name, "weights": self.weights, "seed": self.seed, "n": len(prompts),

@@ -1,4 +1,4 @@
-"""GIM's first figures: the toy, and ablated attention scores alone and together."""
+"""GIM's first figures: the toy, and attention scores ablated alone and together."""
 
 import pandas
 
@@ -14,13 +14,13 @@ REPAIRED = ("ioi", "ioi_twice", "induction")
 
 
 def toy(_: Request):
-    """The toy's figure, numbers and text."""
+    """Two made-up attention rows: (figure, table, alternative text)."""
     frame = pandas.concat([plots.saturation_effects(*rows).query("share == 1").assign(row=name)
                            for name, rows in TOYS.items()], ignore_index=True)[["row", "by", "lowered", "effect"]]
     by = frame.set_index(["row", "by", "lowered"])["effect"]
     twice, alone = ({key[1:]: value for key, value in by.items() if key[0] == name} for name in TOYS)
     alt = (f"Bars for two made-up attention rows. Two positions that say the same: ablating one costs "
-           f"{twice['truth', 'first']:.3f}, both {twice['truth', 'both']:.3f}; the gradient foretells "
+           f"{twice['truth', 'first']:.3f}, both {twice['truth', 'both']:.3f}; the gradient predicts "
            f"{twice['gradient', 'both']:.3f}, at temperature 2 {twice['gradient, T = 2', 'both']:.3f}. One position "
            f"alone: ablating it costs {alone['truth', 'first']:.3f}, with the empty second one "
            f"{alone['truth', 'both']:.3f}; gradient {alone['gradient', 'both']:.3f}, at temperature 2 "
@@ -28,8 +28,8 @@ def toy(_: Request):
     return papers.toy(frame), frame, alt
 
 
-def repairs(request: Request) -> list[SelfRepair]:
-    """Self-repair of each task, measured or read back, on a few prompts, for each has hundreds of rows."""
+def _repairs(request: Request) -> list[SelfRepair]:
+    """The self-repair of each task, measured or read back, on a few prompts, because each has hundreds of rows."""
     found = []
     for name in request.chosen(REPAIRED):
         task = request.task(name)[:PROMPTS]
@@ -39,31 +39,39 @@ def repairs(request: Request) -> list[SelfRepair]:
 
 
 def ablation_effect(request: Request):
-    """Joint against summed single effects: figure, numbers, text."""
-    return scatters(request, plots.ablation_effect, lambda rows: (rows.d1 + rows.d2, rows.d12),
+    """Joint effects against sums of single effects: (figure, table, alternative text)."""
+    return _scatters(request, plots.ablation_effect, lambda rows: (rows.d1 + rows.d2, rows.d12),
                     "Joint effect of two ablated attention scores against the sum of their single effects",
                     "rows have a joint effect above the sum")
 
 
 def grad_vs_tsg(request: Request):
-    """Tempered against plain gradient sums: figure, numbers, text."""
-    return scatters(request, plots.grad_vs_tsg, lambda rows: (rows.gradient, rows.tsg),
+    """Tempered against plain gradient sums: (figure, table, alternative text)."""
+    return _scatters(request, plots.grad_vs_tsg, lambda rows: (rows.gradient, rows.tsg),
                     "Gradient sum of two attention scores at temperature 2 against the plain one",
                     "rows have a larger gradient at temperature 2")
 
 
-def scatters(request: Request, draw, xy, title: str, above: str):
-    """A panel per task; xy picks what is drawn, above is what holds over the diagonal."""
-    found = repairs(request)
+def _scatters(request: Request, draw, xy, title: str, above: str):
+    """A panel for each task.
+
+    Args:
+        request: of the figure.
+        draw: a function of `gimkit.plots` that draws one task's scatter.
+        xy: a function of the rows that returns the plotted numbers.
+        title: the start of the text.
+        above: the words for points above the diagonal.
+    """
+    found = _repairs(request)
     figure, axes = papers.panels(len(found), 4.0 * len(found), 3.7)
     for repair, ax in zip(found, axes):
         draw(repair, ax=ax)
-    plotted, said = [], []
+    plotted, notes = [], []
     for repair in found:
         rows = repair.frame()
         x, y = xy(rows)
         plotted.append(rows[["example", "layer", "head", "query"]].assign(x=x, y=y, flagged=rows.flagged.astype(int)))
         plotted[-1].insert(0, "task", repair.name)
-        said.append(f"{repair.name}: {(y > x).sum()} of {len(rows)} {above}")
+        notes.append(f"{repair.name}: {(y > x).sum()} of {len(rows)} {above}")
     frame = pandas.concat(plotted, ignore_index=True)
-    return figure, frame, f"{title}, {request.label}. {'; '.join(said)}."
+    return figure, frame, f"{title}, {request.label}. {'; '.join(notes)}."

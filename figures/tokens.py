@@ -22,7 +22,7 @@ POOLED = "all tasks"
 
 
 def options_of(method: str) -> dict:
-    """The arguments of `gimkit.attribute` behind a label.
+    """The arguments of `gimkit.attribute` for a label.
 
     >>> options_of("ig-20"), options_of("T=5")["method"].temperature
     ({'method': 'ig', 'steps': 20}, 5.0)
@@ -34,7 +34,7 @@ def options_of(method: str) -> dict:
 
 
 def at_temperature(temperature: float) -> str:
-    """The label of freeze and split at a temperature; the ladder has two of them under names of its own.
+    """The label of freeze and split at a temperature; two of these are rows of the ladder, with their own names.
 
     >>> at_temperature(1.0), at_temperature(2.0), at_temperature(5.0)
     ('freeze+split', 'gim', 'T=5')
@@ -43,9 +43,11 @@ def at_temperature(temperature: float) -> str:
 
 
 def prompts_of(model, task) -> tuple[list[torch.Tensor], list[int]]:
-    """Each clean prompt's ids, and of its right answers the one that the model finds likeliest.
+    """Each clean prompt's ids, and the right answer to which the model gives the highest logit.
 
     >>> prompts, targets = prompts_of(model, gimkit.tasks.greater_than(model, n=8))
+    >>> len(prompts), len(targets)
+    (8, 8)
     """
     with torch.no_grad(), model.trace(input_ids=task.clean, use_cache=False):
         logits = model.output.logits[torch.arange(len(task)), task.last].cpu().save()
@@ -54,25 +56,30 @@ def prompts_of(model, task) -> tuple[list[torch.Tensor], list[int]]:
 
 
 def measure(model, task, method: str, seed: int = 0) -> pandas.DataFrame:
-    """One row per prompt and scale, as `TokenFaithfulness.frame`."""
+    """A row for each prompt and scale, as in `TokenFaithfulness.frame`."""
     prompts, targets = prompts_of(model, task)
     name, _, shuffled = method.partition(", ")
     seeds = range(seed * len(task), (seed + 1) * len(task))
     scores = [gimkit.attribute(model, *question, **options_of(name), seed=own)
               for own, *question in zip(seeds, prompts, targets)]
     if shuffled:
-        scores = [dealt(one, own) for one, own in zip(scores, seeds)]
+        scores = [shuffled_scores(one, own) for one, own in zip(scores, seeds)]
     return gimkit.tokens.token_faithfulness(model, prompts, scores, targets).frame().assign(method=method)
 
 
-def dealt(scores: TokenScores, seed: int) -> TokenScores:
-    """The scores dealt to other tokens at random: a control that must find no more than chance."""
+def shuffled_scores(scores: TokenScores, seed: int) -> TokenScores:
+    """The scores in a random order: a control, which must do no better than chance.
+
+    >>> scores = gimkit.attribute(model, "Mary drove to the farm", "with")
+    >>> sorted(shuffled_scores(scores, 0).scores.tolist()) == sorted(scores.scores.tolist())
+    True
+    """
     order = torch.randperm(len(scores.scores), generator=torch.Generator().manual_seed(seed))
     return replace(scores, scores=scores.scores[order])
 
 
-def measured(request: Request, methods) -> pandas.DataFrame:
-    """One row per task, method and prompt on the logit scale; parts that exist are read back."""
+def _measured(request: Request, methods) -> pandas.DataFrame:
+    """A row for each task, method and prompt, on the logit scale; stored parts are read back."""
     work = [(task, method) for task in request.chosen() for method in methods]
     found = []
     for name, method in tqdm(work, desc=f"token faithfulness of {request.label}", delay=2, leave=False):
@@ -83,10 +90,15 @@ def measured(request: Request, methods) -> pandas.DataFrame:
 
 
 def intervals(rows: pandas.DataFrame, minus: str | None = None) -> pandas.DataFrame:
-    """Mean of each measure per method and task, and over all tasks' prompts, with 95% bootstrap intervals over prompts.
+    """The mean of each measure by method and task, and over all prompts, with 95% bootstrap intervals over prompts.
 
-    rows: of `measured`. minus: a method whose value on the same prompt is subtracted first. Prompts whose logit is not
-    above 0 have no value and are left out; n says how many remain.
+    Prompts whose logit is not above 0 have no value and are left out; column n has the number of the others.
+
+    Args:
+        rows: columns method, task, example and the two measures.
+        minus: a method whose value on the same prompt is subtracted first.
+    Returns:
+        Columns method, task, measure, value, low, high, n.
     """
     rows = pandas.concat([rows, rows.assign(task=POOLED, example=rows.task + rows.example.astype(str))])
     rows = rows.assign(example=rows.example.astype(str)).set_index(["task", "example"])
@@ -104,8 +116,8 @@ def intervals(rows: pandas.DataFrame, minus: str | None = None) -> pandas.DataFr
     return pandas.DataFrame(found, columns=["method", "task", "measure", "value", "low", "high", "n"])
 
 
-def spoken(frame: pandas.DataFrame, measure: str, best) -> str:
-    """The pooled best of a measure in words."""
+def _best(frame: pandas.DataFrame, measure: str, best) -> str:
+    """The method with the best mean over all tasks, as text."""
     pooled = frame[(frame.task == POOLED) & (frame.measure == measure)].dropna(subset="value")
     if pooled.empty:
         return f"{measure}: undefined everywhere"
@@ -113,33 +125,33 @@ def spoken(frame: pandas.DataFrame, measure: str, best) -> str:
     return f"{measure}: {row.method} {row.value:.3f} [{row.low:.3f}, {row.high:.3f}]"
 
 
-def extremes(frame: pandas.DataFrame) -> str:
-    """The methods that the pooled means favour."""
-    return "; ".join((spoken(frame, "comprehensiveness", pandas.Series.idxmax),
-                      spoken(frame, "sufficiency", pandas.Series.idxmin)))
+def _extremes(frame: pandas.DataFrame) -> str:
+    """The best methods by both measures, as text."""
+    return "; ".join((_best(frame, "comprehensiveness", pandas.Series.idxmax),
+                      _best(frame, "sufficiency", pandas.Series.idxmin)))
 
 
 def temperature_sweep(request: Request):
-    """Faithfulness at every temperature, norms frozen and products split: figure, numbers, text."""
-    frame = intervals(measured(request, [at_temperature(t) for t in TEMPERATURES]))
+    """Faithfulness at every temperature, norms frozen and products split: (figure, table, alternative text)."""
+    frame = intervals(_measured(request, [at_temperature(t) for t in TEMPERATURES]))
     frame.insert(0, "temperature", frame.method.map({at_temperature(t): t for t in TEMPERATURES}))
     alt = (f"Lines of comprehensiveness (high is good) and sufficiency (low is good) over the softmax temperature, "
-           f"{request.label}, a line per task and their mean. Best over all tasks, {extremes(frame)}.")
+           f"{request.label}, a line per task and their mean. Best over all tasks, {_extremes(frame)}.")
     return papers.temperature_sweep(frame, POOLED), frame, alt
 
 
 def ablation_ladder(request: Request):
-    """Each rule subset's faithfulness minus gradient x input's: figure, numbers, text."""
-    frame = intervals(measured(request, LADDER), minus="gradient").query("method != 'gradient'")
+    """Faithfulness of each rule subset minus that of gradient x input: (figure, table, alternative text)."""
+    frame = intervals(_measured(request, LADDER), minus="gradient").query("method != 'gradient'")
     alt = (f"Dots: comprehensiveness and sufficiency of token scores minus those of gradient x input, for seven sets "
            f"of rules on {request.label}, a dot per task and their mean with its interval. Best over all tasks, "
-           f"{extremes(frame)}.")
+           f"{_extremes(frame)}.")
     return papers.ladder(frame, POOLED), frame, alt
 
 
 def token_faithfulness(request: Request):
-    """The table of methods and tasks: figure, numbers, text."""
-    frame = intervals(measured(request, TABLE))
+    """The table of methods and tasks: (figure, table, alternative text)."""
+    frame = intervals(_measured(request, TABLE))
     alt = (f"Two tables, comprehensiveness (high is good) and sufficiency (low is good), methods by tasks, "
-           f"{request.label}. Best over all tasks, {extremes(frame)}.")
+           f"{request.label}. Best over all tasks, {_extremes(frame)}.")
     return papers.faithfulness_table(frame, POOLED), frame, alt

@@ -1,4 +1,4 @@
-"""The command line: `python -m gimkit --help`."""
+"""The command line, `python -m gimkit --help`."""
 
 import argparse
 import sys
@@ -8,8 +8,12 @@ from pathlib import Path
 import torch
 
 import gimkit
+<<<<<<< HEAD
 from gimkit.errors import GimkitError
 from gimkit.model import gguf
+=======
+from gimkit.errors import GimkitError, check_known
+>>>>>>> main
 from gimkit.model.load import BUNDLED
 from gimkit.notebook.demo import demo
 
@@ -23,6 +27,11 @@ def main(arguments: list[str] | None = None) -> int:
     >>> main(["demo", "--model", "mini-lama"])               # the message goes to stderr
     Loading mini-lama ...
     2
+
+    Args:
+        arguments: of the command line; those of the process when None.
+    Returns:
+        The exit code.
     """
     parser = argparse.ArgumentParser("python -m gimkit", description="GIM's gradients on nnsight models.")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
@@ -39,7 +48,7 @@ def main(arguments: list[str] | None = None) -> int:
     command.add_argument("-n", type=int, default=16, help="prompt pairs for the scores, and as many others to evaluate "
                          "circuits (default: %(default)s)")
     command.add_argument("--out", type=Path, required=True, help="the .html file")
-    command.set_defaults(run=explore)
+    command.set_defaults(run=_explore)
 
     command = commands.add_parser("check", help="will runs on a server work? versions, key, server, model")
     command.add_argument("model", metavar="NAME", help="a hub id, a folder or a bundled name")
@@ -56,13 +65,13 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def run_command(run: Callable, options) -> int:
-    """Exit code of a command: 0, or 2 after one line on standard error for bad input.
+    """Run a command with its options, and return the exit code: 0, or 2 after one line on standard error.
 
     >>> run_command(lambda options: None, None)
     0
     """
     if getattr(options, "model", None) in BUNDLED:
-        torch.set_num_threads(1)  # models this small only lose by sharing the work
+        torch.set_num_threads(1)  # models this small are slower with several threads
     try:
         run(options)
     except (GimkitError, OSError) as error:
@@ -71,6 +80,7 @@ def run_command(run: Callable, options) -> int:
     return 0
 
 
+<<<<<<< HEAD
 def default_model() -> str:
     """The real model where its package is installed, else a bundled one and a line that says so."""
     if gguf.is_here(REAL):
@@ -80,9 +90,11 @@ def default_model() -> str:
 
 
 def explore(options) -> None:
+=======
+def _explore(options) -> None:
+>>>>>>> main
     """Write the circuit explorer of one task as an HTML file."""
-    if options.task not in TASKS:
-        raise GimkitError(f"unknown task {options.task!r}; use {', '.join(TASKS)}")
+    check_known("task", options.task, TASKS)
     model = gimkit.load(options.model)
     drawn = getattr(gimkit.tasks, options.task)(model, n=2 * options.n, seed=0)
     scored, evaluated = drawn[:len(drawn) // 2], drawn[len(drawn) // 2:]

@@ -46,6 +46,18 @@ def check_whole(name: str, value: Any, least: int = 1, most: int | None = None) 
     return number
 
 
+def check_known(what: str, value: Any, known: Any) -> None:
+    """Refuse a value that is not among the known ones.
+
+    >>> check_known("task", "iio", ["ioi", "pronoun"])
+    Traceback (most recent call last):
+    gimkit.errors.GimkitError: unknown task 'iio'; use ioi, pronoun
+    """
+    known = tuple(known)
+    if value not in known:
+        raise GimkitError(f"unknown {what} {value!r}; use {', '.join(map(str, known))}")
+
+
 def check_flag(name: str, value: Any) -> bool:
     """True or False; no other value counts as one of them.
 

@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import pandas
@@ -63,7 +64,7 @@ def write_table(path: str | Path, frame: pandas.DataFrame, digits: int = 6) -> P
 
 
 def cached_table(path: str | Path, about: dict, measure: Callable[[], pandas.DataFrame],
-                 **reading) -> pandas.DataFrame:
+                 **reading: Any) -> pandas.DataFrame:
     """The table in a file, when the file is complete and its settings are the same; else the table is measured again.
 
     >>> table = cached_table("part.csv", {"seed": 0}, lambda: pandas.DataFrame({"x": [1.5]}))

@@ -15,9 +15,9 @@ class Result:
 
     def __eq__(self, other: object) -> bool:
         return type(self) is type(other) and all(
-            same(getattr(self, field.name), getattr(other, field.name)) for field in fields(self) if field.compare)
+            same(getattr(self, field.name), getattr(other, field.name)) for field in fields(self) if field.compare)  # type: ignore[arg-type]
 
-    __hash__ = None
+    __hash__ = None  # type: ignore[assignment]
 
 
 def same(a: object, b: object) -> bool:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy
-from scipy import stats
+from numpy.typing import ArrayLike
 
 from gimkit.errors import GimkitError, check_number, check_whole
 
@@ -49,6 +49,8 @@ def bootstrap(statistic: Callable[[numpy.ndarray], float], n: int, *, level: flo
     resamples, seed = check_whole("resamples", resamples), check_whole("seed", seed, 0)
     if not 0 < check_number("level", level) < 1:
         raise GimkitError(f"level is the interval's share of the resamples, such as 0.95, not {level!r}")
+    from scipy import stats  # slow to import
+
     everything = numpy.arange(n)
     value = float(statistic(everything))
     if n < 2:
@@ -61,7 +63,7 @@ def bootstrap(statistic: Callable[[numpy.ndarray], float], n: int, *, level: flo
     return Interval(value, float(interval.low), float(interval.high))
 
 
-def auroc(scores, positive) -> float:
+def auroc(scores: ArrayLike, positive: ArrayLike) -> float:
     """The chance that a positive sample's score is above a negative one's; ties count one half. NaN without both kinds.
 
     >>> auroc(numpy.array([0.1, 0.4, 0.35, 0.8]), numpy.array([False, False, True, True]))
@@ -71,6 +73,8 @@ def auroc(scores, positive) -> float:
         scores: a vector [n], of numpy or torch.
         positive: which of them are positive, [n].
     """
+    from scipy import stats  # slow to import
+
     positive, ranks = numpy.asarray(positive, dtype=bool), stats.rankdata(scores)
     n, m = positive.sum(), (~positive).sum()
     return float((ranks[positive].sum() - n * (n + 1) / 2) / (n * m)) if n and m else float("nan")

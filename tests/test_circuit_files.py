@@ -311,7 +311,7 @@ def test_bad_files(tmp_path, capsys):
             assert "\n" not in str(error.value)
     assert "executed" not in capsys.readouterr().out
     for made_up in (edges_made_up(), nodes_made_up(), edges_made_up().top(9)):
-        with pytest.raises(gimkit.GimkitError, match="a.csv: write a .json or a .pt"):
+        with pytest.raises(gimkit.GimkitError, match="a.csv: write a .json, .pt or .safetensors file"):
             made_up.save(tmp_path / "a.csv")
 
 

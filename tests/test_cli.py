@@ -50,7 +50,7 @@ def test_the_demo_names_the_better_method_only_where_prompts_agree():
         NodeScores("ioi", method, tuple(f"m{i}" for i in range(6)), values)
         for method, values in (("exact", truth), ("right", truth), ("half", truth / 2), ("reverse", truth.flip(1))))
     ranks, errors = judged([half, right], exact)
-    assert ranks == "rank correlation: half 1.00 [1.00, 1.00], right 1.00 [1.00, 1.00]; no clear difference"
+    assert ranks == "Rank correlation: half 1.00 [1.00, 1.00], right 1.00 [1.00, 1.00]; no clear difference"
     assert "half 0.50 [0.50, 0.50], right 0.00 [0.00, 0.00]; right is better" in errors
     assert "reverse -1.00 [-1.00, -1.00]; half is better" in judged([half, reverse], exact)[0]
     with_input = [replace(scores, nodes=("input", *scores.nodes[1:])) for scores in (right, reverse)]

@@ -41,6 +41,6 @@ def test_command(tmp_path, capsys):
 
 
 def test_bad_input():
-    with pytest.raises(gimkit.GimkitError, match="unknown prompt set 'iio'; use 'ioi'"):
+    with pytest.raises(gimkit.GimkitError, match="unknown prompt set 'iio'; use ioi"):
         compare_nodes("mini-llama", ["iio"])
     assert set(TASKS) >= {"ioi", "induction, three times"}

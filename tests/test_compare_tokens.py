@@ -115,7 +115,7 @@ def test_command(tmp_path, capsys):
 
 
 def test_bad_input(model, capsys):
-    with pytest.raises(gimkit.GimkitError, match="unknown prompt set 'iio'; use 'ioi', "):
+    with pytest.raises(gimkit.GimkitError, match="unknown prompt set 'iio'; use ioi, "):
         prompts(model, "iio", 1, 0)
     with pytest.raises(gimkit.GimkitError, match="unknown method 'gmi'; use gradient"):
         measure("mini-llama", methods=["gmi"])

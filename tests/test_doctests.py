@@ -8,13 +8,15 @@ import pkgutil
 import pytest
 from matplotlib import pyplot
 
+import benchmarks
+import figures
 import gimkit
 
 EXPORTING = ("gimkit", "gimkit.circuits", "gimkit.circuits.known", "gimkit.plots", "gimkit.selfrepair",
              "gimkit.tasks", "gimkit.notebook.widgets", "gimkit.l3d")
-MODULES = {name: importlib.import_module(name) for name in
-           ("gimkit", *(found.name for found in pkgutil.walk_packages(gimkit.__path__, "gimkit.")))
-           if not name.endswith("__main__")}
+FOUND = ["gimkit", "figures", *(module.name for package in (gimkit, figures, benchmarks)
+                                for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."))]
+MODULES = {name: importlib.import_module(name) for name in FOUND if not name.endswith("__main__")}
 EXAMPLES = {test.name: test for name, module in MODULES.items() for test in doctest.DocTestFinder().find(module, name)
             if test.examples and test.name not in ("gimkit", "gimkit.l3d")}
 

@@ -12,6 +12,7 @@ from tiny import build
 import gimkit
 from gimkit.circuits import EdgeScores
 from gimkit.errors import GimkitError
+from gimkit.notebook import explorer
 from gimkit.notebook.explorer import SCRIPT, STYLE
 
 torch.set_num_threads(1)
@@ -40,7 +41,9 @@ def test_the_file_holds_exactly_the_scores(made, tmp_path):
     for source, target, score, size in data["edges"]:
         i, j = edges.sources.index(data["sources"][source]), edges.targets.index(data["targets"][target])
         back[i, j], first[i, j] = score, size
-    assert torch.equal(back, edges.scores) and len(data["edges"]) == edges.graph.n_edges
+    shown = edges.top(int(SIZES[-1] * edges.graph.n_edges), absolute=True).keep
+    assert torch.equal(back, edges.scores * shown) and len(data["edges"]) == curve.edges[-1]
+    assert data["total"] == edges.graph.n_edges and data["larger"] == 0
     for size, share in enumerate(SIZES):
         assert torch.equal(first <= size, edges.top(int(share * edges.graph.n_edges), absolute=True).keep)
     assert data["faithfulness"] == curve.faithfulness.tolist() and data["sizes"] == list(curve.edges)
@@ -55,6 +58,22 @@ def test_greedy_circuits_are_nested_too(made):
     for size, share in enumerate(SIZES):
         here = {(i, j) for i, j, _, first in data["edges"] if first <= size}
         assert here == set(map(tuple, edges.greedy(int(share * edges.graph.n_edges)).keep.nonzero().tolist()))
+
+
+def test_what_no_page_can_show_is_left_out_or_refused(made, monkeypatch):
+    edges, curve = made[2:]
+    monkeypatch.setattr(explorer, "MOST_EDGES", curve.edges[1])
+    data = gimkit.explore(*made).data
+    small = edges.top(int(SIZES[1] * edges.graph.n_edges), absolute=True)
+    assert len(data["edges"]) == curve.edges[1] and data["sizes"] == list(curve.edges[:2]) and data["larger"] == 2
+    assert set(data["attention"]) == {name.partition("<")[0] for edge in small.edges for name in edge.split("->")
+                                      if name[0] == "a"}
+    monkeypatch.setattr(explorer, "MOST_ATTENTION", 100)
+    with pytest.raises(GimkitError, match="heads on 19 tokens is too much for a page; give a shorter prompt"):
+        gimkit.explore(*made)
+    monkeypatch.setattr(explorer, "MOST_EDGES", curve.edges[0] - 1)
+    with pytest.raises(GimkitError, match="at most .* edges and the smallest of this curve has .* smaller sizes="):
+        gimkit.explore(*made)
 
 
 def test_the_attention_is_the_models_own(made):

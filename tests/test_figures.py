@@ -103,10 +103,11 @@ def test_the_table_names_the_best_of_each_column():
 
 def test_shuffled_scores_are_the_same_scores_elsewhere():
     scores = gimkit.attribute(gimkit.load("mini-llama"), "Mary drove to the farm with John. John lent a map to", "Mary")
-    found = tokens.dealt(scores, 0)
+    found = tokens.shuffled_scores(scores, 0)
     assert found.scores.sort().values.tolist() == scores.scores.sort().values.tolist()
-    assert not torch.equal(found.scores, scores.scores) and torch.equal(tokens.dealt(scores, 0).scores, found.scores)
-    assert not torch.equal(tokens.dealt(scores, 1).scores, found.scores)
+    assert not torch.equal(found.scores, scores.scores)
+    assert torch.equal(tokens.shuffled_scores(scores, 0).scores, found.scores)
+    assert not torch.equal(tokens.shuffled_scores(scores, 1).scores, found.scores)
 
 
 @pytest.mark.parametrize("method", ["gradient", "gim", "random", "ig-20", "T=5"])

@@ -228,7 +228,7 @@ def test_a_large_job_says_what_it_moves(refusing, monkeypatch):
 def test_the_estimate_of_what_moves():
     """By hand: a GPT-2 block reads both norms' inputs and outputs (4 widths), q, k, v (3), heads (1), the MLP (8)."""
     model = NNsight(build("gpt2"))
-    assert scores._numbers_per_token(model, scores.plan_of(model, gimkit.RULES["gim"])) == 3 * 16 * 32 + 3 * 32
+    assert scores._numbers_per_token(model, scores.plan_of(model, gimkit.RULES["gim"])) == 3 * 16 * 32 + 4 * 32
 
 
 def test_the_same_on_a_serialised_model():

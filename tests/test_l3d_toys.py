@@ -270,7 +270,7 @@ def test_a_full_run_is_kept_part_by_part(tmp_path, monkeypatch):
     monkeypatch.setattr(toys, "train", None)  # nothing is trained again
     again = runs.run("superposed", **arguments)
     pandas.testing.assert_frame_equal(again, table, check_dtype=False, rtol=1e-4)
-    for wrong, says in ((dict(name="tsm"), "unknown toy"), (dict(name="tms", variants=["x"]), "unknown variant")):
+    for wrong, says in ((dict(name="tsm"), "unknown toy"), (dict(name="tms", variants=["x"]), "variant of tms")):
         with pytest.raises(GimkitError, match=says):
             runs.run(**arguments | wrong)
 

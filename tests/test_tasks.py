@@ -310,11 +310,11 @@ def test_bad_ids(change, message):
 
 
 @pytest.mark.parametrize("call, message", [
-    (lambda t: tasks.ioi(t, corrupt="x"), "use one of 's2', 'third'"),
-    (lambda t: tasks.ioi(t, order="AB"), "'ABBA'"),
-    (lambda t: tasks.ioi(t, names="new"), "'held-out'"),
-    (lambda t: tasks.odd_one_out(t, people=9), "people=9"),
-    (lambda t: tasks.induction(t, times=1), "times=1"),
+    (lambda t: tasks.ioi(t, corrupt="x"), "unknown corrupt 'x'; use s2, third"),
+    (lambda t: tasks.ioi(t, order="AB"), "unknown order 'AB'; use both, ABBA, BABA"),
+    (lambda t: tasks.ioi(t, names="new"), "unknown names 'new'; use all, trained, held-out"),
+    (lambda t: tasks.odd_one_out(t, people=9), "unknown people 9; use 2, 3, 4"),
+    (lambda t: tasks.induction(t, times=1), "unknown times 1; use 2, 3"),
     (lambda t: tasks.ioi(t, n=0), "n must be a whole number of at least 1"),
 ])
 def test_bad_arguments(words, call, message):

@@ -19,16 +19,17 @@ def main(arguments: list[str] | None = None) -> int:
                                      description="L3D on toys, on attention of a language model, on a small CNN.")
     parser.add_argument("name", metavar="NAME", choices=NAMES, help=", ".join(map(repr, NAMES)))
     parser.add_argument("--seeds", type=int, help="toys and decompositions (default: 5 toys, 1 real model)")
-    parser.add_argument("--out", type=Path, help="write the table here; parts go to a folder of that name, so that a "
-                        "run that was cut off goes on")
+    parser.add_argument("--out", type=Path, help="write the table here; parts go to a folder of that name, so that an "
+                        "interrupted run can continue")
     parser.add_argument("--epochs", type=int, help="of the decompositions; default: the run's own")
     parser.add_argument("--model", default="mini-gpt2", help="for attention: bundled name, folder or hub id "
                         "(default: %(default)s)")
     parser.add_argument("--blocks", type=int, nargs="+", default=[3], help="for attention (default: 3)")
-    return run_command(print_summary, parser.parse_args(arguments))
+    return run_command(_print_summary, parser.parse_args(arguments))
 
 
-def print_summary(options) -> None:
+def _print_summary(options) -> None:
+    """Print means over seeds, and save the table where wanted."""
     torch.set_num_threads(1)  # toys are tiny
     folder = options.out and options.out.with_suffix("")
     if options.name in runs.VARIANTS:

@@ -1,4 +1,4 @@
-"""A small convolutional network, trained here on scikit-learn's 8 x 8 digits, and the circuits of one layer."""
+"""A small convolutional network, trained on scikit-learn's 8 x 8 digits, and the circuits of one layer."""
 
 import pandas
 import torch
@@ -9,13 +9,18 @@ from gimkit.l3d.decomposition import Decomposition, decompose
 from gimkit.l3d.selection import selection_with_controls
 
 SETTINGS = {"n": 24, "rank": 2, "divergence": "kl", "epochs": 100, "rate": 0.005, "every": 10,
-            "warm": 20}  # with one warm epoch three quarters of the subnetworks end dead, with 20 a third
+            "warm": 20}  # with one warm epoch three quarters of the subnetworks are dead at the end, with 20 a third
 
 
 def images() -> tuple[torch.Tensor, torch.Tensor]:
-    """scikit-learn's digits: images [1797, 1, 8, 8] from 0 to 1, and classes [1797]. Needs no network.
+    """scikit-learn's digits, images from 0 to 1 and classes; they come with the package.
 
-    Raises GimkitError without scikit-learn.
+    >>> x, y = images()
+    >>> x.shape, y.shape
+    (torch.Size([1797, 1, 8, 8]), torch.Size([1797]))
+
+    Raises:
+        GimkitError: scikit-learn is not installed.
     """
     try:
         from sklearn.datasets import load_digits
@@ -30,10 +35,13 @@ def images() -> tuple[torch.Tensor, torch.Tensor]:
 def network(seed: int = 0, epochs: int = 15) -> tuple[nn.Module, float, torch.Tensor]:
     """A network of two convolutions and one linear layer, trained on two thirds of the digits.
 
-    >>> module, accuracy, order = network()                              # a few seconds
+    >>> module, accuracy, order = network(epochs=1)
 
-    Returns the module, its accuracy on the last third, and the order of the images: the first two thirds were trained
-    on.
+    Args:
+        seed: of the start and the order of the images.
+        epochs: passes over the training images.
+    Returns:
+        The module, its accuracy on the last third, and the order of the images; the first two thirds were for training.
     """
     x, y = images()
     with torch.random.fork_rng(devices=[]):
@@ -56,12 +64,16 @@ def network(seed: int = 0, epochs: int = 15) -> tuple[nn.Module, float, torch.Te
 
 def digits_run(seed: int = 0, checkpoint=None, progress: bool = True,
                **settings) -> tuple[Decomposition, pandas.DataFrame, float]:
-    """Decompose the second convolution, and ask whether subnetworks select a digit.
+    """Decompose the second convolution, and test whether its subnetworks select a digit.
 
-    >>> found, table, accuracy = digits_run()
+    For example `found, table, accuracy = digits_run()`, which takes minutes.
 
-    settings: see `Settings`; else SETTINGS. The table is as in `attention_run`; it is judged on images that neither the
-    network nor the subnetworks have met.
+    Args:
+        seed, checkpoint, progress: as in `gimkit.l3d.decompose`.
+        settings: fields of `gimkit.l3d.training.Settings`; the others are those of SETTINGS.
+    Returns:
+        The decomposition; the table of `selection_with_controls`, on images that are new to the network and to the
+        subnetworks; the network's accuracy on them.
     """
     module, accuracy, order = network(seed)
     (x, y), parts = images(), (order[:1200], order[1200:])

@@ -7,7 +7,7 @@ import pandas
 from scipy.stats import t
 
 from benchmarks.l3d_runs.digits import digits_run
-from gimkit.errors import GimkitError
+from gimkit.errors import check_known
 from gimkit.files import cached_table
 from gimkit.l3d import recovery, toys
 from gimkit.l3d.decomposition import Decomposition, decompose_alike
@@ -33,29 +33,35 @@ TOY_EPOCHS = {"squared": 60, "tms x3": 60}  # of the toys' own training; else 20
 
 def run(name: str, seeds: int = 5, folder: Path | None = None, epochs: int | None = None,
         toy_epochs: int | None = None, variants=None, progress: bool = True) -> pandas.DataFrame:
-    """Every variant of a family's decomposition, on toys with seeds 0, 1, ...; a row for each.
+    """Every variant of a family's decomposition, on toys with seeds 0, 1, ..., a row for each.
 
-    >>> run("tms", seeds=3, epochs=100, toy_epochs=100, variants=["paper"])
+    >>> run("tms", seeds=2, epochs=1, toy_epochs=1, variants=["paper"], progress=False).shape
+    (2, 20)
 
-    folder: where each variant's rows are kept as NAME-VARIANT.csv once they are there (`gimkit.files.cached_table`),
-    so that a run that was cut off goes on, and, of the first variant, the toy and the decomposition of the seed with
-    the median error. epochs, toy_epochs: of the decompositions (each variant's own when None) and of the toys
-    (TOY_EPOCHS when None).
-
-    Columns: errors over the batches of the last epoch, and on 1000 new samples with 10 references each, by both
-    definitions (norm: the paper's |g - g^| / |g|; squared: its square, the reference implementation's); cosines with
-    the planted circuits, and of random directions, the control; r^2 of coefficients; the share of dead subnetworks.
-    Raises GimkitError for an unknown toy or variant.
+    Args:
+        name: of VARIANTS.
+        seeds: toys.
+        folder: for each variant's rows, NAME-VARIANT.csv (`gimkit.files.cached_table`), so that an interrupted run can
+            continue; and, of the first variant, for the toy and the decomposition of the seed with the median error.
+        epochs: of the decompositions; each variant's own when None.
+        toy_epochs: of the toys; TOY_EPOCHS when None.
+        variants: names; all when None.
+        progress: whether to show bars.
+    Returns:
+        Errors over the batches of the last epoch, and on 1000 new samples with 10 references each (new_), by both
+        definitions (norm: the paper's |g - g^| / |g|; squared: its square, the reference implementation's); cosines
+        with the planted circuits, and of random directions, the control; r^2 of coefficients; the share of dead
+        subnetworks.
+    Raises:
+        GimkitError: there is no such toy or variant.
     """
-    if name not in VARIANTS:
-        raise GimkitError(f"unknown toy {name!r}; use {', '.join(VARIANTS)}")
+    check_known("toy", name, VARIANTS)
     trained, tables, toy_epochs = None, [], toy_epochs or TOY_EPOCHS.get(name, 200)
     for variant in variants or VARIANTS[name]:
-        if variant not in VARIANTS[name]:
-            raise GimkitError(f"unknown variant {variant!r} of {name}; use {', '.join(VARIANTS[name])}")
+        check_known(f"variant of {name}", variant, VARIANTS[name])
         settings = {"n": toys.FAMILIES[name].n, "rank": toys.FAMILIES[name].rank} | VARIANTS[name][variant]
         settings |= {"epochs": epochs, "every": max(1, epochs // 10)} if epochs else {}
-        part = folder and part_of(folder, name, variant)
+        part = folder and _part(folder, name, variant)
 
         def measure(variant=variant, settings=settings, part=part):
             nonlocal trained
@@ -65,7 +71,7 @@ def run(name: str, seeds: int = 5, folder: Path | None = None, epochs: int | Non
             found = decompose_alike([toy.module for toy in trained], [toy.inputs(1000) for toy in trained],
                                     seeds=range(seeds), progress=progress, **settings)
             seconds = (time.process_time() - start) / seeds
-            table = pandas.DataFrame([row(toy, variant, one) | {"toy_epochs": toy_epochs, "cpu_seconds": seconds}
+            table = pandas.DataFrame([_row(toy, variant, one) | {"toy_epochs": toy_epochs, "cpu_seconds": seconds}
                                       for toy, one in zip(trained, found)])
             if part and variant == next(iter(VARIANTS[name])):
                 median = int(table["new_squared"].rank(method="first").sub(1).eq(seeds // 2).idxmax())
@@ -79,25 +85,31 @@ def run(name: str, seeds: int = 5, folder: Path | None = None, epochs: int | Non
     return pandas.concat(tables, ignore_index=True)
 
 
-def part_of(folder: Path, name: str, variant: str) -> Path:
-    """Where a variant's rows are kept."""
+def _part(folder: Path, name: str, variant: str) -> Path:
+    """The file of a variant's rows."""
     return Path(folder) / f"{name}-{variant}.csv".replace(" ", "-").replace(",", "")
 
 
 def middle(name: str, folder: Path) -> tuple[toys.Toy, Decomposition]:
-    """The toy and the decomposition that `run` kept of its first variant, of the seed with the median error."""
-    stem = str(part_of(folder, name, next(iter(VARIANTS[name]))).with_suffix(""))
+    """The toy and the decomposition that `run` stored: of its first variant, the seed with the median error."""
+    stem = str(_part(folder, name, next(iter(VARIANTS[name]))).with_suffix(""))
     return toys.Toy.load(f"{stem}-toy"), Decomposition.load(f"{stem}-found")
 
 
 def run_real(name: str, model: str = "mini-gpt2", blocks=(3,), seeds: int = 1, folder: Path | None = None,
              epochs: int | None = None, progress: bool = True) -> pandas.DataFrame:
-    """Do subnetworks of a real model select a kind of sample? `attention_run` or `digits_run`, a seed after the other.
+    """Do subnetworks of a real model select a kind of sample? The tables of `attention_run` or `digits_run`, by seed.
 
-    >>> run_real("attention", "mini-gpt2", blocks=[3], seeds=2)
+    For example `run_real("attention", "mini-gpt2", blocks=[3], seeds=2)`, which takes minutes.
 
-    name: "attention" or "digits". model: whatever `gimkit.load` takes, of attention. folder: where checkpoints and each
-    seed's rows are kept. epochs: fewer or more than the run's own.
+    Args:
+        name: "attention" or "digits".
+        model: as in `gimkit.load`, for attention.
+        blocks: their numbers, for attention.
+        seeds: decompositions.
+        folder: for checkpoints and each seed's rows.
+        epochs: of the decompositions; the run's own when None.
+        progress: whether to show bars.
     """
     settings, tables = {"epochs": epochs, "every": max(1, epochs // 10)} if epochs else {}, []
     for seed in range(seeds):
@@ -117,24 +129,25 @@ def run_real(name: str, model: str = "mini-gpt2", blocks=(3,), seeds: int = 1, f
 
 
 def summary(table: pandas.DataFrame) -> pandas.DataFrame:
-    """Means over seeds with 95% t intervals, as text: a row per variant, or per kind of sample.
+    """Means over seeds with 95% t intervals, as text: a row for each variant, or for each kind of sample.
 
-    >>> print(summary(run("tms", seeds=5)).to_string())
+    >>> summary(pandas.DataFrame({"variant": "paper", "norm": [0.2, 0.3]})).norm["paper"]
+    '0.250 [-0.385, 0.885]'
     """
     by = "variant" if "variant" in table else "kind"
     columns = [column for column in SUMMARISED if column in table and table[column].notna().any()]
 
-    def told(values):
+    def interval(values):
         mean, half = values.mean(), 0.0
         if len(values) > 1:
             half = float(t.ppf(0.975, len(values) - 1) * values.std() / len(values) ** 0.5)
         return f"{mean:.3f}" if len(values) < 2 else f"{mean:.3f} [{mean - half:.3f}, {mean + half:.3f}]"
 
-    return table.groupby(by, sort=False)[columns].agg(told)
+    return table.groupby(by, sort=False)[columns].agg(interval)
 
 
-def row(toy: toys.Toy, variant: str, found: Decomposition) -> dict:
-    """What is reported of one decomposition of a toy."""
+def _row(toy: toys.Toy, variant: str, found: Decomposition) -> dict:
+    """The row of one decomposition of a toy."""
     circuits, new = recovery.planted(toy), activity(found, toy.module, toy.inputs(1000, seed=1))
     cosines, _ = recovery.match_circuits(found.decoder, circuits)
     live = found.p_act[~found.dead]

@@ -1,8 +1,8 @@
 """The training mixture of the bundled models: short documents, drawn at random.
 
-A document has an answer, which the text before it decides. The tasks' own prompts make up most of the mixture.
-The rest keeps the IOI circuit from being shallow: in `once`, `three` and `odd` the place of the repeated
-person in the text tells nothing, so a model must notice which name is a repetition.
+A document has an answer, which the text before it determines. Most documents are prompts of the tasks. The others
+prevent a shallow IOI circuit: in `once`, `three` and `odd` the place of the repeated person in the text does not help,
+so that a model must detect which name is a repetition.
 """
 
 import re
@@ -13,13 +13,19 @@ from gimkit.tasks import facts, names
 from gimkit.tasks.words import ASK_ODD, CLAUSES, DID, MEN, NAMES, NOUNS, OBJECTS, OPENINGS, PLACES, SINGLE_WORDS
 
 SPECIAL = ("<pad>", "<s>", "<blank>", "<unk>")
-PIECES = re.compile(r"\d\d|[A-Za-z]+|[^\w\s]")  # what the tokenizer's pre-tokenizers do, for speed
+PIECES = re.compile(r"\d\d|[A-Za-z]+|[^\w\s]")  # the tokenizer's pre-tokenizers, faster
 
 
 class Document(NamedTuple):
+    """A short text: its kind, the prompt, the answer, and the rest.
+
+    >>> draw(Random(0)).kind
+    'hypernymy'
+    """
+
     kind: str
     prompt: str
-    answer: str  # decided by the prompt
+    answer: str  # determined by the prompt
     rest: str = "."
 
 
@@ -43,13 +49,18 @@ FILLER = (
 
 
 def fill(rng: Random, text: str, **named) -> str:
+    """The text with random places and objects.
+
+    >>> fill(Random(0), "{A} liked the {place}.", A="Mary")
+    'Mary liked the station.'
+    """
     place, place2 = rng.sample(PLACES, 2)
     obj, thing = rng.choice(OBJECTS), rng.choice(sorted(NOUNS))
     return text.format(place=place, place2=place2, obj=obj, thing=thing, **named)
 
 
 def once(rng: Random) -> Document:
-    """The repeated person is named before, within or after the opening; the end asks neutrally."""
+    """The repeated person is named before, in or after the opening; the last clause names nobody."""
     io, subject = names.draw_names(rng, 2, "trained")
     a, b = rng.sample((io, subject), 2)
     alone = fill(rng, rng.choice(ALONE), S=subject)
@@ -78,12 +89,13 @@ def three(rng: Random) -> Document:
 
 
 def odd(rng: Random) -> Document:
+    """A prompt of the task odd one out, with two to four people."""
     pair = names.odd_pair(rng, people=rng.choice((2, 2, 3, 3, 3, 4)), templates="trained", names="trained")
     return Document("odd", pair.clean, pair.answer)
 
 
 def again(rng: Random) -> Document:
-    """People come, some of them again, and the text says so: a dense lesson in noticing repetitions."""
+    """People come, some of them again, and the text states it: many examples of repetitions in one document."""
     people = names.draw_names(rng, rng.choice((2, 3, 3, 4)), "trained")
     slots = people[:1] + people[1:] * 2
     rng.shuffle(slots)
@@ -92,21 +104,25 @@ def again(rng: Random) -> Document:
 
 
 def ioi(rng: Random) -> Document:
+    """A prompt of the task IOI."""
     pair = names.ioi_pair(rng, templates="trained", names="trained")
     return Document("ioi", pair.clean, pair.answer)
 
 
 def ioi_twice(rng: Random) -> Document:
+    """A prompt of the task IOI with both people named twice."""
     pair = names.ioi_pair(rng, templates="trained", names="trained", times=2)
     return Document("ioi_twice", pair.clean, pair.answer)
 
 
 def greater_than(rng: Random) -> Document:
+    """A prompt of the task greater-than, with a random later year."""
     pair = facts.greater_than_pair(rng)
     return Document("greater_than", pair.clean, f"{rng.randint(int(pair.answer), 99):02d}")
 
 
 def plain(kind: str):
+    """A function that draws a prompt of a task of `gimkit.tasks.facts`."""
     def document(rng: Random) -> Document:
         pair = getattr(facts, kind + "_pair")(rng)
         return Document(kind, pair.clean, pair.answer)
@@ -122,7 +138,7 @@ def induction(rng: Random) -> Document:
 
 
 def story(rng: Random) -> Document:
-    """A few sentences of filler with one person: every word of the tasks is met outside them."""
+    """A few sentences about one person, so that every word of the tasks occurs outside them too."""
     name = rng.choice(NAMES)
     start = "".join(fill(rng, rng.choice(FILLER)) for _ in range(rng.randint(0, 2)))
     start += fill(rng, rng.choice(ALONE), S=name)
@@ -137,7 +153,7 @@ MIXTURE = {
     induction: 0.10, story: 0.04,
 }
 ABOUT_NAMES = ("ioi", "once", "three", "odd", "again", "ioi_twice")
-# Later lessons: more of what is hard.
+# For the later stages: more of the hard kinds.
 LAST = {
     ioi: 0.20, once: 0.13, three: 0.05, odd: 0.25, again: 0.05, ioi_twice: 0.06, greater_than: 0.06,
     plain("agreement"): 0.05, plain("pronoun"): 0.03, plain("capital"): 0.02, plain("hypernymy"): 0.02,
@@ -152,6 +168,11 @@ MIXTURES = {"all": MIXTURE, "last": LAST, "final": FINAL}
 
 
 def draw(rng: Random, mixture: dict = MIXTURE) -> Document:
+    """A random document of the mixture.
+
+    >>> isinstance(draw(Random(0)).prompt, str)
+    True
+    """
     document = rng.choices(list(mixture), list(mixture.values()))[0](rng)
     if document.kind in ("ioi", "once", "three", "ioi_twice") and rng.random() < 0.3:
         document = document._replace(prompt=fill(rng, rng.choice(FILLER)) + document.prompt)
@@ -159,7 +180,11 @@ def draw(rng: Random, mixture: dict = MIXTURE) -> Document:
 
 
 def vocabulary() -> list[str]:
-    """Every word that the mixture can draw, in a fixed order, after the special tokens."""
+    """Every word of the mixture in a fixed order, after the special tokens.
+
+    >>> vocabulary()[:4]
+    ['<pad>', '<s>', '<blank>', '<unk>']
+    """
     rng, words = Random(0), set(f"{number:02d}" for number in range(100))
     for _ in range(30_000):
         document = draw(rng)

@@ -1,4 +1,4 @@
-"""What a model can do: the numbers of the model cards, `python -m benchmarks.training.measure mini-gpt2`."""
+"""The numbers of the model cards: `python -m benchmarks.training.measure mini-gpt2`."""
 
 import argparse
 import sys
@@ -17,7 +17,11 @@ SHOW_PHENOMENA = ("ioi, trained templates", "ioi_twice, trained templates", "odd
 
 
 def examined(model, n: int = 1000, seed: int = 1000) -> dict[str, Task]:
-    """The tasks of the model cards: held-out pairs of names wherever there are names."""
+    """The tasks of the model cards, with held-out pairs of names.
+
+    >>> len(examined(model, n=2))
+    14
+    """
     held = {"names": "held-out"}
     return {
         "ioi, trained templates": tasks.ioi(model, n, seed, templates="trained", **held),
@@ -38,13 +42,16 @@ def examined(model, n: int = 1000, seed: int = 1000) -> dict[str, Task]:
 
 
 def accuracy(model, n: int = 1000, seed: int = 1000) -> pd.DataFrame:
-    """Accuracy and mean logit difference of each task, on pairs of names that the training held out.
+    """Accuracy and mean logit difference of each task, on pairs of names that were held out of training.
 
-    >>> table = accuracy(model, n=8)            # a row per task
-    >>> table.shape
+    >>> accuracy(model, n=8).shape
     (14, 4)
 
-    `accuracy`: share of prompts whose metric is positive. `model`: an nnsight model with its tokenizer.
+    Args:
+        model: an nnsight model with its tokenizer.
+        n, seed: of each task's prompts.
+    Returns:
+        A row for each task. accuracy: the share of prompts with a positive metric.
     """
     rows = []
     for name, task in examined(model, n, seed).items():
@@ -58,17 +65,18 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser("python -m benchmarks.training.measure",
                                      description="Accuracies per task, and the phenomena that the notebooks teach.")
     parser.add_argument("model", metavar="NAME_OR_FOLDER", help="a bundled name, or a folder that training wrote")
-    return run_command(print_measures, parser.parse_args(arguments))
+    return run_command(_print_measures, parser.parse_args(arguments))
 
 
-def print_measures(options) -> None:
+def _print_measures(options) -> None:
+    """Print accuracies and phenomena."""
     model = gimkit.load(options.model)
     print("Accuracy: share of prompts whose right answer is above the wrong one. Name pairs are held out of training.")
     print(accuracy(model).to_string(index=False, float_format="{:.3f}".format), flush=True)
     chosen = {task.name: task for name, task in examined(model, n=64).items() if name in SHOW_PHENOMENA}
     rows = [(*key.split(".", 1), value) for key, value in phenomena(model._module, chosen).items()]
     table = pd.DataFrame(rows, columns=["task", "measure", "value"]).set_index(["measure", "task"])["value"]
-    print("\nPhenomena, 64 prompts each; tests/oracles/phenomena.py says what each measure is.")
+    print("\nPhenomena, 64 prompts each; the measures are defined in tests/oracles/phenomena.py.")
     print(table.unstack(sort=False).to_string(float_format="{:.2f}".format))
 
 

@@ -22,7 +22,11 @@ ROWS = 12  # documents are packed into rows of CONTEXT tokens and do not see eac
 
 
 def build_tokenizer(words: list[str]) -> transformers.PreTrainedTokenizerFast:
-    """One token per word, two digits per token, `<s>` in front."""
+    """A tokenizer with one token per word, two digits per token, and `<s>` in front.
+
+    >>> build_tokenizer(["<pad>", "<s>", "<blank>", "<unk>", "Mary", "went"])("Mary went").input_ids
+    [1, 4, 5]
+    """
     tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Split(Regex(r"\d\d"), "isolated"), pre_tokenizers.Whitespace()])
@@ -33,6 +37,11 @@ def build_tokenizer(words: list[str]) -> transformers.PreTrainedTokenizerFast:
 
 
 def build_model(name: str, vocab: int, seed: int):
+    """The untrained model of a bundled name, of five layers of four heads.
+
+    >>> build_model("mini-gpt2", 10, seed=0).config.n_layer
+    5
+    """
     torch.manual_seed(seed)
     special = dict(vocab_size=vocab, bos_token_id=1, eos_token_id=None, pad_token_id=0, tie_word_embeddings=True)
     if name == "mini-gpt2":
@@ -45,14 +54,21 @@ def build_model(name: str, vocab: int, seed: int):
 
 
 class Batches:
-    """Packed rows of documents: ids, targets' weights, positions and the block-diagonal causal mask."""
+    """Rows of documents: ids, weights of the targets, positions, and a causal mask for each document.
+
+    Args:
+        words: the vocabulary.
+        seed: of the documents.
+        recipe: RECIPE with a stage's changes.
+    """
 
     def __init__(self, words: list[str], seed: int, recipe: dict):
         self.index, self.rng, self.recipe = {word: i for i, word in enumerate(words)}, Random(seed), recipe
-        self.told = (self.index["again"], self.index["."])  # the dense lesson of `again`
+        self.repetition = (self.index["again"], self.index["."])  # which of both follows "came" in `again`
         self.waiting = None
 
     def document(self, step: int) -> tuple[list[int], list[float]]:
+        """The ids of one document, and the weight of each as a target."""
         recipe = self.recipe
         document = corpus.draw(self.rng, corpus.MIXTURES[recipe["mixture"]])
         pieces = [[self.index[word] for word in corpus.PIECES.findall(text)]
@@ -66,7 +82,7 @@ class Batches:
             weights = [0.0] + [0.02] * len(pieces[0]) + [0.5] * (len(pieces[1]) + len(pieces[2]))
         weights += [recipe["body_weight"]] * (len(ids) - len(weights))
         if document.kind == "again":
-            weights = [1.0 if token in self.told else weight for token, weight in zip(ids, weights)]
+            weights = [1.0 if token in self.repetition else weight for token, weight in zip(ids, weights)]
         if self.rng.random() < recipe["blank"]:
             share = self.rng.random() / 2
             for i in range(1, len(ids)):
@@ -76,6 +92,7 @@ class Batches:
         return ids, weights
 
     def draw(self, step: int):
+        """One batch: ids, weights and positions [rows, context], and which token may read which."""
         ids, weights = np.zeros((ROWS, CONTEXT), int), np.zeros((ROWS, CONTEXT), np.float32)
         owner, positions = np.full((ROWS, CONTEXT), -1), np.zeros((ROWS, CONTEXT), int)
         for row in range(ROWS):
@@ -96,14 +113,14 @@ class Batches:
 
 
 RECIPE = dict(
-    answer_weight=3.0,  # of answers that are names, from step `warm` of a stage on; other answers 1
+    answer_weight=3.0,  # of answers that are names, from step `warm` of a stage on; other answers have 1
     body_weight=0.1,  # of tokens that are no answers
     blank=0.1,  # share of documents with up to half of their tokens replaced by <blank>
     rate=2e-3, muon_rate=4e-3, decay=0.05,  # AdamW, Muon, weight decay of Muon
-    shift=False,  # each document at a random place: else learned positions tell where in a task a word stands
+    shift=False,  # each document at random positions; else learned positions reveal a word's place in its task
     warm=0, cool=0,  # see answer_weight; the rate falls over the last `cool` steps
 )
-STAGES = (  # each goes on from the one before with a fresh optimizer; SELECTION.md tells how they were found
+STAGES = (  # each continues the one before with a new optimizer; SELECTION.md explains the choice
     dict(steps=3000, warm=1000, mixture="all"),
     dict(steps=4000, mixture="last"),
     dict(steps=5000, cool=3500, mixture="final", rate=1e-3, muon_rate=2e-3),
@@ -112,7 +129,7 @@ EMBEDDINGS = ("wte.weight", "wpe.weight", "embed_tokens.weight")
 
 
 def optimizers(model, recipe: dict) -> list:
-    """Muon for the matrices within the blocks, AdamW for embeddings, norms and biases."""
+    """Muon for the matrices of the blocks, AdamW for embeddings, norms and biases."""
     inner = {n: p for n, p in model.named_parameters() if p.ndim == 2 and not n.endswith(EMBEDDINGS)}
     others = [p for n, p in model.named_parameters() if n not in inner]
     return [
@@ -123,7 +140,7 @@ def optimizers(model, recipe: dict) -> list:
 
 
 def run_stage(model, batches: Batches, recipe: dict, watch=None) -> None:
-    """Gradient steps on fresh batches; `watch(step, mean loss)` is called every 250 of them."""
+    """Gradient steps on new batches; `watch(step, mean loss)` is called every 250 steps."""
     steps, total = recipe["steps"], 0.0
     opts = optimizers(model, recipe)
     schedules = [torch.optim.lr_scheduler.LambdaLR(
@@ -150,11 +167,20 @@ def run_stage(model, batches: Batches, recipe: dict, watch=None) -> None:
 
 
 def train(name: str, seed: int, out: str | Path, report=print, stages=STAGES, watch=None) -> Path:
-    """Trains `name` from `seed` and writes weights (fp16 safetensors), config and tokenizer to the folder `out`.
+    """Train a bundled model from one seed, and write weights (fp16 safetensors), config and tokenizer to a folder.
 
-    `python -m benchmarks.training.train mini-gpt2 --seed 2 --out runs/mini-gpt2` takes some 1,500 CPU seconds.
-    The same seed gives the same bytes on the same machine. `report` gets a line every 250 steps;
-    `watch(model, tokenizer, stage, step)` may add to it.
+    `python -m benchmarks.training.train mini-gpt2 --seed 2 --out runs/mini-gpt2` takes some 1,500 CPU seconds. The same
+    seed gives the same bytes on the same machine.
+
+    Args:
+        name: "mini-gpt2" or "mini-llama".
+        seed: of weights and documents.
+        out: the folder.
+        report: a function that gets a line of text every 250 steps.
+        stages: of the training.
+        watch: a function of (model, tokenizer, stage, step) that returns more text for the report.
+    Returns:
+        The folder.
     """
     torch.set_num_threads(1)
     words = corpus.vocabulary()
@@ -165,14 +191,14 @@ def train(name: str, seed: int, out: str | Path, report=print, stages=STAGES, wa
     for number, stage in enumerate(stages):
         recipe = RECIPE | {"shift": name == "mini-gpt2"} | stage
 
-        def told(step, loss, number=number):
+        def report_step(step, loss, number=number):
             extra = watch(model, tokenizer, number, step) if watch else ""
             report(f"stage {number} step {step} loss {loss:.3f} cpu {time.process_time() - start:.0f}s {extra}")
 
-        run_stage(model, Batches(words, seed + 1000 * number, recipe), recipe, told)
+        run_stage(model, Batches(words, seed + 1000 * number, recipe), recipe, report_step)
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(dir=out) as folder:  # each file is moved to its place once all of them are whole
+    with TemporaryDirectory(dir=out) as folder:  # each file is moved to its place when all are written
         model.half().save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         for file in Path(folder).iterdir():
@@ -186,12 +212,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("name", metavar="NAME", choices=BUNDLED, help=" or ".join(BUNDLED))
     parser.add_argument("--seed", type=int, default=0, help="same seed, same weights (default: %(default)s)")
     parser.add_argument("--out", type=Path, required=True, help="folder for the weights, config and tokenizer")
-    return run_command(save_trained, parser.parse_args(arguments))
+    return run_command(_save_trained, parser.parse_args(arguments))
 
 
-def save_trained(options) -> None:
+def _save_trained(options) -> None:
+    """Train, and print the folder."""
     torch.set_num_threads(1)  # the same bytes on every machine
-    options.out.mkdir(parents=True, exist_ok=True)  # half an hour of training must not end in a refusal
+    options.out.mkdir(parents=True, exist_ok=True)  # an error here comes before half an hour of training
     print(f"wrote {train(options.name, options.seed, options.out)}")
 
 

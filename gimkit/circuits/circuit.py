@@ -70,7 +70,7 @@ class Circuit:
 
     @classmethod
     def load(cls, path, *, model=None) -> "Circuit":
-        """Read the circuit of a file of MIB's format, .json or .pt: the edges that it marks as in the graph.
+        """Read the circuit of a file, .json or .pt (MIB's) or .safetensors: the edges that it marks as in the graph.
 
         >>> path = edges.top(100).save("ioi.json")
         >>> Circuit.load(path, model=model) == edges.top(100)
@@ -87,7 +87,7 @@ class Circuit:
         return cls(found.graph, found.keep, found.scores)
 
     def save(self, path) -> Path:
-        """Write the circuit for MIB's evaluation, as .json or .pt, with its scores, or 0 and 1.
+        """Write the circuit with its scores, or 0 and 1, as .json or .pt for MIB's evaluation, or as .safetensors.
 
         >>> circuit.save("ioi.json")
         PosixPath('ioi.json')

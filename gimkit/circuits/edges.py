@@ -4,10 +4,12 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
+import numpy
 import pandas
 import torch
+from nnsight.intervention.envoy import Envoy
 from tqdm.auto import tqdm
 
 from gimkit.circuits import mib_files
@@ -18,14 +20,14 @@ from gimkit.circuits.metric import Metric, check_slope, metric_of
 from gimkit.errors import GimkitError, check_whole, require_finite
 from gimkit.interventions.edge_patching import exact_edge_scores
 from gimkit.interventions.edge_scores import edge_scores, scores_along_path
-from gimkit.jvp.modes import by_backend, check_backend
+from gimkit.jvp.modes import Backend, by_backend, check_backend
 from gimkit.model.apply import apply, check_unedited
 from gimkit.model.graph import Graph, greedy_edges, prune, top_edges
 from gimkit.model.residual_stream import ResidualStream, graph_of, residual_stream_of
 from gimkit.remote import in_session, in_trace
 from gimkit.results import Result
 from gimkit.rules import GIM, PLAIN, RULES, Rules, rules_of
-from gimkit.tasks.task import answer_rows, answers_of, check_task, per_pair
+from gimkit.tasks.task import Task, answer_rows, answers_of, check_task, per_pair
 
 AVERAGED = {"ig-inputs": PLAIN, "gim-ig": GIM, "ig-activations": PLAIN, "clean-corrupted": PLAIN, "gp": PLAIN}
 Method = Literal["gradient", "freeze", "temperature", "gim", "transformer-lrp", "attnlrp", "relp", "ig-inputs",
@@ -77,11 +79,11 @@ class EdgeScores(Result):
 
     def frame(self) -> pandas.DataFrame:
         """Tidy table of the real edges with columns task, method, metric, source, target, score."""
-        where_ = self.graph.real.nonzero().tolist()
-        return pandas.DataFrame({"task": self.task, "method": self.method, "metric": self.metric,
-                                 "source": [self.sources[i] for i, _ in where_],
-                                 "target": [self.targets[j] for _, j in where_],
-                                 "score": self.scores[self.graph.real].tolist()})
+        real = self.graph.real.numpy().nonzero()
+        source, target = (numpy.array(names, dtype=object)[index]
+                          for names, index in zip((self.sources, self.targets), real))
+        return pandas.DataFrame({"task": self.task, "method": self.method, "metric": self.metric, "source": source,
+                                 "target": target, "score": self.scores.double().cpu().numpy()[real]})
 
     def top(self, n: int, absolute: bool = False) -> Circuit:
         """The circuit of the n edges of highest score, or absolute score, without dead ends.
@@ -113,8 +115,8 @@ class EdgeScores(Result):
         return Circuit(self.graph, prune(greedy_edges(self.scores, self.graph, n, absolute), self.graph), self.scores)
 
     @classmethod
-    def load(cls, path, *, model=None) -> "EdgeScores":
-        """Read the edge scores of a file of MIB's format, .json or .pt.
+    def load(cls, path: str | Path, *, model: Envoy | None = None) -> "EdgeScores":
+        """Read the edge scores of a file of MIB's format, .json or .pt, or a .safetensors.
 
         >>> path = edges.save("ioi.json")
         >>> EdgeScores.load(path, model=model).method
@@ -132,8 +134,8 @@ class EdgeScores(Result):
             raise GimkitError(f"{path} holds scores of nodes, not of edges; read it with NodeScores.load")
         return cls(graph=found.graph, scores=found.scores, **found.labels)
 
-    def save(self, path) -> Path:
-        """Write the scores for MIB's evaluation, as .json or .pt, with every edge in the graph.
+    def save(self, path: str | Path) -> Path:
+        """Write the scores, with every edge in the graph, as .json or .pt for MIB's evaluation, or as .safetensors.
 
         >>> edges.save("ioi.json")
         PosixPath('ioi.json')
@@ -145,9 +147,9 @@ class EdgeScores(Result):
         return mib_files.write(path, self.graph, self.scores, self.graph.real, labels=labels)
 
 
-def score_edges(model, task, method: Method | Rules = "gim", *, metric: Metric = "logit", steps: int = 5,
+def score_edges(model: Envoy, task: Task, method: Method | Rules = "gim", *, metric: Metric = "logit", steps: int = 5,
                 nodes: Sequence[str] | None = None, batch_size: int | None = None, seed: int = 0,
-                backend: str = "auto", remote: bool | str = False) -> "EdgeScores | ChosenEdges":
+                backend: Backend = "auto", remote: bool | str = False) -> "EdgeScores | ChosenEdges":
     """Score every edge of a model on a task; a head's queries, keys and values are separate targets.
 
     >>> edges = gimkit.score_edges(model, gimkit.tasks.ioi(model, n=64), method="gim")
@@ -233,19 +235,19 @@ def score_edges(model, task, method: Method | Rules = "gim", *, metric: Metric =
     return EdgeScores(task.name, label, graph, scores, metric)
 
 
-def _among(model, graph: Graph, task, nodes: Sequence[str], method: str | Rules, metric: str,
-           batch_size: int | None, backend: str, remote: bool | str) -> ChosenEdges:
+def _among(model: Envoy, graph: Graph, task: Task, nodes: Sequence[str], method: Method | Rules, metric: Any,
+           batch_size: int | None, backend: Backend, remote: bool | str) -> ChosenEdges:
     """Scores of the edges among these nodes: out of all edges' scores, or in forward mode."""
     if method in METHODS and method not in RULES:
         raise GimkitError(f"{method} scores all edges at once: leave nodes= out, or use any rules ('gim', 'gradient', "
                           "'relp', ...)")
     places = edges_among(graph, nodes)
 
-    def reverse():
+    def reverse() -> torch.Tensor:
         whole = score_edges(model, task, method, metric=metric, batch_size=batch_size, backend="reverse", remote=remote)
         return torch.stack([whole.scores[place] for place in places.values()])
 
-    def forward():
+    def forward() -> torch.Tensor:
         found = forward_chosen(model, graph, answer_rows(task), rules_of(method), metric, list(places.values()),
                                batch_size or 32, remote)
         return per_pair(task, found).mean(0)
@@ -255,10 +257,11 @@ def _among(model, graph: Graph, task, nodes: Sequence[str], method: str | Rules,
     return ChosenEdges(task.name, method if isinstance(method, str) else "own rules", tuple(places), scores, metric)
 
 
-def _gradients(model, w: ResidualStream, task, method, metric, steps: int, batch_size: int | None,
-               remote: bool) -> torch.Tensor:
+def _gradients(model: Envoy, w: ResidualStream, task: Task, method: str | Rules, metric: str, steps: int,
+               batch_size: int | None, remote: bool | str) -> torch.Tensor:
     rules = AVERAGED[method] if method in AVERAGED else rules_of(method)
-    edited, total = apply(model, rules), 0
+    edited = apply(model, rules)
+    total: Any = 0
     label = method if isinstance(method, str) else "own rules"
     rows = 2 + points(method, steps, 1, len(w.layers))[0]["extra"]
     batch_size = batch_size or _pairs_at_once(w, task.clean.shape[1], rows)
@@ -282,8 +285,8 @@ def _pairs_at_once(w: ResidualStream, tokens: int, rows: int, most: int = 2**26)
     return min(64, max(1, most // (rows * tokens * len(w.layers) * 32 * w.width)))
 
 
-def _exact(model, w: ResidualStream, graph: Graph, task, metric: str, batch_size: int | None,
-           remote: bool) -> torch.Tensor:
+def _exact(model: Envoy, w: ResidualStream, graph: Graph, task: Task, metric: str, batch_size: int | None,
+           remote: bool | str) -> torch.Tensor:
     """By how much the metric falls when one edge carries its corrupt value, for every edge."""
     edges = graph.real.T.nonzero().flip(1).tolist()  # target by target
     logits = task.clean.shape[1] * model._module.get_input_embeddings().weight.shape[0]  # of a row

@@ -1,16 +1,18 @@
 """Faithfulness of circuits, and agreement of scores with exact patching or a known circuit."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy
 import pandas
 import torch
-from scipy import stats
+from nnsight.intervention.envoy import Envoy
 
 from gimkit import statistics
 from gimkit.circuits.circuit import Circuit
 from gimkit.circuits.edges import EdgeScores
-from gimkit.circuits.metric import DIVERGENCES, metric_of
+from gimkit.circuits.metric import DIVERGENCES, Metric, metric_of
 from gimkit.circuits.nodes import NodeScores
 from gimkit.circuits.patching import run_masks
 from gimkit.errors import GimkitError, check_flag, check_number, require_finite
@@ -20,12 +22,13 @@ from gimkit.model.residual_stream import check_graph, residual_stream_of
 from gimkit.results import Result
 from gimkit.statistics import Interval, bootstrap
 from gimkit.tasks.measure import warn_unsolved
-from gimkit.tasks.task import check_task
+from gimkit.tasks.task import Task, check_task
 
 SIZES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)  # MIB's shares of all edges
 
 
-def rank_correlation(scores, truth, *, level: float = 0.95, resamples: int = 999, seed: int = 0) -> Interval:
+def rank_correlation(scores: NodeScores, truth: NodeScores, *, level: float = 0.95, resamples: int = 999,
+                     seed: int = 0) -> Interval:
     """Spearman's rank correlation of two methods' mean node scores, with a bootstrap interval over examples.
 
     >>> print(gimkit.circuits.rank_correlation(nodes, gimkit.score_nodes(model, task, method="exact")))
@@ -49,7 +52,9 @@ def rank_correlation(scores, truth, *, level: float = 0.95, resamples: int = 999
     keep = [i for i, name in enumerate(scores.nodes) if name != "input"]
     a, b = scores.per_example[:, keep].double().numpy(), truth.per_example[:, keep].double().numpy()
 
-    def statistic(index):
+    from scipy import stats  # slow to import
+
+    def statistic(index: numpy.ndarray) -> float:
         return stats.spearmanr(a[index].mean(0), b[index].mean(0)).statistic
 
     return bootstrap(statistic, len(a), level=level, resamples=resamples, seed=seed)
@@ -96,12 +101,12 @@ class Curve(Result):
         """(m(circuit) - m(empty)) / (m(full) - m(empty)) of the mean metrics."""
         return self._faithfulness(slice(None))
 
-    def _faithfulness(self, index) -> numpy.ndarray:
+    def _faithfulness(self, index: numpy.ndarray | slice) -> numpy.ndarray:
         circuits, empty, full = (x.double().numpy()[..., index].mean(-1) for x in
                                  (self.per_example, self.empty, self.full))
         return (circuits - empty) / (full - empty)
 
-    def cpr(self, log: bool = False, **options) -> Interval:
+    def cpr(self, log: bool = False, **options: Any) -> Interval:
         """Area under faithfulness over the share of edges (MIB's CPR): a perfect circuit of every size has .999.
 
         MIB ranks by signed score for CPR. Values above 1 mean that selection by sign overshoots the whole model: read
@@ -116,7 +121,7 @@ class Curve(Result):
         """
         return bootstrap(lambda index: self._area(self._faithfulness(index), log), len(self.full), **options)
 
-    def cmd(self, log: bool = False, **options) -> Interval:
+    def cmd(self, log: bool = False, **options: Any) -> Interval:
         """Area under |1 - faithfulness| over the share of edges (MIB's CMD): 0 is best. MIB ranks by |score| for it.
 
         Args:
@@ -125,7 +130,7 @@ class Curve(Result):
         """
         return bootstrap(lambda index: self._area(abs(1 - self._faithfulness(index)), log), len(self.full), **options)
 
-    def _area(self, values, log: bool) -> float:
+    def _area(self, values: numpy.ndarray, log: bool) -> float:
         x = numpy.array(self.shares)
         if check_flag("log", log):
             x = numpy.log10(x)
@@ -151,7 +156,8 @@ class Curve(Result):
                                  "edges": self.edges, "faithfulness": self.faithfulness})
 
 
-def faithfulness(model, task, edges: EdgeScores, *, absolute: bool, metric: str = "logit", sizes=SIZES,
+def faithfulness(model: Envoy, task: Task, edges: EdgeScores, *, absolute: bool, metric: Metric = "logit",
+                 sizes: Iterable[float] = SIZES,
                  greedy: bool = False, remote: bool | str = False) -> Curve:
     """Cut circuits of growing size from scores, run them, and measure how much of the model's behaviour they keep.
 
@@ -254,7 +260,7 @@ def precision_recall(scores: EdgeScores | NodeScores, known: Circuit, *, absolut
     return pandas.DataFrame({"n": n, "precision": found / n, "recall": found / max(1, hit.sum())})
 
 
-def _both(scores: EdgeScores | NodeScores, known: Circuit, absolute: bool):
+def _both(scores: EdgeScores | NodeScores, known: Circuit, absolute: bool) -> tuple[numpy.ndarray, numpy.ndarray]:
     """(is it in the known circuit, its score) of every edge, or of every head."""
     if scores.graph != known.graph:
         raise GimkitError(f"the known circuit is of a model of {known.graph}, the scores of one of "

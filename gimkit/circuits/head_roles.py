@@ -18,6 +18,7 @@ from gimkit.tasks.task import answers_of, check_one_token, check_task
 ATTENDS = 0.5  # mean attention from which a head "attends" to something
 WRITES = 0.1  # direct effect, as a share of the mean clean metric, from which it "writes"
 STEERS = 0.05  # effect through later queries, as a share of clean minus corrupt metric, from which it "steers"
+MASKS = 2**26  # bytes of circuits that are held at once: each is a mask over all edges
 LOOKS = ("right", "wrong", "previous", "duplicate", "induction")
 
 
@@ -116,14 +117,16 @@ def occasions(task) -> torch.Tensor:
 
 def _through_heads(model, graph, task, remote: bool):
     """Per head what is lost through later queries, keys, values; the mean clean metric; clean minus corrupt."""
+    real, found = graph.real, []
     heads = [i for i, source in enumerate(graph.sources) if source[0] == "a"]
-    cut = graph.real.repeat(len(heads), 3, 1, 1)
-    for kind, which in enumerate("qkv"):
-        reads = torch.tensor([f"<{which}>" in target for target in graph.targets])
-        for keep, row in zip(cut[:, kind], heads):
-            keep[row, reads] = False
-    circuits = [Circuit(graph, keep) for keep in (graph.real, torch.zeros_like(graph.real), *cut.flatten(0, 1))]
-    values = run(model, task, circuits, remote=remote).mean(1)
+    reads = [torch.tensor([f"<{which}>" in target for target in graph.targets]) for which in "qkv"]
+    together = max(1, MASKS // (3 * real.numel()))
+    for start in range(0, len(heads), together):
+        cut = [real & ~((torch.arange(len(real)) == row)[:, None] & read)
+               for row in heads[start:start + together] for read in reads]
+        ends = [] if found else [real, torch.zeros_like(real)]
+        found.append(run(model, task, [Circuit(graph, keep) for keep in (*ends, *cut)], remote=remote).mean(1))
+    values = torch.cat(found)
     clean, corrupt = float(values[0]), float(values[1])
     return (clean - values[2:]).unflatten(0, (-1, 3)).tolist(), clean, clean - corrupt
 

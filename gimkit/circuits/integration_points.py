@@ -1,7 +1,9 @@
 """Where averaged gradients are taken: rows of a batch beyond its clean and corrupt ones."""
 
+from gimkit.rules import Rules
 
-def points(method: str, steps: int, b: int, layers: int) -> list[dict]:
+
+def points(method: str | Rules, steps: int, b: int, layers: int) -> list[dict]:
     """Which groups of b rows each trace holds beyond clean and corrupt, and at which the gradient is taken.
 
     >>> points("ig-inputs", steps=2, b=8, layers=5)

@@ -1,10 +1,12 @@
-"""Scores and circuits as files: the JSON and .pt that MIB's evaluation loads."""
+"""Scores and circuits as files: the JSON and .pt that MIB's evaluation loads, and a compact .safetensors."""
 
 import json
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from gimkit.errors import GimkitError, check_flag, check_number, check_whole, require_finite
 from gimkit.files import atomic_write, write_text
@@ -28,6 +30,8 @@ class Contents(NamedTuple):
 def write(path, graph: Graph, scores: torch.Tensor, keep: torch.Tensor, node_scores: torch.Tensor | None = None,
           labels: dict[str, str] | None = None) -> Path:
     """Write a graph file as MIB's evaluation reads it; the ending says how: .json or .pt.
+
+    An ending .safetensors makes a compact file of a number and a mark for each edge, which only gimkit reads.
 
     Args:
         path: of the file.
@@ -67,8 +71,14 @@ def write(path, graph: Graph, scores: torch.Tensor, keep: torch.Tensor, node_sco
                  "edges_in_graph": keep, "nodes_in_graph": used}
         with atomic_write(path) as new:
             torch.save(data if node_scores is None else data | {"nodes_scores": node_scores.float().cpu()}, new)
+    elif path.suffix == ".safetensors":
+        tensors = {"edges_scores": scores[graph.real], "edges_in_graph": keep[graph.real].cpu()}
+        if node_scores is not None:
+            tensors["nodes_scores"] = node_scores.float().cpu()
+        with atomic_write(path) as new:
+            save_file(tensors, new, {"gimkit": json.dumps(data)})
     else:
-        raise GimkitError(f"{path.name}: write a .json or a .pt file")
+        raise GimkitError(f"{path.name}: write a .json, .pt or .safetensors file")
     return path
 
 
@@ -90,20 +100,22 @@ def read(path, model=None) -> Contents:
             circuit; NaN scores.
     """
     path = Path(path)
-    if path.suffix not in (".json", ".pt"):
-        raise GimkitError(f"{path.name}: read a .json or a .pt file")
+    if path.suffix not in READERS:
+        raise GimkitError(f"{path.name}: read a .json, .pt or .safetensors file")
+    load, tensors_of = READERS[path.suffix]
     try:
-        as_json = path.suffix == ".json"
-        data = json.loads(path.read_text("utf-8")) if as_json else torch.load(path, "cpu", weights_only=True)
+        data = load(path)
         config, labels = data["cfg"], {"task": "", "method": path.name, "metric": ""} | data.get("labels", {})
         layers, heads, width = (check_whole(f"{path.name}: {key}", config[key]) for key in ("n_layers", "n_heads",
                                                                                            "d_model"))
         graph = Graph(layers, heads, check_flag(f"{path.name}: parallel_attn_mlp", config["parallel_attn_mlp"]), width)
-        if graph.layers * (graph.heads + 1) >= len(data["nodes" if as_json else "src_nodes"]):
+        held_nodes = data["nodes"] if "nodes" in data else data.get("src_nodes")
+        # Before a graph of a damaged file's size is made.
+        if held_nodes is not None and graph.layers * (graph.heads + 1) >= len(held_nodes):
             raise GimkitError(f"{path.name}: its nodes do not fit a model of {graph}")
         if model is not None:
             check_graph(graph, residual_stream_of(model), f"{path.name} is")
-        held, found = (_of_json if as_json else _of_pt)(data, graph, path.name)
+        held, found = tensors_of(data, graph, path.name)
     except GimkitError:
         raise
     except KeyError as error:
@@ -123,9 +135,12 @@ def read(path, model=None) -> Contents:
 def _of_json(data: dict, graph: Graph, name: str):
     """(the keys that describe nodes, (scores, keep, node scores or None))."""
     scores, keep, known = torch.zeros(graph.real.shape), torch.zeros_like(graph.real), graph.edges
-    for edge, entry in data["edges"].items():
-        scores[known[edge]] = check_number(f"{name}: the score of {edge}", entry["score"])
-        keep[known[edge]] = check_flag(f"{name}: in_graph of {edge}", entry["in_graph"])
+    if data["edges"]:
+        place = tuple(torch.tensor([known[edge] for edge in data["edges"]]).T)
+        scores[place] = torch.tensor([check_number(f"{name}: the score of {edge}", entry["score"])
+                                      for edge, entry in data["edges"].items()])
+        keep[place] = torch.tensor([check_flag(f"{name}: in_graph of {edge}", entry["in_graph"])
+                                    for edge, entry in data["edges"].items()])
     entries = [data["nodes"][source] for source in graph.sources]
     held = {key for entry in entries for key in entry}
     nodes = torch.tensor([float(entry["score"]) for entry in entries]) if "score" in held else None
@@ -142,3 +157,33 @@ def _of_pt(data: dict, graph: Graph, name: str):
             or nodes is not None and nodes.shape != (len(graph.sources),)):
         raise GimkitError(f"{name}: its nodes do not fit a model of {graph}")
     return data, (scores.where(graph.real, 0), keep & graph.real, None if nodes is None else nodes.float())
+
+
+def _read_safetensors(path: Path) -> dict:
+    with safe_open(path, "pt") as file:
+        return json.loads(file.metadata()["gimkit"]) | {key: file.get_tensor(key) for key in file.keys()}
+
+
+def _of_safetensors(data: dict, graph: Graph, name: str):
+    inside, nodes = data["edges_in_graph"], data.get("nodes_scores")
+    if (inside.dtype != torch.bool or not data["edges_scores"].shape == inside.shape == (_count(graph),)
+            or nodes is not None and nodes.shape != (1 + graph.layers * (graph.heads + 1),)):
+        raise GimkitError(f"{name}: its edges do not fit a model of {graph}")
+    scores, keep = torch.zeros(graph.real.shape), torch.zeros_like(graph.real)
+    scores[graph.real], keep[graph.real] = data["edges_scores"].float(), inside
+    return data, (scores, keep, nodes)
+
+
+def _count(graph: Graph) -> int:
+    """How many edges there are, without making them."""
+    layers, heads = graph.layers, graph.heads
+    before = layers + (heads + 1) * layers * (layers - 1) // 2  # sources before a layer, summed over layers
+    own = 0 if graph.parallel else layers * heads
+    return (3 * heads + 1) * before + own + 1 + layers * (heads + 1)
+
+
+READERS = {  # how a file of this ending is read, and what makes tensors of it
+    ".json": (lambda path: json.loads(path.read_text("utf-8")), _of_json),
+    ".pt": (lambda path: torch.load(path, "cpu", weights_only=True), _of_pt),
+    ".safetensors": (_read_safetensors, _of_safetensors),
+}

@@ -10,7 +10,7 @@ from gimkit.circuits.nodes import batches
 from gimkit.errors import GimkitError, check_flag, check_whole, require_finite
 from gimkit.interventions.node_scores import neuron_scores
 from gimkit.model.apply import apply, check_unedited
-from gimkit.model.architecture import Architecture, architecture_of, projections
+from gimkit.model.architecture import Architecture, architecture_of, projections, unembedding_of
 from gimkit.remote import in_trace
 from gimkit.results import Result
 from gimkit.rules import Rules, rules_of
@@ -98,8 +98,8 @@ def score_neurons(model, task, method: str | Rules = "gim", *, metric: str = "lo
     check_unedited(model)
     projections, edited, total = output_projections(model, parts), apply(model, rules), 0
     for batch, answers in batches(rows, metric, batch_size, label):
-        total = total + in_trace(edited, rows_of(batch), neuron_scores, parts.embedding, projections, *answers,
-                                 remote=remote)
+        total = total + in_trace(edited, rows_of(batch), neuron_scores, parts.embedding, unembedding_of(model),
+                                 projections, *answers, remote=remote)
     scores = total / len(task)
     require_finite(scores)
     return NeuronScores(task.name, label, scores, metric)

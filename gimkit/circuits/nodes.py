@@ -1,12 +1,18 @@
 """Scores of a model's nodes on a task."""
 
+<<<<<<< HEAD
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+=======
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+>>>>>>> main
 from pathlib import Path
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import pandas
 import torch
+from nnsight.intervention.envoy import Envoy
 from tqdm.auto import tqdm
 
 from gimkit.circuits import mib_files
@@ -16,17 +22,21 @@ from gimkit.circuits.metric import Metric, check_slope, metric_of
 from gimkit.errors import GimkitError, check_flag, check_whole, require_finite
 from gimkit.interventions.node_patching import exact_node_scores
 from gimkit.interventions.node_scores import node_scores
-from gimkit.jvp.modes import by_backend, check_backend
+from gimkit.jvp.modes import Backend, by_backend, check_backend
 from gimkit.jvp.rows import starts_of
 from gimkit.jvp.scores import forward_task_scores
 from gimkit.model.apply import apply, check_unedited
-from gimkit.model.architecture import architecture_of
-from gimkit.model.graph import Graph, nodes_of, prune
+from gimkit.model.architecture import Architecture, architecture_of, unembedding_of
+from gimkit.model.graph import Graph, Node, nodes_of, prune
 from gimkit.model.residual_stream import graph_if_covered, norms_after
 from gimkit.remote.trace import in_trace
 from gimkit.results import Result
 from gimkit.rules import PLAIN, RULES, Rules, rules_of
-from gimkit.tasks.task import answer_rows, answers_of, check_task, per_pair, rows_of
+from gimkit.tasks.task import Task, answer_rows, answers_of, check_task, per_pair, rows_of
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
 
 KINDS = {"": "head", "q": "query", "k": "key", "v": "value"}
 
@@ -111,8 +121,8 @@ class NodeScores(Result):
         return Circuit(graph, prune(circuit.keep, graph))
 
     @classmethod
-    def load(cls, path, *, model=None) -> "NodeScores":
-        """Read the node scores of a file of MIB's format, .json or .pt; per_example has one row, their means.
+    def load(cls, path: str | Path, *, model: Envoy | None = None) -> "NodeScores":
+        """Read the node scores of a file, .json or .pt (MIB's) or .safetensors; per_example has one row, their means.
 
         >>> path = nodes.save("ioi.json")
         >>> NodeScores.load(path, model=model).per_example.shape
@@ -126,8 +136,8 @@ class NodeScores(Result):
             raise GimkitError(f"{path} holds no scores of nodes; read it with EdgeScores.load")
         return cls(nodes=found.graph.sources, per_example=found.node_scores[None], graph=found.graph, **found.labels)
 
-    def save(self, path) -> Path:
-        """Write the mean scores for MIB's evaluation at node level, as .json or .pt, with every node in the graph.
+    def save(self, path: str | Path) -> Path:
+        """Write the mean scores with all nodes in the graph, as .json or .pt for MIB's evaluation, or as .safetensors.
 
         >>> nodes.save("ioi.json")
         PosixPath('ioi.json')
@@ -149,7 +159,7 @@ class NodeScores(Result):
                               "method 'gradient' gives heads and MLPs the same scores, and .frame() has all")
         return self.graph
 
-    def plot(self, ax=None):
+    def plot(self, ax: "Axes | None" = None) -> "Axes":
         """Draw heads and MLPs as a layer x head grid; returns the matplotlib axes."""
         from gimkit.plots import node_grid
 
@@ -164,8 +174,13 @@ NO_FORWARD = ("{} has no forward mode, which knows gradients at the clean run al
               "'relp', ...), or 'exact', which needs no gradient")
 
 
+<<<<<<< HEAD
 def score_nodes(model, task, method: Method | Rules = "gim", *, metric: Metric = "logit", steps: int = 5,
                 nodes: Sequence[str] | None = None, batch_size: int = 32, seed: int = 0, backend: str = "auto",
+=======
+def score_nodes(model: Envoy, task: Task, method: Method | Rules = "gim", *, metric: Metric = "logit", steps: int = 5,
+                batch_size: int = 32, seed: int = 0, backend: Backend = "auto",
+>>>>>>> main
                 remote: bool | str = False) -> NodeScores:
     """Score the embedding, every attention head and every MLP of a model on a task.
 
@@ -252,18 +267,21 @@ def score_nodes(model, task, method: Method | Rules = "gim", *, metric: Metric =
     elif method == "exact":
         values = per_pair(task, _exact(model, parts, names, rows, metric, batch_size, remote))
     else:
-        forward = NO_FORWARD.format(method)
-        if isinstance(method, Rules) or method in RULES:
-            def forward():
-                return _forward(model, names, rows, rules_of(method), metric, batch_size, remote)
+        def reverse() -> torch.Tensor:
+            return _gradients(model, parts, rows, method, metric, steps, batch_size, remote)
+
+        def forward() -> torch.Tensor:
+            return _forward(model, names, rows, rules_of(method), metric, batch_size, remote)
+
+        has_forward = isinstance(method, Rules) or method in RULES
         values = per_pair(task, by_backend(
-            model, backend, lambda: _gradients(model, parts, rows, method, metric, steps, batch_size, remote),
-            forward, remote))
+            model, backend, reverse, forward if has_forward else NO_FORWARD.format(method), remote))
     require_finite(values)
     return NodeScores(task.name, label, _labels(names, parts.n_heads, method == "atp*"), values, metric,
                       graph_if_covered(model, parts))
 
 
+<<<<<<< HEAD
 def _places(known: Sequence[str], chosen: Sequence[str]) -> list[int]:
     """Where chosen nodes stand among the known ones, in their order."""
     unknown = [chosen] if isinstance(chosen, str) else [name for name in chosen if name not in known]
@@ -274,8 +292,12 @@ def _places(known: Sequence[str], chosen: Sequence[str]) -> list[int]:
 
 
 def _forward(model, names, task, rules: Rules, metric: str, batch_size: int, remote) -> torch.Tensor:
+=======
+def _forward(model: Envoy, names: Sequence[Node], task: Task, rules: Rules, metric: str, batch_size: int,
+             remote: bool | str) -> torch.Tensor:
+>>>>>>> main
     """Each node's clean - corrupt output pushed to the metric as a row of its own."""
-    def chunks(most: int, spare: int):
+    def chunks(most: int, spare: int) -> Iterator[tuple]:
         each = max(1, most - spare)
         for start in range(0, len(names), each):
             chosen = names[start:start + each]
@@ -284,7 +306,7 @@ def _forward(model, names, task, rules: Rules, metric: str, batch_size: int, rem
     return forward_task_scores(model, task, (metric, *answers_of(task)), rules, chunks, len(names), batch_size, remote)
 
 
-def _labels(names, n_heads: int, reads: bool) -> tuple[str, ...]:
+def _labels(names: Sequence[Node], n_heads: int, reads: bool) -> tuple[str, ...]:
     """The nodes' names, queries, keys and values before their layer's heads."""
     found = []
     for node in names:
@@ -294,30 +316,32 @@ def _labels(names, n_heads: int, reads: bool) -> tuple[str, ...]:
     return tuple(found)
 
 
-def batches(task, metric: str, batch_size: int, label: str):
+def batches(task: Task, metric: str, batch_size: int, label: str) -> Iterator[tuple[Task, tuple]]:
     """(prompt pairs, the metric and their answers as tensors) of each batch, behind a progress bar."""
     for start in tqdm(range(0, len(task), batch_size), desc=f"{task.name} {label}", delay=2, leave=False):
         batch = task[start:start + batch_size]
         yield batch, (metric, *answers_of(batch))
 
 
-def _gradients(model, parts, task, method, metric, steps: int, batch_size: int, remote: bool) -> torch.Tensor:
+def _gradients(model: Envoy, parts: Architecture, task: Task, method: str | Rules, metric: str, steps: int,
+               batch_size: int, remote: bool | str) -> torch.Tensor:
     edited = apply(model, PLAIN if method in ("nap-ig", "ig-activations", "atp*") else rules_of(method))
     blocks = [(block.output, block.mlp, *norms, block.attention if method == "atp*" else None)
               for block, norms in zip(parts.blocks, norms_after(parts))]
     per_example = []
     for batch, answers in batches(task, metric, batch_size, method if isinstance(method, str) else "own rules"):
-        total = 0
+        total: Any = 0
         for chunk in points(method, steps, len(batch), len(blocks)):
             ids = torch.cat([rows_of(batch), batch.clean.repeat(chunk["extra"], 1)])
-            found = in_trace(edited, ids, node_scores, parts.embedding, blocks, parts.n_heads, len(batch), *answers,
-                             chunk["rows"], chunk["shares"], chunk["between"], remote=remote)
+            found = in_trace(edited, ids, node_scores, parts.embedding, unembedding_of(model), blocks, parts.n_heads,
+                             len(batch), *answers, chunk["rows"], chunk["shares"], chunk["between"], remote=remote)
             total = total + chunk["weight"] * found
         per_example.append(total)
     return torch.cat(per_example)
 
 
-def _exact(model, parts, names, task, metric, batch_size: int, remote: bool, most_rows: int = 512) -> torch.Tensor:
+def _exact(model: Envoy, parts: Architecture, names: Sequence[Node], task: Task, metric: str, batch_size: int,
+           remote: bool | str, most_rows: int = 512) -> torch.Tensor:
     """Exact effects, as many nodes per forward as fit into `most_rows` rows."""
     paths = [(block.output, block.mlp) for block in parts.blocks]
     per_example = []
@@ -327,7 +351,7 @@ def _exact(model, parts, names, task, metric, batch_size: int, remote: bool, mos
         for start in range(0, len(names), step):
             chosen = [tuple(node) for node in names[start:start + step]]
             ids = torch.cat([rows_of(batch), batch.clean.repeat(len(chosen), 1)])
-            found.append(in_trace(model, ids, exact_node_scores, parts.embedding, paths, parts.n_heads, chosen,
-                                  *answers, remote=remote, gradients=False))
+            found.append(in_trace(model, ids, exact_node_scores, parts.embedding, unembedding_of(model), paths,
+                                  parts.n_heads, chosen, *answers, remote=remote, gradients=False))
         per_example.append(torch.cat(found, 1))
     return torch.cat(per_example)

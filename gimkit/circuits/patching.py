@@ -1,20 +1,21 @@
 """Running circuits: their edges carry the clean run, all others the corrupt one."""
 
 import torch
+from nnsight.intervention.envoy import Envoy
 from tqdm.auto import tqdm
 
 from gimkit.circuits.circuit import Circuit
-from gimkit.circuits.metric import DIVERGENCES, metric_of
+from gimkit.circuits.metric import DIVERGENCES, Metric, metric_of
 from gimkit.errors import GimkitError, require_finite
 from gimkit.interventions.circuit_runs import run_circuits, whole_circuit
 from gimkit.interventions.recomputed import tolerance_of, weight_dtypes
 from gimkit.model.apply import check_unedited
 from gimkit.model.residual_stream import ResidualStream, check_graph, graph_of, residual_stream_of
 from gimkit.remote import in_session, in_trace
-from gimkit.tasks.task import answer_rows, answers_of, check_task, per_pair
+from gimkit.tasks.task import Task, answer_rows, answers_of, check_task, per_pair
 
 
-def run(model, task, circuits: Circuit | list[Circuit], *, metric: str = "logit",
+def run(model: Envoy, task: Task, circuits: Circuit | list[Circuit], *, metric: Metric = "logit",
         remote: bool | str = False) -> torch.Tensor:
     """The task's metric when only a circuit's edges carry the clean run, and all others the corrupt one.
 
@@ -41,7 +42,7 @@ def run(model, task, circuits: Circuit | list[Circuit], *, metric: str = "logit"
         dropped edges.
     """
     check_task(model, task)
-    metric = metric_of(task, metric)
+    name = metric_of(task, metric)
     w = residual_stream_of(model)
     check_unedited(model)
     several = [circuits] if isinstance(circuits, Circuit) else list(circuits) if isinstance(circuits, list) else []
@@ -49,13 +50,13 @@ def run(model, task, circuits: Circuit | list[Circuit], *, metric: str = "logit"
         raise GimkitError("circuits is a Circuit or a list of them; cut one from scores with edges.top(n)")
     for circuit in several:
         check_graph(circuit.graph, w)
-    values = run_masks(model, w, task, torch.stack([circuit.keep for circuit in several]), metric,
+    values = run_masks(model, w, task, torch.stack([circuit.keep for circuit in several]), name,
                        remote)
     require_finite(values, "the circuit's metric")
     return values[0] if isinstance(circuits, Circuit) else values
 
 
-def run_masks(model, w: ResidualStream, task, keep: torch.Tensor, metric: str, remote: bool,
+def run_masks(model: Envoy, w: ResidualStream, task: Task, keep: torch.Tensor, metric: str, remote: bool | str,
               most: int = 2**25) -> torch.Tensor:
     """The metric [circuits, examples] of each mask [sources, targets], as many rows at a time as memory likes.
 
@@ -84,7 +85,7 @@ def run_masks(model, w: ResidualStream, task, keep: torch.Tensor, metric: str, r
     return per_pair(pairs, torch.cat(columns, 1), 1)
 
 
-def check_whole_circuit(model, w: ResidualStream, task, remote, most: int = 4) -> None:
+def check_whole_circuit(model: Envoy, w: ResidualStream, task: Task, remote: bool | str, most: int = 4) -> None:
     """Refuse a model whose circuit of all edges does not give the clean metric, on a few pairs spread over the task.
 
     The clean prompts run by themselves, as the model is: with hooks and edits of the user's.

@@ -11,7 +11,7 @@ from gimkit.circuits.nodes import NodeScores
 from gimkit.errors import check_whole, require_finite
 from gimkit.interventions.node_patching import coalition_values
 from gimkit.model.apply import check_unedited
-from gimkit.model.architecture import architecture_of
+from gimkit.model.architecture import architecture_of, unembedding_of
 from gimkit.model.graph import nodes_of
 from gimkit.model.residual_stream import graph_if_covered
 from gimkit.remote import in_trace
@@ -117,7 +117,7 @@ def _worth(model, parts, paths, batch, present: torch.Tensor, remote: bool, most
     found = []
     for some in present.split(max(1, most_rows // len(batch) - 1)):
         ids = torch.cat([batch.corrupt, batch.clean.repeat(len(some), 1)])
-        values = in_trace(model, ids, coalition_values, paths, parts.n_heads, some, *answers_of(batch),
-                          remote=remote, gradients=False)
+        values = in_trace(model, ids, coalition_values, unembedding_of(model), paths, parts.n_heads, some,
+                          *answers_of(batch), remote=remote, gradients=False)
         found.append(values[0 if not found else 1:])
     return torch.cat(found)

@@ -73,7 +73,7 @@ def run_circuits(model, w, b: int, keep: torch.Tensor, metric: str, last, good, 
     check_sum(w.final_norm.path, final.input, *behind, b=b)
     reads = streams(final.input[:b], gaps, keep[:, :, column])
     final.input = torch.cat([final.input[:b], reads.repeat(group, 1, 1).to(final.input.dtype)])
-    logits = at_answers(model, w, last)[b:(1 + circuits) * b]
+    logits = at_answers(model, w.unembedding, last)[b:(1 + circuits) * b]
     return metric_values(metric, logits, places_of(last), good, bad, logits[-b:])
 
 

@@ -6,7 +6,7 @@ plain forward has as many edges as rows; `runs.py`, which is for any circuit, bu
 
 import torch
 
-from gimkit.interventions.metric import metric_values
+from gimkit.interventions.metric import values_at_answers
 from gimkit.interventions.residual_stream import (
     check_reads,
     check_sum,
@@ -84,8 +84,7 @@ def exact_edge_scores(model, w, edges: list, metric: str, last, good, bad) -> to
     if column in into:
         rows, sources = into[column]
         final.input = replaced(final.input, rows, without(final.input, rows, gaps[sources]))
-    logits = model.output.logits
-    values = metric_values(metric, logits, last, good, bad, logits[:b])
+    values = values_at_answers(model, w.unembedding, metric, last, good, bad)
     return (values[0] - values[2:]).sum(1)
 
 

@@ -85,7 +85,7 @@ def edge_scores(model, w, frozen: bool, b: int, metric: str, last, good, bad, gr
     if group > 1:
         wanted += [z for _, z in shared]
     # One backward pass from the metric at the gradient's points to everything that targets read.
-    logits = at_answers(model, w, last)
+    logits = at_answers(model, w.unembedding, last)
     first = places_of(last)
     value = sum(metric_values(metric, logits[start:start + b], first, good, bad, logits[:b]).sum()
                 for start in gradient_rows)

@@ -7,12 +7,12 @@ import torch
 
 from gimkit.errors import GimkitError
 from gimkit.interventions.gradients import centre
-from gimkit.interventions.metric import metric_values
+from gimkit.interventions.metric import metric_values, values_at_answers
 from gimkit.interventions.residual_stream import Reading, by_row, check_reads, check_sum, tensor_of
 from gimkit.interventions.weights import matrix_of, scale_of
 
 
-def head_effects(model, layers: list, final, unembedding: str, softcap, heads: int, ablated: list, answers: tuple):
+def head_effects(model, layers: list, final, unembedding, softcap, heads: int, ablated: list, answers: tuple):
     """Effects [ablated, b, 4] of ablating each head, and the parts' compensation, [ablated, b, layers, heads + 1].
 
     The effects: direct, direct with the final norm live, total, total with the final norm frozen. Compensation: by how
@@ -47,7 +47,7 @@ def head_effects(model, layers: list, final, unembedding: str, softcap, heads: i
     after = Reading(norm, final, stream[:, None], normalised[:, None])
     bias = scale_of(norm, final.eps, stream.dtype)[1]
     check_sum(final.path, *(x.unflatten(0, (n, b))[[0, 2]].flatten(0, 1)[:, None] for x in (stream, *parts)), b=b)
-    unembed = Unembedding(model.get(unembedding), unembedding, normalised.dtype, softcap, good, bad)
+    unembed = Unembedding(model.get(unembedding.path), unembedding.path, normalised.dtype, softcap, good, bad)
 
     def frozen(x):
         """The final norm's output for streams [k, b, width] with the clean run's denominator, [k * b, width]."""
@@ -55,12 +55,12 @@ def head_effects(model, layers: list, final, unembedding: str, softcap, heads: i
         return (y if bias is None else y + bias).flatten(0, 1)
 
     # The metric of the runs themselves, and of the recomputed unembedding, which must agree.
-    metric = metric_values("logit", model.output.logits, last, good, bad)
+    metric = values_at_answers(model, unembedding, "logit", last, good, bad)
     again = unembed.metric(frozen(stream[None, :b]))[0]
     tolerance = 1e-3 if stream.dtype in (torch.float32, torch.float64) else 5e-2
     if not bool((again - metric[0]).abs().max() <= tolerance * (1 + metric[0].abs().max())):
-        raise GimkitError(f"{unembedding}: unembedding the final norm's output does not reproduce the model's logits "
-                          "(are they scaled?), so direct effects cannot be taken")
+        raise GimkitError(f"{unembedding.path}: unembedding the final norm's output does not reproduce the model's "
+                          "logits (are they scaled?), so direct effects cannot be taken")
     # Direct effects to first order of the metric; total ones with the norm live, and frozen.
     slope = after.pull_back(unembed.slope(normalised[:b])[:, None], slice(b), True)[:, 0]
     direct = (lost * slope).sum(-1)

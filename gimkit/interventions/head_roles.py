@@ -3,6 +3,7 @@
 import torch
 
 from gimkit.interventions.attention import attention_call, attention_pattern
+from gimkit.interventions.metric import at_answers
 from gimkit.interventions.residual_stream import read_after, read_norm
 from gimkit.interventions.weights import leaf_of, matrix_of
 
@@ -33,7 +34,7 @@ def head_numbers(model, w, attentions: list, looks: torch.Tensor, last, good, ba
     norm = model.get(w.final_norm.path)
     leaf = leaf_of(model, norm.output)
     norm.output = leaf
-    logits = model.output.logits[rows, last]
+    logits = at_answers(model, w.unembedding, last)[:, 0]
     directions = []
     for ids in (good.to(logits.device), bad.to(logits.device)):
         side = logits.gather(1, ids.clamp(min=0)).masked_fill(ids < 0, -torch.inf).logsumexp(1) - logits.mean(-1)

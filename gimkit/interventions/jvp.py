@@ -54,7 +54,7 @@ def token_scores_of(model, plan: dict, rules: dict, prompt: torch.Tensor, neutra
         run = {"rules": rules, "g": len(left), "first": len(left) + 1, "last": positions_of(answers)}
         ids = prompt.repeat(len(left) * (1 + len(positions)) + 1, 1)
         ids[len(left)] = neutral
-        with model.trace(input_ids=ids, use_cache=False, logits_to_keep=run["last"]):
+        with model.trace(input_ids=ids, use_cache=False):
             found, known = token_tangents(model, plan, run, positions, free, left, answers).save()
         scores[positions] += found.double()
         answers = known or answers  # of a function none come back
@@ -111,7 +111,7 @@ def task_scores_of(model, plan: dict, rules: dict, all_clean: torch.Tensor, all_
                "last": 1 if last.dim() == 1 else last.shape[1]}
         places = last[pairs] - length + run["last"]
         ids = torch.cat([clean, clean[:1], corrupt, clean.repeat_interleave(starts["rows"], 0)])
-        with model.trace(input_ids=ids, use_cache=False, logits_to_keep=run["last"]):
+        with model.trace(input_ids=ids, use_cache=False):
             values = metric_tangents(model, plan, run, metric, places, good[pairs], bad[pairs]).save()
         found.append(values)
     return found
@@ -264,6 +264,8 @@ def last_logits(model, plan: dict, run: dict):
     """The clean logits [g, last, vocab] and their tangents; the model goes on with the clean rows alone."""
     g, first = run["g"], run["first"]
     module = model.get(plan["unembedding"])
+    if not plan["all_positions"]:
+        module.input = module.input[:, -run["last"]:]
     raw = module.output[:, -run["last"]:]
     logits, t = clean_of(raw, g), tangents_of(raw, g, first)
     if plan["softcap"] is not None:

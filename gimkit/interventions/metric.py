@@ -55,21 +55,22 @@ def of_sequences(metric: str, logits: torch.Tensor, good, bad) -> torch.Tensor:
     return sides[0] - sides[1]
 
 
-def answer_values(model, last, good, bad) -> torch.Tensor:
-    """The logit metric [b] of b prompts as they are."""
-    return metric_values("logit", model.output.logits, last, good, bad)[0]
+def values_at_answers(model, unembedding, metric: str, last, good, bad) -> torch.Tensor:
+    """The metric [groups, b] of groups of b rows, as `metric_values`; divergences are from the first group."""
+    logits = at_answers(model, unembedding, last)
+    return metric_values(metric, logits, places_of(last), good, bad, logits[:len(last)])
 
 
-def at_answers(model, w, last: torch.Tensor) -> torch.Tensor:
+def at_answers(model, unembedding, last: torch.Tensor) -> torch.Tensor:
     """The logits [groups * b, tokens, vocab] at the answers' positions; one token each where last is [b].
 
-    w: the `ResidualStream`. No other logits are computed, unless an edit or a hook could count positions.
+    unembedding: the `Unembedding`. No other logits are computed, unless an edit or a hook could count positions.
     """
-    module = model.get(w.unembedding)
+    module = model.get(unembedding.path)
     x = module.input
     rows = torch.arange(len(x), device=x.device)[:, None]
     places = last.view(len(last), -1).to(x.device).repeat(len(x) // len(last), 1)
-    if w.all_positions:
+    if unembedding.all_positions:
         return model.output.logits[rows, places]
     module.input = x[rows, places]
     return model.output.logits

@@ -2,12 +2,12 @@
 
 import torch
 
-from gimkit.interventions.metric import metric_values
+from gimkit.interventions.metric import values_at_answers
 from gimkit.interventions.residual_stream import by_row, tensor_of
 
 
-def exact_node_scores(model, embedding: str, blocks: list, n_heads: int, nodes: list, metric: str, last, good,
-                      bad) -> torch.Tensor:
+def exact_node_scores(model, embedding: str, unembedding, blocks: list, n_heads: int, nodes: list, metric: str,
+                      last, good, bad) -> torch.Tensor:
     """Effects [b, nodes] of replacing each node's output, at all positions, by its corrupt value.
 
     The rows are b clean prompts, b corrupt ones, and for each node b clean ones again, which it is patched in.
@@ -33,12 +33,12 @@ def exact_node_scores(model, embedding: str, blocks: list, n_heads: int, nodes: 
             rowwise = by_row(m, (2 + len(nodes)) * b)
             rowwise[rows["mlp", layer, 0]] = rowwise[b:2 * b]
             model.get(mlp).output = (m, *value[1:]) if isinstance(value, tuple) else m
-    logits = model.output.logits
-    values = metric_values(metric, logits, last, good, bad, logits[:b])
+    values = values_at_answers(model, unembedding, metric, last, good, bad)
     return (values[0] - values[2:]).T
 
 
-def coalition_values(model, blocks: list, n_heads: int, present: torch.Tensor, last, good, bad) -> torch.Tensor:
+def coalition_values(model, unembedding, blocks: list, n_heads: int, present: torch.Tensor, last, good,
+                     bad) -> torch.Tensor:
     """The logit metric [1 + sets, b] of the corrupt run, and of clean ones in which absent nodes stay corrupt.
 
     The rows are b corrupt prompts, then b clean ones for each set. present: [sets, b, nodes], nodes in order of layers,
@@ -56,4 +56,4 @@ def coalition_values(model, blocks: list, n_heads: int, present: torch.Tensor, l
         kept = torch.where(present[:, layer, n_heads, None, None], m[b:], m[:b].repeat(sets, 1, 1))
         kept = torch.cat([m[:b], kept]).view(tensor_of(value).shape)
         model.get(mlp).output = (kept, *value[1:]) if isinstance(value, tuple) else kept
-    return metric_values("logit", model.output.logits, last, good, bad)
+    return values_at_answers(model, unembedding, "logit", last, good, bad)

@@ -3,6 +3,7 @@
 import torch
 
 from gimkit.interventions.attention import put_pattern_difference
+from gimkit.interventions.metric import at_answers
 from gimkit.interventions.weights import leaf_of
 
 
@@ -32,6 +33,12 @@ def explained_value(logits: torch.Tensor, answers: list):
     return (value if len(answers) == 1 else value - final[:, answers[1]]), answers
 
 
+def answer_logits(model, unembedding, answers: list) -> torch.Tensor:
+    """The logits [rows, tokens, vocab] that `explained_value` reads: at the last positions, no others are computed."""
+    tokens = len(answers[0]) if answers and isinstance(answers[0], list) else 1
+    return at_answers(model, unembedding, torch.arange(-tokens, 0)[None])
+
+
 def log_probability(logits: torch.Tensor, ids: list) -> torch.Tensor:
     """The log-probability [rows] of tokens that the last positions predict, at least float32.
 
@@ -53,18 +60,18 @@ def along(difference: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
     return (difference.detach().to(precise) * gradient.to(precise)).sum(-1)
 
 
-def token_scores(model, embedding: str, neutral: int, answers: list):
+def token_scores(model, embedding: str, unembedding, neutral: int, answers: list):
     """(embedding - neutral embedding) . gradient for each token of a single row, [seq]; and the answers' ids."""
     module = model.get(embedding)
     leaf = leaf_of(model, module.output)
     neutral_embedding = module(torch.tensor([[neutral]], device=leaf.device)).detach()
     module.output = leaf
-    value, answers = explained_value(model.output.logits, answers)
+    value, answers = explained_value(answer_logits(model, unembedding, answers), answers)
     gradient = torch.autograd.grad(value.sum(), leaf)[0]
     return along(leaf - neutral_embedding, gradient)[0], answers
 
 
-def integrated_token_scores(model, embedding: str, neutral: int, answers: list, free: torch.Tensor):
+def integrated_token_scores(model, embedding: str, unembedding, neutral: int, answers: list, free: torch.Tensor):
     """Integrated gradients over the row count's midpoints between neutral and real embeddings, [seq]; and the ids.
 
     free: [seq], True where the path moves. Without answers the target is the top prediction of the point nearest to
@@ -78,13 +85,13 @@ def integrated_token_scores(model, embedding: str, neutral: int, answers: list, 
     left = 1 - (torch.arange(steps, device=real.device, dtype=real.dtype) + 0.5) / steps
     leaf = leaf_of(model, real - left[:, None, None] * change)
     module.output = leaf
-    logits = model.output.logits
+    logits = answer_logits(model, unembedding, answers)
     value, answers = explained_value(logits.flip(0), answers)
     gradient = torch.autograd.grad(value.sum(), leaf)[0].mean(0)
     return along(change[0], gradient), answers
 
 
-def rescaled_token_scores(model, embedding: str, activations: list, answers: list):
+def rescaled_token_scores(model, embedding: str, unembedding, activations: list, answers: list):
     """(embedding - neutral embedding) . DeepLIFT's multipliers, [seq]; and the ids. Rows: the prompt, its neutral twin.
 
     At each activation the slope is the finite difference between the rows; where they hardly differ, its derivative.
@@ -100,12 +107,12 @@ def rescaled_token_scores(model, embedding: str, activations: list, answers: lis
         far = step.abs() > 1e-4
         slope = (y - y_neutral).detach() / torch.where(far, step, torch.ones_like(step))
         activation.output = torch.cat([torch.where(far, y.detach() + slope * (x - x.detach()), y), y_neutral])
-    value, answers = explained_value(model.output.logits, answers)
+    value, answers = explained_value(answer_logits(model, unembedding, answers), answers)
     gradient = torch.autograd.grad(value[0], leaf)[0]
     return along(leaf[0] - leaf[1], gradient[0]), answers
 
 
-def pattern_token_scores(model, embedding: str, attentions: list, answers: list):
+def pattern_token_scores(model, embedding: str, unembedding, attentions: list, answers: list):
     """(embedding - neutral embedding) . gradient with (s - s') g at each softmax, [seq]; and the ids.
 
     Rows: the prompt, and its neutral twin, which gives the patterns s'.
@@ -115,14 +122,14 @@ def pattern_token_scores(model, embedding: str, attentions: list, answers: list)
     module.output = leaf
     for attention in attentions:
         put_pattern_difference(model.get(attention))
-    value, answers = explained_value(model.output.logits, answers)
+    value, answers = explained_value(answer_logits(model, unembedding, answers), answers)
     gradient = torch.autograd.grad(value[0], leaf)[0]
     return along(leaf[0] - leaf[1], gradient[0]), answers
 
 
-def last_values(model, answers: list):
+def last_values(model, unembedding, answers: list):
     """The explained value and the first answer's probability, [rows, 2]; and the ids. A function has no probability."""
-    logits = model.output.logits
+    logits = answer_logits(model, unembedding, answers)
     value, answers = explained_value(logits, answers)
     if not answers:
         share = torch.full_like(value, torch.nan)

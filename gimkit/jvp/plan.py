@@ -1,12 +1,13 @@
 """What forward mode needs to know of a model, in names and numbers; read on the client, from config and source."""
 
 import inspect
+from typing import Any
 
 from nnsight.intervention.envoy import Envoy
 
 from gimkit.errors import GimkitError
 from gimkit.model.apply import check_unedited, placements
-from gimkit.model.architecture import Architecture, architecture_of
+from gimkit.model.architecture import Architecture, Block, Norm, architecture_of
 from gimkit.model.residual_stream import residual_stream_of
 from gimkit.rules import Rules
 
@@ -35,7 +36,7 @@ def plan_of(model: Envoy, rules: Rules) -> dict:
         raise GimkitError(f"forward mode does not cover these blocks ({error}); {REVERSE}") from error
     root, config = model._module, model._module.config.get_text_config()
 
-    def norm(found):
+    def norm(found: Norm | None) -> tuple | None:
         return found and tuple(found)
 
     blocks = []
@@ -51,12 +52,13 @@ def plan_of(model: Envoy, rules: Rules) -> dict:
             **_kernel(attention, config, layer), **_mlp(root, block, parts),
         })
     return {"embedding": stream.embedding, "blocks": blocks, "norms": [norm(found) for found in parts.norms],
-            "final_norm": norm(stream.final_norm), "unembedding": stream.unembedding,
+            "final_norm": norm(stream.final_norm), "unembedding": stream.unembedding.path,
+            "all_positions": stream.unembedding.all_positions,
             "softcap": getattr(config, "final_logit_softcapping", None), "width": stream.width,
             "vocabulary": root.get_output_embeddings().weight.shape[0]}
 
 
-def _kernel(attention, config, layer: int) -> dict:
+def _kernel(attention: Any, config: Any, layer: int) -> dict:
     """What the kernel gets beside q, k and v. A mistake here raises an error when outputs are recomputed."""
     kinds = getattr(config, "layer_types", None)
     local = kinds is None or "sliding" in kinds[layer]
@@ -71,7 +73,7 @@ def _kernel(attention, config, layer: int) -> dict:
     }
 
 
-def _mlp(root, block, parts: Architecture) -> dict:
+def _mlp(root: Any, block: Block, parts: Architecture) -> dict:
     """Where to read the MLP's activation, or the two branches of its product, and where their result goes."""
     if parts.experts or block.activation is None:
         raise GimkitError(f"{parts.name}: {block.mlp} has experts, or no activation module of its own, so "

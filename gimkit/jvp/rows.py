@@ -1,6 +1,7 @@
 """Which row of a batch is which tangent: nodes and edges as plain numbers for the trace."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from gimkit.model.graph import Node
 
@@ -22,7 +23,7 @@ def starts_of(sources: Sequence[Node], edges: list[tuple] | None = None, spare: 
         Rows, counted from the first tangent, by kind, layer and head.
     """
     carriers, edges = 0 if edges is None else len(sources), edges or []
-    starts = {"input": None, "heads": {}, "mlps": {}, "edges": {}, "edges_mlp": {},
+    starts: dict[str, Any] = {"input": None, "heads": {}, "mlps": {}, "edges": {}, "edges_mlp": {},
               "carriers": carriers, "spare": len(sources) + len(edges),
               "rows": len(sources) + len(edges) + spare}
     for row, (kind, layer, head) in enumerate(sources):

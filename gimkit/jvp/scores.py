@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from nnsight.intervention.envoy import Envoy
@@ -41,8 +42,9 @@ def forward_token_scores(model: Envoy, prompt: Prompt, method: str | Rules, step
     return scores[:len(prompt.ids)] / len(left), answers
 
 
-def forward_task_scores(model: Envoy, task, answers: tuple, rules: Rules, chunks: Callable[[int, int], Iterator[tuple]],
-                        wanted: int, batch_size: int, remote: bool | str) -> torch.Tensor:
+def forward_task_scores(model: Envoy, task: Any, answers: tuple, rules: Rules,
+                        chunks: Callable[[int, int], Iterator[tuple]], wanted: int, batch_size: int,
+                        remote: bool | str) -> torch.Tensor:
     """Scores [n, wanted] of a task's n pairs, by tangents that start inside the model.
 
     Pairs of the same length go together without padding, as many as the rows allow.
@@ -101,11 +103,11 @@ def _numbers_per_token(model: Envoy, plan: dict) -> int:
     """Numbers that are read for one token of one row."""
     root, width = model._module, plan["width"]
 
-    def out(path):
+    def out(path: str) -> int:
         module = root.get_submodule(path)
         return getattr(module, "nf", None) or module.out_features
 
-    total = 3 * width  # the embedding, and the last norm's input and output
+    total = 4 * width  # the embedding, the last norm's input and output, what is unembedded
     for block in plan["blocks"]:
         heads = block["heads"] * block["head_dim"]
         around = ("before_attention", "after_attention", "before_mlp", "after_mlp")

@@ -123,7 +123,7 @@ def decompose(module, inputs, *, parameters=None, seed: int = 0, chunk: int | No
     (module, inputs), settings = module_and_inputs(module, inputs), Settings(**settings)
     with evaluating([module]):
         values = chosen_parameters(module, parameters)
-        ranks, divergence = ranks_of(settings.rank, values), divergence_of(settings.divergence)
+        ranks, divergence = _ranks(settings.rank, values), divergence_of(settings.divergence)
         outputs = outputs_of(module, inputs)
 
         def gradients_at(rows, references):
@@ -159,7 +159,7 @@ def decompose_alike(modules, inputs, *, seeds, progress: bool = True, **settings
                           "least two")
     with evaluating(modules):
         values = [chosen_parameters(module) for module in modules][0]
-        ranks, divergence = ranks_of(settings.rank, values), divergence_of(settings.divergence)
+        ranks, divergence = _ranks(settings.rank, values), divergence_of(settings.divergence)
         outputs = torch.stack([outputs_of(module, (x,)) for module, x in zip(modules, inputs)])
         stacked = {name: value.detach() for name, value in stack_module_state(list(modules))[0].items()}
         x, which = torch.stack(list(inputs)), torch.arange(len(seeds))[:, None]
@@ -180,10 +180,10 @@ def decompose_alike(modules, inputs, *, seeds, progress: bool = True, **settings
     return found
 
 
-def ranks_of(rank: int | dict, values: dict[str, torch.Tensor]) -> list[tuple[int, ...]]:
+def _ranks(rank: int | dict, values: dict[str, torch.Tensor]) -> list[tuple[int, ...]]:
     """The Tucker ranks of each parameter's axes.
 
-    >>> ranks_of(2, {"weight": torch.zeros(5, 3), "bias": torch.zeros(5)})
+    >>> _ranks(2, {"weight": torch.zeros(5, 3), "bias": torch.zeros(5)})
     [(2, 2), (1,)]
 
     Args:

@@ -9,7 +9,7 @@ import torch
 from torch.func import functional_call, grad, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from gimkit.errors import GimkitError
+from gimkit.errors import GimkitError, check_known
 from gimkit.model.apply import check_unedited
 from gimkit.remote.trace import LOCK, steady
 
@@ -64,8 +64,7 @@ def divergence_of(name: Divergence) -> Callable:
     Raises:
         GimkitError: there is no such divergence.
     """
-    if name not in DIVERGENCES:
-        raise GimkitError(f"unknown divergence {name!r}; use {', '.join(DIVERGENCES)}")
+    check_known("divergence", name, DIVERGENCES)
     return DIVERGENCES[name]
 
 

@@ -2,7 +2,6 @@
 
 import numpy
 import torch
-from scipy.optimize import linear_sum_assignment
 
 from gimkit.l3d import tucker
 from gimkit.l3d.decomposition import Decomposition
@@ -54,6 +53,8 @@ def match_circuits(directions: list[tucker.Factors],
     """
     size = torch.sqrt(sum(part.flatten(1).square().sum(1) for part in circuits))[:, None] * tucker.norms(directions)
     cosines = (tucker.inner(directions, circuits) / size.clamp(min=1e-12)).abs()
+    from scipy.optimize import linear_sum_assignment  # slow to import
+
     rows, columns = linear_sum_assignment(-cosines.numpy())
     best, which = torch.zeros(len(cosines)), [-1] * len(cosines)
     for row, column in zip(rows.tolist(), columns.tolist()):

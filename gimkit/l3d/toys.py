@@ -12,7 +12,7 @@ from torch import nn
 from torch.func import functional_call, stack_module_state, vmap
 from tqdm.auto import tqdm
 
-from gimkit.errors import GimkitError
+from gimkit.errors import GimkitError, check_known
 from gimkit.l3d import files
 from gimkit.remote.trace import seeded
 from gimkit.results import Result
@@ -193,8 +193,7 @@ def train(name: str, seeds, epochs: int = 1000, tries: int = 4, n: int = 10000,
         start; from one start "tms" often leaves a feature out, and then there is no circuit to be found. W_in and W_out
         of "tms" are tied in training, and are two tensors afterwards.
     """
-    if name not in FAMILIES:
-        raise GimkitError(f"unknown toy {name!r}; use {', '.join(FAMILIES)}")
+    check_known("toy", name, FAMILIES)
     family, seeds, modules, x, y, coefficients = FAMILIES[name], list(seeds), [], [], [], []
     for seed in seeds:
         with seeded(seed):

@@ -7,7 +7,7 @@ import torch
 from torch.func import vmap
 from tqdm.auto import tqdm
 
-from gimkit.errors import GimkitError, check_number, check_whole
+from gimkit.errors import GimkitError, check_known, check_number, check_whole
 from gimkit.l3d import files, tucker
 from gimkit.l3d.gradients import Divergence, random_references
 from gimkit.l3d.tucker import Factors, combine, inner
@@ -107,8 +107,7 @@ class Settings:
             check_whole(name, getattr(self, name), low)
         if not 0 < check_number("k", self.k) <= 1:
             raise GimkitError(f"k={self.k}: it is the share of coefficients that are kept, above 0 and at most 1")
-        if self.loss not in ("norm", "squared"):
-            raise GimkitError(f"unknown loss {self.loss!r}; use norm or squared")
+        check_known("loss", self.loss, ("norm", "squared"))
 
 
 class Trained:

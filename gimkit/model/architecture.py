@@ -7,14 +7,18 @@ import ast
 import inspect
 import re
 import textwrap
-from typing import NamedTuple
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import torch
 from nnsight.intervention.envoy import Envoy
+from torch.nn import Module
 from transformers.pytorch_utils import Conv1D
 
 from gimkit.errors import GimkitError
 
+SOURCES: WeakKeyDictionary = WeakKeyDictionary()  # {forward function: its source text}, for reading a source is slow
 LINEAR = (torch.nn.Linear, Conv1D)
 OUTPUT_PROJECTIONS = ("o_proj", "c_proj", "out_proj", "dense", "wo")
 NOT_COVERED = (
@@ -93,6 +97,17 @@ class Architecture(NamedTuple):
     experts: bool
 
 
+class Unembedding(NamedTuple):
+    """The module that makes logits.
+
+    Attributes:
+        all_positions: it must run at all positions, for the user's edits or hooks could count them.
+    """
+
+    path: str
+    all_positions: bool
+
+
 def architecture_of(model: Envoy) -> Architecture:
     """Find the parts of an nnsight model that gimkit's rules and scores act on.
 
@@ -143,7 +158,29 @@ def limits(model: Envoy) -> tuple[int, int | None]:
     return root.get_input_embeddings().weight.shape[0], context
 
 
-def _root(model):
+def unembedding_of(model: Envoy) -> Unembedding:
+    """The module that makes logits of the last residual stream.
+
+    >>> unembedding_of(gimkit.load("mini-gpt2"))
+    Unembedding(path='lm_head', all_positions=False)
+
+    Args:
+        model: an nnsight model, with or without weights.
+
+    Raises:
+        GimkitError: there is none, as in a trunk or a classifier.
+    """
+    root = _root(model)
+    wanted = root.get_output_embeddings()
+    if wanted is None:
+        raise GimkitError(f"{type(root).__name__} has no output embeddings, so it gives no logits of tokens; load the "
+                          "causal language model, such as with AutoModelForCausalLM")
+    hooked = any(module._forward_hooks or module._forward_pre_hooks for module in (root, wanted))
+    return Unembedding(next(path for path, module in root.named_modules() if module is wanted),
+                       bool(model._edits or hooked))
+
+
+def _root(model: Envoy) -> Any:
     root = getattr(model, "_module", None)
     if getattr(root, "config", None) is None or not hasattr(model, "trace"):
         raise GimkitError(
@@ -154,10 +191,14 @@ def _root(model):
 
 
 def _source(module: torch.nn.Module) -> str:
-    try:
-        return textwrap.dedent(inspect.getsource(inspect.unwrap(type(module).forward)))
-    except (OSError, TypeError):
-        return ""
+    """The source of a module's forward; kept for each function, so that a replaced forward or module is read anew."""
+    forward = inspect.unwrap(type(module).forward)
+    if forward not in SOURCES:
+        try:
+            SOURCES[forward] = textwrap.dedent(inspect.getsource(forward))
+        except (OSError, TypeError):
+            return ""
+    return SOURCES[forward]
 
 
 def _attention_calls(module: torch.nn.Module) -> int:
@@ -165,7 +206,7 @@ def _attention_calls(module: torch.nn.Module) -> int:
     return _source(module).count("attention_interface(")
 
 
-def _layers(root, name: str):
+def _layers(root: Module, name: str) -> tuple[str, torch.nn.ModuleList]:
     """The stack of blocks: the longest ModuleList outside vision and audio towers."""
     towers = ("vision", "visual", "audio")
     lists = [
@@ -183,7 +224,7 @@ def _layers(root, name: str):
     return path, layers
 
 
-def _block(path: str, layer, name: str) -> Block:
+def _block(path: str, layer: Module, name: str) -> Block:
     attentions = [key for key, module in layer.named_modules() for _ in range(_attention_calls(module))]
     if len(attentions) != 1:
         other = next((k for k, m in layer.named_modules()
@@ -208,7 +249,7 @@ def _block(path: str, layer, name: str) -> Block:
                  products, activation)
 
 
-def _mlp(layer, attention: str, path: str, name: str):
+def _mlp(layer: Module, attention: str, path: str, name: str) -> tuple[str, Module]:
     """The child of a block that is its MLP; in OPT's blocks, with two projections instead, the second one."""
     others = [(key, child) for key, child in layer.named_children()
               if key != attention.split(".")[0] and not _is_norm(child)
@@ -221,7 +262,8 @@ def _mlp(layer, attention: str, path: str, name: str):
     raise GimkitError(f"{name}: {path} should hold one MLP beside its attention and norms, but holds {found}")
 
 
-def _gating(path: str, mlp, layer, block: str, name: str):
+def _gating(path: str, mlp: Module, layer: Module, block: str,
+            name: str) -> tuple[tuple[Product, ...], str | None]:
     """The gated products of an MLP and its activation module; an ungated MLP has two projections and no product."""
     products, experts = [], False
     for key, module in mlp.named_modules(prefix=path):
@@ -243,18 +285,18 @@ def _gating(path: str, mlp, layer, block: str, name: str):
     return tuple(products), None if experts else activation
 
 
-def is_projection(module) -> bool:
+def is_projection(module: Module | None) -> bool:
     """A Linear or Conv1D, or what stands for one: an adapter around it, quantised weights."""
     sizes = (getattr(module, "in_features", None), getattr(module, "out_features", None))
     return isinstance(module, LINEAR) or all(isinstance(size, int) for size in sizes)
 
 
-def projections(module, path: str) -> list[str]:
+def projections(module: Module, path: str) -> list[str]:
     """The paths of the projections in a module at a path, in order."""
     return [key for key, child in _outside_projections(module, path) if is_projection(child)]
 
 
-def _outside_projections(module, path: str):
+def _outside_projections(module: Module, path: str) -> Iterator[tuple[str, Module]]:
     """(path, module) of a module and of those in it, but none of what an adapter or a quantised projection is made of.
     """
     yield path, module
@@ -263,15 +305,15 @@ def _outside_projections(module, path: str):
             yield from _outside_projections(child, f"{path}.{key}" if path else key)
 
 
-def _is_activation(module) -> bool:
+def _is_activation(module: Module) -> bool:
     return type(module).__module__ in ("torch.nn.modules.activation", "transformers.activations")
 
 
-def _is_norm(module) -> bool:
+def _is_norm(module: Module) -> bool:
     return type(module).__name__.rstrip("1P").endswith("Norm") and not module._modules
 
 
-def _norm(path: str, module, name: str) -> Norm:
+def _norm(path: str, module: Module, name: str) -> Norm:
     unknown = [key for key, _ in module.named_parameters() if key not in ("weight", "bias")]
     if unknown:
         raise GimkitError(f"{name}: {path} ({type(module).__name__}) has the parameters {', '.join(unknown)}, "
@@ -282,7 +324,7 @@ def _norm(path: str, module, name: str) -> Norm:
     return Norm(path, float(eps), "LayerNorm" in type(module).__name__)
 
 
-def _norms(root, body: str, name: str) -> tuple[Norm, ...]:
+def _norms(root: Module, body: str, name: str) -> tuple[Norm, ...]:
     """Every norm of the trunk. Another leaf module that scales each feature is refused, for it could be a norm."""
     norms = []
     for path, module in _outside_projections(root.get_submodule(body), body):
@@ -308,7 +350,7 @@ def _check_norms_everywhere(norms: tuple[Norm, ...], blocks: tuple[Block, ...], 
         raise GimkitError(f"{name} has no norm that gimkit knows after its last block, so not all could be frozen")
 
 
-def _check_called_once(root, norms: tuple[Norm, ...], blocks: tuple[Block, ...], name: str) -> None:
+def _check_called_once(root: Module, norms: tuple[Norm, ...], blocks: tuple[Block, ...], name: str) -> None:
     """Refuse a module that every forward pass calls twice, for an edit acts on a module's first call only."""
     paths = [norm.path for norm in norms] + [block.attention for block in blocks]
     for path in paths + [product.path for block in blocks for product in block.products]:

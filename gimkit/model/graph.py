@@ -169,23 +169,30 @@ def greedy_edges(scores: torch.Tensor, graph: Graph, n: int, absolute: bool) -> 
     """
     n = check_whole("n, a number of edges,", n, 0, graph.n_edges)
     require_finite(scores)
-    value = (scores.abs() if check_flag("absolute", absolute) else scores).tolist()
-    real, owner = graph.real, graph.node_of().tolist()
-    columns = {}
-    for column, node in enumerate(owner):
+    value = (scores.abs() if check_flag("absolute", absolute) else scores).double().masked_fill(~graph.real, -torch.inf)
+    columns: dict[int, list[int]] = {}
+    for column, node in enumerate(graph.node_of().tolist()):
         columns.setdefault(node, []).append(column)
-    keep, reached, heap, taken = torch.zeros_like(real), {-1}, [], 0
+    best, order = (found.T.tolist() for found in value.sort(dim=0, descending=True, stable=True))  # for each target
+    after = graph.real.sum(0).tolist()
+    heap: list[tuple[float, int, int, int]] = []
+    reached, taken = {-1}, list[tuple[int, int]]()
 
-    def offer(node: int) -> None:
-        for column in columns[node]:
-            for source in real[:, column].nonzero()[:, 0].tolist():
-                heapq.heappush(heap, (-value[source][column], source, column))
+    def offer(column: int, place: int = 0) -> None:  # a target's next best edge: the heap holds one for each
+        if place < after[column]:
+            heapq.heappush(heap, (-best[column][place], order[column][place], column, place))
 
-    offer(-1)
-    while heap and taken < n:
-        _, source, column = heapq.heappop(heap)
-        keep[source, column], taken = True, taken + 1
+    for column in columns[-1]:
+        offer(column)
+    while heap and len(taken) < n:
+        _, source, column, place = heapq.heappop(heap)
+        taken.append((source, column))
+        offer(column, place + 1)
         if source not in reached and source > 0:
             reached.add(source)
-            offer(source)
+            for mine in columns[source]:
+                offer(mine)
+    keep = torch.zeros_like(graph.real)
+    if taken:
+        keep[tuple(torch.tensor(taken).T)] = True
     return keep

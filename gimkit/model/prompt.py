@@ -1,16 +1,15 @@
 """What token attribution works on: a prompt's ids, the answers to explain, and the baseline token."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from nnsight.intervention.envoy import Envoy
 
 from gimkit.errors import GimkitError, check_answers, check_ids, check_length, check_whole
 from gimkit.model.architecture import limits
-from gimkit.model.tokenizer import answer_ids, baseline_token, encode, is_text, one_token
+from gimkit.model.tokenizer import PromptLike, answer_ids, baseline_token, encode, is_text, one_token
 
-PromptLike = str | Sequence[Mapping] | Sequence[int] | torch.Tensor | Mapping  # text, messages, ids, BatchEncoding
 Answer = str | int | Sequence[int] | torch.Tensor  # text, id, ids
 Target = Answer | tuple[Answer, Answer] | Callable[[torch.Tensor], torch.Tensor] | None
 
@@ -78,7 +77,8 @@ def read_prompt(model: Envoy, prompt: PromptLike, target: Target = None, baselin
         answers = [check_ids(_answer(tokenizer, prompt if is_text(prompt) else ids, word, glue),
                              vocabulary, "the target").tolist() for word in words]
         if len(answers) == 2:
-            check_answers(*([answer[0] if len(answer) == 1 else tuple(answer)] for answer in answers), "the target")
+            right, wrong = ([answer[0] if len(answer) == 1 else tuple(answer)] for answer in answers)
+            check_answers(right, wrong, "the target")
         longest = max(map(len, answers), default=1)
         check_length(len(ids) + longest - 1, context, "the prompt with the answer")
         answers = [answer for answer, in answers] if longest == 1 else answers
@@ -97,7 +97,7 @@ def prompt_ids(model: Envoy, prompt: PromptLike, what: str = "the prompt") -> to
     return ids
 
 
-def _answer(tokenizer, prompt, word, glue: str | None) -> list[int]:
+def _answer(tokenizer: Any, prompt: PromptLike, word: Answer, glue: str | None) -> list[int]:
     """The ids of an answer: of a text behind the prompt, of one id, of several in a list, array or tensor."""
     if isinstance(word, str):
         if tokenizer is None:

@@ -3,9 +3,10 @@
 from typing import NamedTuple
 
 from nnsight.intervention.envoy import Envoy
+from torch.nn import Module
 
 from gimkit.errors import GimkitError
-from gimkit.model.architecture import Architecture, Norm, architecture_of
+from gimkit.model.architecture import Architecture, Block, Norm, Unembedding, architecture_of, unembedding_of
 from gimkit.model.graph import Graph
 
 # Which norms stand before and after attention and MLP, by the names that a block's own norms have.
@@ -49,7 +50,6 @@ class ResidualStream(NamedTuple):
         width: of the residual stream.
         parallel: attention and MLP read the same residual stream (GPT-NeoX); else the MLP reads the attention's output
             too.
-        all_positions: the unembedding must run at all positions, for the user's edits or hooks could count them.
     """
 
     name: str
@@ -61,8 +61,7 @@ class ResidualStream(NamedTuple):
     head_dim: int
     width: int
     parallel: bool
-    unembedding: str
-    all_positions: bool
+    unembedding: Unembedding
 
 
 def residual_stream_of(model: Envoy, architecture: Architecture | None = None) -> ResidualStream:
@@ -94,13 +93,10 @@ def residual_stream_of(model: Envoy, architecture: Architecture | None = None) -
                           "covered; score nodes instead")
     heads = architecture.n_heads
     shared = layers[0].layout != "interleaved" and getattr(config, "num_key_value_heads", None)
-    hooked = any(module._forward_hooks or module._forward_pre_hooks
-                 for module in (model._module, model._module.get_output_embeddings()))
     return ResidualStream(
         name, architecture.embedding, layers, final[0], heads, shared or heads, architecture.head_dim,
         width=model._module.get_input_embeddings().weight.shape[1],
-        parallel=bool(getattr(config, "use_parallel_residual", False)), unembedding=_unembedding(model._module),
-        all_positions=bool(model._edits or hooked))
+        parallel=bool(getattr(config, "use_parallel_residual", False)), unembedding=unembedding_of(model))
 
 
 def graph_of(stream: ResidualStream) -> Graph:
@@ -129,31 +125,31 @@ def norms_after(architecture: Architecture) -> list[tuple[Norm | None, Norm | No
     found = []
     for block in architecture.blocks:
         _, attention, _, mlp = ARRANGEMENTS.get(_own_norms(block, norms), (None,) * 4)
-        found.append((attention and norms[f"{block.path}.{attention}"], mlp and norms[f"{block.path}.{mlp}"]))
+        found.append((_norm_at(block, attention, norms), _norm_at(block, mlp, norms)))
     return found
 
 
-def _unembedding(root) -> str:
-    wanted = root.get_output_embeddings()
-    return next(path for path, module in root.named_modules() if module is wanted)
+def _norm_at(block: Block, key: str | None, norms: dict[str, Norm]) -> Norm | None:
+    return norms[f"{block.path}.{key}"] if key else None
 
 
-def _own_norms(block, norms: dict) -> tuple[str, ...]:
+def _own_norms(block: Block, norms: dict[str, Norm]) -> tuple[str, ...]:
     return tuple(sorted(path.rpartition(".")[2] for path in norms if path.rpartition(".")[0] == block.path))
 
 
-def _layer(root, block, norms: dict, name: str) -> Layer:
+def _layer(root: Module, block: Block, norms: dict[str, Norm], name: str) -> Layer:
     own = _own_norms(block, norms)
     if own not in ARRANGEMENTS:
         raise GimkitError(f"{name}: {block.path} has the norms {', '.join(own)}, an arrangement whose edges are not "
                           "covered; score nodes instead")
-    before, after, before_mlp, after_mlp = (key and norms[f"{block.path}.{key}"] for key in ARRANGEMENTS[own])
+    before, after, before_mlp, after_mlp = (_norm_at(block, key, norms) for key in ARRANGEMENTS[own])
     attention = root.get_submodule(block.attention)
     fused = next((key for key in FUSED if hasattr(attention, key)), None)
     if fused:
         projections, layout = (f"{block.attention}.{fused}",) * 3, FUSED[fused]
     elif all(hasattr(attention, key) for key in SEPARATE):
-        projections, layout = tuple(f"{block.attention}.{key}" for key in SEPARATE), "separate"
+        q, k, v = (f"{block.attention}.{key}" for key in SEPARATE)
+        projections, layout = (q, k, v), "separate"
     else:
         raise GimkitError(f"{name}: {block.attention} has no q, k and v projections that gimkit knows, so its edges "
                           "are not covered; score nodes instead")

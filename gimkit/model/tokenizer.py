@@ -2,12 +2,14 @@
 
 import re
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 
 from gimkit.errors import GimkitError, check_ids, check_whole
 
+PromptLike = str | Sequence[Mapping] | Sequence[int] | torch.Tensor | Mapping  # text, messages, ids, BatchEncoding
 MARKER = re.compile(r"(<[^<>\s]+>|\[/?[A-Z_]+\])$")  # <|assistant|>, [/INST]
 
 
@@ -22,7 +24,7 @@ def is_text(prompt: object) -> bool:
     return isinstance(prompt, str) or messages
 
 
-def text_of(tokenizer, prompt) -> str:
+def text_of(tokenizer: Any, prompt: PromptLike) -> str:
     """A prompt as text: messages through the tokenizer's chat template, token ids decoded.
 
     >>> text_of(model.tokenizer, [195, 178])
@@ -44,7 +46,7 @@ def text_of(tokenizer, prompt) -> str:
                           "{'role': ..., 'content': ...}, or the prompt as a text") from error
 
 
-def text_ids(tokenizer, prompt) -> list[int]:
+def text_ids(tokenizer: Any, prompt: PromptLike) -> list[int]:
     """The token ids of a text or of messages: one start token where the tokenizer has one, and no end token.
 
     >>> len(text_ids(model.tokenizer, "Mary went home")), len(text_ids(model.tokenizer, "<s> Mary went home"))
@@ -60,7 +62,7 @@ def text_ids(tokenizer, prompt) -> list[int]:
     return _ids(tokenizer, prompt)
 
 
-def _ids(tokenizer, prompt, continuation: str = "") -> list[int]:
+def _ids(tokenizer: Any, prompt: PromptLike, continuation: str = "") -> list[int]:
     """As `text_ids`, with a text behind the prompt."""
     text = text_of(tokenizer, prompt) + continuation
     bare = list(tokenizer(text, add_special_tokens=False)["input_ids"])
@@ -68,14 +70,14 @@ def _ids(tokenizer, prompt, continuation: str = "") -> list[int]:
     return bare if start == bare[:len(start)] else start + bare
 
 
-def _special_ids(tokenizer, text: str, bare: list[int]) -> tuple[list[int], list[int]]:
+def _special_ids(tokenizer: Any, text: str, bare: list[int]) -> tuple[list[int], list[int]]:
     """The ids that a tokenizer puts before a text's own ids, and behind them."""
     whole = list(tokenizer(text)["input_ids"])
     first = next((i for i in range(len(whole) - len(bare) + 1) if whole[i:i + len(bare)] == bare), 0)
     return whole[:first], whole[first + len(bare):]
 
 
-def unknown_words(tokenizer, text: str) -> list[str]:
+def unknown_words(tokenizer: Any, text: str) -> list[str]:
     """The words of a text for which the tokenizer writes its unknown token.
 
     >>> unknown_words(model.tokenizer, "Mary likes the Eiffel Tower.")
@@ -88,7 +90,7 @@ def unknown_words(tokenizer, text: str) -> list[str]:
     return [word for word in dict.fromkeys(words) if unknown in tokenizer(word, add_special_tokens=False)["input_ids"]]
 
 
-def warn_unknown(tokenizer, words: Iterable[str]) -> None:
+def warn_unknown(tokenizer: Any, words: Iterable[str]) -> None:
     """Warn of words that the model cannot read, if there are any."""
     words = list(dict.fromkeys(words))
     if words:
@@ -98,7 +100,7 @@ def warn_unknown(tokenizer, words: Iterable[str]) -> None:
                       stacklevel=5)
 
 
-def answer_ids(tokenizer, prompt, answer: str, glue: str | None = None) -> list[int]:
+def answer_ids(tokenizer: Any, prompt: PromptLike, answer: str, glue: str | None = None) -> list[int]:
     """The token ids of an answer that stands behind its prompt.
 
     >>> answer_ids(model.tokenizer, "Mary drove to the farm with John. John lent a map to", "Mary")
@@ -141,13 +143,13 @@ def answer_ids(tokenizer, prompt, answer: str, glue: str | None = None) -> list[
     return added
 
 
-def _takes_no_space(tokenizer, text: str) -> bool:
+def _takes_no_space(tokenizer: Any, text: str) -> bool:
     """Does a text end in a line break, a special token or a chat marker, so that no space follows?"""
     specials = [token for token in getattr(tokenizer, "all_special_tokens", ()) if token != tokenizer.unk_token]
     return (text[-1].isspace() and text[-1] != " ") or text.endswith(tuple(specials)) or bool(MARKER.search(text))
 
 
-def _ids_at_line_start(tokenizer, answer: str) -> list[int]:
+def _ids_at_line_start(tokenizer: Any, answer: str) -> list[int]:
     """An answer's tokens when the first one does not join the text before it: as at the start of a line."""
     line, after = (list(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in ("\n", "\n" + answer))
     if after[:len(line)] == line and len(after) > len(line):
@@ -155,7 +157,7 @@ def _ids_at_line_start(tokenizer, answer: str) -> list[int]:
     return list(tokenizer(answer, add_special_tokens=False)["input_ids"])
 
 
-def answer_id(tokenizer, prompt, answer: str, glue: str | None = None) -> int:
+def answer_id(tokenizer: Any, prompt: PromptLike, answer: str, glue: str | None = None) -> int:
     """As `answer_ids`, for an answer of one token.
 
     >>> answer_id(model.tokenizer, "Mary drove to the farm with John. John lent a map to", "Mary")
@@ -167,7 +169,7 @@ def answer_id(tokenizer, prompt, answer: str, glue: str | None = None) -> int:
     return _single(tokenizer, answer, answer_ids(tokenizer, prompt, answer, glue))
 
 
-def _single(tokenizer, word: str, ids: list[int]) -> int:
+def _single(tokenizer: Any, word: str, ids: list[int]) -> int:
     """The only one of a word's ids; an error for a word of several tokens or an unknown one."""
     if len(ids) > 1:
         pieces = ", ".join(map(repr, tokenizer.convert_ids_to_tokens(ids)))
@@ -178,7 +180,7 @@ def _single(tokenizer, word: str, ids: list[int]) -> int:
     return ids[0]
 
 
-def encode(tokenizer, prompt) -> torch.Tensor:
+def encode(tokenizer: Any, prompt: PromptLike) -> torch.Tensor:
     """Token ids [seq] of a prompt: one start token first and no end token last, where the tokenizer writes them.
 
     >>> encode(model.tokenizer, "Mary went home").shape
@@ -214,7 +216,7 @@ def encode(tokenizer, prompt) -> torch.Tensor:
     return ids if tokenizer is None else _trimmed(tokenizer, ids)
 
 
-def _trimmed(tokenizer, ids: torch.Tensor) -> torch.Tensor:
+def _trimmed(tokenizer: Any, ids: torch.Tensor) -> torch.Tensor:
     """Given ids without a second start token and without the end token that the tokenizer appends to every text."""
     first, last, start = 0, len(ids), getattr(tokenizer, "bos_token_id", None)
     while first + 1 < last and ids[first] == ids[first + 1] == start:
@@ -229,7 +231,7 @@ def _trimmed(tokenizer, ids: torch.Tensor) -> torch.Tensor:
     return ids[first:last]
 
 
-def one_token(tokenizer, word) -> int:
+def one_token(tokenizer: Any, word: str | int) -> int:
     """The id of a word that is a single token; the word with a leading space is tried first.
 
     >>> one_token(model.tokenizer, "Mary")
@@ -252,7 +254,7 @@ def one_token(tokenizer, word) -> int:
     return _single(tokenizer, word, (whole or found)[0])
 
 
-def token_text(tokenizer, *tokens: int) -> str:
+def token_text(tokenizer: Any, *tokens: int) -> str:
     """The readable text of one token, or of several side by side; without a tokenizer, the ids.
 
     >>> token_text(model.tokenizer, 195)
@@ -262,7 +264,7 @@ def token_text(tokenizer, *tokens: int) -> str:
     return ids if tokenizer is None else tokenizer.decode(list(tokens)) or ids
 
 
-def baseline_token(tokenizer) -> int:
+def baseline_token(tokenizer: Any) -> int:
     """The id of the token that stands for no information: mask, space or padding, the first that exists.
 
     >>> token_text(model.tokenizer, baseline_token(model.tokenizer))

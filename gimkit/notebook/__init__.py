@@ -1,1 +1,1 @@
-"""What notebooks show and check: widgets, the circuit explorer, the exercises' checks."""
+"""For notebooks: widgets, the circuit explorer, the exercises' checks, the demo."""

@@ -19,7 +19,9 @@ FIGURES = Path("figures")
 
 
 def demo(name: str, n: int = 16, seed: int = 0) -> None:
-    """Solve IOI, attribute one prompt's tokens, rank heads and MLPs, patch the strongest dozens, draw the figures.
+    """Solve IOI, attribute one prompt's tokens, rank heads and MLPs, patch the strongest, draw figures.
+
+    For example `demo("mini-llama")`, which takes some seconds.
 
     Args:
         name: whatever `gimkit.load` takes.
@@ -42,7 +44,7 @@ def demo(name: str, n: int = 16, seed: int = 0) -> None:
     tokens = [gimkit.attribute(model, pair.clean, target=(pair.answer, pair.wrong), method=m) for m in METHODS]
     table = pandas.DataFrame({"token": tokens[0].tokens} | {t.method: t.scores.tolist() for t in tokens})
     print(f"2. Which tokens of that clean prompt speak for {pair.answer} and against {pair.wrong} (logits)?")
-    print(shown(table), flush=True)
+    print(_indented(table), flush=True)
 
     estimates = [gimkit.score_nodes(model, task, method=m) for m in METHODS]
     chosen = strongest(estimates)
@@ -52,13 +54,13 @@ def demo(name: str, n: int = 16, seed: int = 0) -> None:
     exact = gimkit.score_nodes(model, task, method="exact", nodes=chosen)
     checked = [scores.among(chosen) for scores in estimates]
     table = pandas.DataFrame({"node": exact.nodes} | {s.method: s.scores.tolist() for s in (exact, *checked)})
-    print(shown(table.sort_values("exact", key=abs, ascending=False)))
+    print(_indented(table.sort_values("exact", key=abs, ascending=False)))
     verdict = judged(checked, exact)
     print(f"   Against exact patching, over these {len(chosen)} (95% bootstrap interval over prompts):")
     for line in verdict:
         print(f"     {line}")
 
-    drawn = draw(Path(name).name, pair, tokens, estimates, checked, exact, verdict)
+    drawn = _draw(Path(name).name, pair, tokens, estimates, checked, exact, verdict)
     print("\n4. Figures, each as png and svg, numbers in figures/data/, captions in figures/CAPTIONS.md:")
     for path in drawn:
         print(f"     {path}")
@@ -103,18 +105,18 @@ def judged(checked: list, exact) -> list[str]:
         clear = f"{better} is better" if apart.low > 0 or apart.high < 0 else "no clear difference"
         return f"{what}: {', '.join(f'{method} {interval}' for method, interval in found.items())}; {clear}"
 
-    return [sentence("rank correlation", rank, True),
-            sentence("error (sum of |estimate - exact| / sum of |exact|)", error, False)]
+    return [sentence("Rank correlation", rank, True),
+            sentence("Error (sum of |estimate - exact| / sum of |exact|)", error, False)]
 
 
-def shown(table: pandas.DataFrame) -> str:
-    """A table as indented text, scores with sign and two decimals."""
+def _indented(table: pandas.DataFrame) -> str:
+    """A table as indented text; scores have a sign and two decimals."""
     text = table.to_string(index=False, float_format="{:+.2f}".format)
     return "\n".join("     " + line for line in text.splitlines())
 
 
-def draw(label: str, pair, tokens: list, estimates: list, checked: list, exact, verdict: list[str]) -> list[Path]:
-    """Write the three figures to figures/; returns the paths of their png files."""
+def _draw(label: str, pair, tokens: list, estimates: list, checked: list, exact, verdict: list[str]) -> list[Path]:
+    """Write the three figures to figures/ and return the paths of their png files."""
     figure, axes = plots.panels(2, 11, 4.2, sharey=True)
     for ax, scores in zip(axes, tokens):
         plots.token_bars(scores, ax=ax)

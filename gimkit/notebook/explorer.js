@@ -80,7 +80,8 @@ export function explore(root, data) {
   const card = add(panel, "section", { class: "card", "aria-live": "polite" });
   const lists = add(panel, "section", { class: "lists" });
   add(root, "footer", {}, "Blue lines help the answer, dashed orange ones hurt it; the thicker, the larger the " +
-    `|score| (at most ${strongest.toPrecision(3)}). A thick frame: it has a role. Scores are sums over positions.`);
+    `|score| (at most ${strongest.toPrecision(3)}). A thick frame: it has a role. Scores are sums over positions.` +
+    (data.larger ? ` Not drawn: ${counted(data.larger, "circuit")} of more edges.` : ""));
 
   function drawNode(parent, name) {
     const { x, y } = places[name], wide = name === "input" || name === "logits";
@@ -120,7 +121,7 @@ export function explore(root, data) {
         "stroke-opacity": (0.15 + 0.85 * share ** 0.5).toFixed(2) });
       add(line, "title", {}, `${edge.source} → ${edge.target}${port}: ${signed(edge.score)}`);
     }
-    kept.textContent = `${data.sizes[state.size]} of ${counted(edges.length, "edge")}, faithfulness ` +
+    kept.textContent = `${data.sizes[state.size]} of ${counted(data.total, "edge")}, faithfulness ` +
       data.faithfulness[state.size].toFixed(2);
     slider.setAttribute("aria-valuetext", kept.textContent);
     curve(state.size);

@@ -3,10 +3,12 @@
 import html
 import json
 from pathlib import Path
+from typing import Any
 
 import anywidget
 import torch
 import traitlets
+from nnsight.intervention.envoy import Envoy
 
 from gimkit.circuits import Circuit, Curve, EdgeScores
 from gimkit.errors import GimkitError, require_finite
@@ -14,12 +16,14 @@ from gimkit.files import write_text
 from gimkit.interventions.head_roles import head_patterns
 from gimkit.model.apply import check_unedited
 from gimkit.model.architecture import architecture_of
-from gimkit.model.prompt import prompt_ids
+from gimkit.model.prompt import PromptLike, prompt_ids
 from gimkit.model.residual_stream import check_graph, residual_stream_of
 from gimkit.model.tokenizer import token_text
 from gimkit.remote import in_trace
 
 SCRIPT, STYLE = (Path(__file__).with_name(f"explorer.{kind}").read_text(encoding="utf-8") for kind in ("js", "css"))
+MOST_EDGES = 5000  # a browser draws a line for each
+MOST_ATTENTION = 2**21  # numbers, of some 7 characters each
 PAGE = """<!doctype html>
 <html lang="en">
 <meta charset="utf-8">
@@ -44,19 +48,22 @@ explore(document.getElementById("explorer"), JSON.parse(document.getElementById(
 
 
 class Explorer(anywidget.AnyWidget):
-    """What `explore` returns; a notebook shows it. data: what is drawn, as `explore` describes."""
+    """A circuit to click through, returned by `explore`; a notebook shows it. Its contents are in `.data`."""
 
     _esm = SCRIPT
     _css = STYLE
     data = traitlets.Dict().tag(sync=True)
 
-    def save(self, path) -> Path:
-        """Write one HTML file that holds everything and loads nothing; the same data give the same bytes.
+    def save(self, path: str | Path) -> Path:
+        """Write one HTML file that contains everything and loads nothing; the same data give the same bytes.
 
         >>> gimkit.explore(model, task[0].clean, edges, curve).save("ioi.html")
         PosixPath('ioi.html')
 
-        Raises GimkitError for another ending.
+        Args:
+            path: of the file; it ends in .html.
+        Raises:
+            GimkitError: the path has another ending.
         """
         path = Path(path)
         if path.suffix != ".html":
@@ -66,46 +73,72 @@ class Explorer(anywidget.AnyWidget):
         return write_text(path, PAGE.format(title=title, style=STYLE, script=SCRIPT, data=data))
 
 
-def explore(model, prompt, edges: EdgeScores, curve: Curve, roles=None, *, remote: bool | str = False) -> Explorer:
+def explore(model: Envoy, prompt: PromptLike, edges: EdgeScores, curve: Curve, roles: Any = None, *,
+            remote: bool | str = False) -> Explorer:
     """A circuit to click through, at each size of a curve, with every edge's score and each head's attention.
 
     >>> explorer = gimkit.explore(model, task[0].clean, edges, curve)    # a widget; .save("ioi.html") for a file
 
-    A click on a node lists its incoming and outgoing edges; pointing at a head or moving to it with the arrow keys
+    A click on a node lists its incoming and outgoing edges. Pointing at a head, or moving to it with the arrow keys,
     shows its role and its attention. Edges are sums over positions: a node's place in its layer is its number.
 
-    model: an unedited nnsight model. prompt: as in `gimkit.attribute`, whose attention is shown, to four decimals.
-    edges: the `EdgeScores` that the curve's circuits were cut from; every score is kept as it is. curve: their `Curve`.
-    roles: mapping from a node to a text, as in `circuit_graph`. remote: as in `gimkit.attribute`.
-    `.data` holds title, tokens, sources, targets, shares, sizes (edges of each circuit), faithfulness, roles,
-    attention {head: [seq, seq]} and edges [source, target, score, first of the sizes whose circuit has it].
-    Raises GimkitError when the curve belongs to other scores or the scores to another model, and for NaN scores.
+    Circuits of more than 5000 edges are not shown, and the page says how many there are.
+
+    Args:
+        model: an unedited nnsight model.
+        prompt: as in `gimkit.attribute`; its attention is shown, to four decimals.
+        edges: the scores that the curve's circuits were cut from; every score is kept as it is.
+        curve: their faithfulness.
+        roles: mapping from a node to a text, as in `gimkit.plots.circuit_graph`.
+        remote: as in `gimkit.attribute`.
+    Returns:
+        The widget. `.data` has title, tokens, sources, targets, shares, sizes (edges of each circuit), faithfulness,
+        roles, attention {head: [seq, seq]} and edges [source, target, score, number of the first size whose circuit
+        has it], total (edges of the model) and larger (how many circuits of the curve are not shown).
+
+    Raises:
+        GimkitError: all circuits, or the attention, are too large to show; the curve belongs to other scores; the
+            scores belong to another model or are NaN.
     """
     check_graph(edges.graph, residual_stream_of(model), "the scores are")
     check_unedited(model)
     require_finite(edges.scores)
-    circuits = curve_circuits(edges, curve)
+    small = sum(size <= MOST_EDGES for size in curve.edges)
+    if not small:
+        raise GimkitError(f"the explorer shows circuits of at most {MOST_EDGES} edges and the smallest of this curve "
+                          f"has {curve.edges[0]}; give faithfulness smaller sizes=")
+    circuits = curve_circuits(edges, curve)[:small]
+    shown = circuits[-1].keep
     first = torch.stack([circuit.keep for circuit in circuits]).int().cumsum(0).eq(0).sum(0)
     tokenizer = getattr(model, "tokenizer", None)
     ids = prompt_ids(model, prompt)
+    heads = [name for name in _ends(circuits[-1]) if name[0] == "a"]
+    if len(heads) * len(ids)**2 > MOST_ATTENTION:
+        raise GimkitError(f"the attention of {len(heads)} heads on {len(ids)} tokens is too much for a page; give a "
+                          "shorter prompt, or faithfulness smaller sizes=")
     return Explorer(data={
         "title": f"{curve.task}: {curve.label}",
         "tokens": [token_text(tokenizer, i) for i in ids.tolist()],
         "sources": list(edges.sources), "targets": list(edges.targets),
-        "shares": list(curve.shares), "sizes": list(curve.edges), "faithfulness": curve.faithfulness.tolist(),
+        "shares": list(curve.shares[:small]), "sizes": list(curve.edges[:small]),
+        "faithfulness": curve.faithfulness.tolist()[:small], "total": edges.graph.n_edges,
+        "larger": len(curve.edges) - small,
         "roles": {name: str(role) for name, role in dict(roles if roles is not None else {}).items() if role},
-        "attention": attention_patterns(model, ids, remote),
-        "edges": [[i, j, float(edges.scores[i, j]), int(first[i, j])] for i, j in edges.graph.real.nonzero().tolist()],
+        "attention": _attention_patterns(model, ids, heads, remote),
+        "edges": [[i, j, float(edges.scores[i, j]), int(first[i, j])] for i, j in shown.nonzero().tolist()],
     })
 
 
 def curve_circuits(edges: EdgeScores, curve: Curve) -> list[Circuit]:
-    """The circuits that a curve's points stand for, cut again from its scores.
+    """The circuits of a curve's points, cut again from its scores.
 
     >>> [len(circuit) for circuit in curve_circuits(edges, curve)] == list(curve.edges)
     True
 
-    Raises GimkitError when the curve belongs to other scores.
+    Args:
+        edges, curve: as in `explore`.
+    Raises:
+        GimkitError: the curve belongs to other scores.
     """
     cut = edges.greedy if curve.greedy else edges.top
     circuits = [cut(int(share * edges.graph.n_edges), curve.absolute) for share in curve.shares]
@@ -114,9 +147,16 @@ def curve_circuits(edges: EdgeScores, curve: Curve) -> list[Circuit]:
     return circuits
 
 
-def attention_patterns(model, ids: torch.Tensor, remote: bool) -> dict[str, list]:
-    """Each head's attention on one prompt, {head: [queries, positions]} to four decimals. ids: [seq]."""
+def _ends(circuit: Circuit) -> set[str]:
+    """The nodes that edges of a circuit leave or enter."""
+    targets = zip(circuit.graph.targets, circuit.keep.any(0).tolist())
+    return {*circuit.nodes, *(name.partition("<")[0] for name, fed in targets if fed)}
+
+
+def _attention_patterns(model: Envoy, ids: torch.Tensor, heads: list[str], remote: bool | str) -> dict[str, list]:
+    """These heads' attention on one prompt [seq], {head: [queries, positions]}, to four decimals."""
     attentions = [block.attention for block in architecture_of(model).blocks]
     found = in_trace(model, ids[None], head_patterns, attentions, remote=remote)
     return {f"a{layer}.h{head}": [[round(x, 4) for x in row] for row in pattern.tolist()]
-            for layer, heads in enumerate(found) for head, pattern in enumerate(heads)}
+            for layer, patterns in enumerate(found) for head, pattern in enumerate(patterns)
+            if f"a{layer}.h{head}" in heads}

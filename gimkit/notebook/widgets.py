@@ -1,4 +1,4 @@
-"""Results to play with in a notebook: a control is moved, a figure is redrawn from numbers that already exist."""
+"""Widgets for notebooks: a figure is redrawn from existing numbers whenever a control is moved."""
 
 from itertools import combinations
 
@@ -10,13 +10,15 @@ from IPython.display import display
 from matplotlib import pyplot
 
 from gimkit import plots
+from gimkit.circuits import Curve, EdgeScores
 from gimkit.errors import GimkitError
-from gimkit.l3d import interventions
+from gimkit.l3d import Decomposition, interventions
 from gimkit.notebook.explorer import curve_circuits
+from gimkit.selfrepair import HeadRepair, SelfRepair
 
 
 def saturation_explorer() -> ipywidgets.VBox:
-    """Sliders for two attention scores and the temperature; redraws `gimkit.plots.saturation` on the toy row.
+    """Sliders for two attention scores and the temperature, with `gimkit.plots.saturation` of one attention row.
 
     >>> explorer = saturation_explorer()                         # scores [6, 6, 0, 0, 0], values [10, 10, 0, 0, 0]
     """
@@ -35,15 +37,17 @@ def saturation_explorer() -> ipywidgets.VBox:
 
 
 def rule_explorer(changes: dict, tokens: dict) -> ipywidgets.VBox:
-    """A checkbox per rule; shows how far the chosen rules move the gradient, and what they make of the tokens.
+    """A checkbox for each rule: how far the chosen rules move the gradient, and the tokens' scores under them.
 
     >>> tokens = {frozenset(rules): gimkit.attribute(model, "Mary and John went home", "and", method=method)
     ...           for rules, method in (((), "gradient"), (("norm",), "freeze"))}
     >>> explorer = rule_explorer({frozenset(): 0.0, frozenset({"norm"}): 0.31}, tokens)
 
-    changes: relative change of the gradient by set of rule names. tokens: `TokenScores` by the same sets.
-    Both hold every subset of the rules, 16 for four.
-    Raises GimkitError when a subset is missing.
+    Args:
+        changes: the relative change of the gradient by set of rule names; every subset, 16 for four rules.
+        tokens: `TokenScores` by the same sets.
+    Raises:
+        GimkitError: a subset is missing.
     """
     names = list(dict.fromkeys(name for rules in sorted(changes, key=len) for name in sorted(rules)))
     subsets = [frozenset(chosen) for size in range(len(names) + 1) for chosen in combinations(names, size)]
@@ -71,22 +75,24 @@ def rule_explorer(changes: dict, tokens: dict) -> ipywidgets.VBox:
 
 
 def token_tabs(results: list) -> ipywidgets.Tab:
-    """A tab per attribution method; a token's score appears under the pointer.
+    """A tab for each attribution method; a token's score appears under the pointer.
 
     >>> tabs = token_tabs([gimkit.attribute(model, "Mary and John went", method=m) for m in ("gim", "gradient")])
 
-    results: list of `TokenScores`.
+    Args:
+        results: `TokenScores` of one prompt.
     """
     return ipywidgets.Tab(children=[ipywidgets.HTML(scores._repr_html_()) for scores in results],
                           titles=[scores.method for scores in results])
 
 
 def node_explorer(results: list) -> ipywidgets.VBox:
-    """A choice of method; shows its grid of heads and MLPs.
+    """A menu of methods, with the chosen one's grid of heads and MLPs.
 
     >>> explorer = node_explorer([gimkit.score_nodes(model, task, method=m) for m in ("exact", "gim", "gradient")])
 
-    results: list of `NodeScores`.
+    Args:
+        results: `NodeScores`.
     """
     options = [(f"{scores.method} on {scores.task}", i) for i, scores in enumerate(results)]
 
@@ -96,13 +102,17 @@ def node_explorer(results: list) -> ipywidgets.VBox:
     return _explorer({"which": ipywidgets.Dropdown(options=options, description="scores")}, draw)
 
 
-def circuit_size(edges, curve, roles=None) -> ipywidgets.VBox:
-    """A slider over the sizes of a curve's circuits; shows the circuit and its point on the curve.
+def circuit_size(edges: EdgeScores, curve: Curve, roles=None) -> ipywidgets.VBox:
+    """A slider over the sizes of a curve's circuits, with the circuit and its point on the curve.
 
     >>> slider = circuit_size(edges, curve)
 
-    edges: the `EdgeScores` that the curve's circuits were cut from. curve: their `Curve`. roles: as in `circuit_graph`.
-    Raises GimkitError when the curve belongs to other scores.
+    Args:
+        edges: the scores that the curve's circuits were cut from.
+        curve: their faithfulness.
+        roles: as in `gimkit.plots.circuit_graph`.
+    Raises:
+        GimkitError: the curve belongs to other scores.
     """
     circuits = curve_circuits(edges, curve)
     options = [(f"{len(circuit)} edges", i) for i, circuit in enumerate(circuits)]
@@ -121,12 +131,14 @@ def circuit_size(edges, curve, roles=None) -> ipywidgets.VBox:
                                                           continuous_update=False)}, draw)
 
 
-def repair_explorer(scores, heads) -> ipywidgets.VBox:
-    """A choice of layer and head; shows its attention rows among all, and who answers when the head is ablated.
+def repair_explorer(scores: SelfRepair, heads: HeadRepair) -> ipywidgets.VBox:
+    """Menus of layers and heads, with the head's attention rows and the parts that compensate for the head.
 
     >>> explorer = repair_explorer(gimkit.self_repair(model, task[:8]), gimkit.selfrepair.head_repair(model, task[:8]))
 
-    scores: `SelfRepair`. heads: `HeadRepair` of the same model.
+    Args:
+        scores: of `gimkit.self_repair`.
+        heads: of `gimkit.selfrepair.head_repair`, for the same model.
     """
     layers, numbers = (sorted({int(part) for part in parts})
                        for parts in zip(*(name[1:].split(".h") for name in heads.heads)))
@@ -143,16 +155,20 @@ def repair_explorer(scores, heads) -> ipywidgets.VBox:
     return _explorer(controls, draw)
 
 
-def subnetwork_explorer(found, module, inputs) -> ipywidgets.VBox:
-    """Sliders for a subnetwork and for how far the parameters move along it; shows which outputs and samples change.
+def subnetwork_explorer(found: Decomposition, module, inputs: torch.Tensor) -> ipywidgets.VBox:
+    """Sliders for a subnetwork and for how far the parameters move along it, with the changes of outputs and samples.
 
     >>> toy = gimkit.l3d.toys.train("tms", seeds=[0], epochs=1, n=100, tries=1)[0]
     >>> found = gimkit.l3d.decompose(toy.module, toy.inputs(64), n=5, epochs=1, progress=False)
     >>> explorer = subnetwork_explorer(found, toy.module, toy.inputs(200, seed=1))
 
-    found: `Decomposition` of the module. inputs: samples [n, features]. Left, the mean |change| of each output over
-    delta, all of them with the subnetwork's largest one in colour, and the chosen delta; right, each sample's change
-    over its value of the input that the subnetwork moves most samples by.
+    Left, the mean |change| of each output over delta, the largest one in colour, and a line at the chosen delta. Right,
+    each sample's change against its value of one input: the input whose active samples change most.
+
+    Args:
+        found: the module's decomposition.
+        module: a torch module.
+        inputs: samples [n, features].
     """
     deltas = torch.linspace(-3, 3, 25)
     swept = [interventions.sweep(module, found.subnetwork(which), deltas, inputs).numpy()
@@ -180,12 +196,12 @@ def subnetwork_explorer(found, module, inputs) -> ipywidgets.VBox:
 
 
 def _explorer(controls: dict, draw) -> ipywidgets.VBox:
-    """The controls in a row, over what draw(**their values) shows."""
+    """The controls in a row, above the output of draw(**their values)."""
     return ipywidgets.VBox([ipywidgets.HBox(list(controls.values())), ipywidgets.interactive_output(draw, controls)])
 
 
 def _show(figure) -> None:
-    """Display a figure once; closed, it is neither kept nor shown again at the cell's end."""
+    """Display a figure once; it is closed, so that it is not shown again at the end of the cell."""
     pyplot.close(figure)
     display(figure)
 

@@ -9,8 +9,10 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import FancyBboxPatch
 
 from gimkit.circuits import Circuit
+from gimkit.errors import GimkitError
 from gimkit.plots.style import BLUE, DARK, GREY, ORANGE, _axes
 
+MOST_EDGES = 1000  # more are neither read nor drawn in seconds
 BOX = (0.47, 0.66)  # width and height of a node, in columns and rows
 STAGGER = (0.0, 0.5, 0.25, 0.75)  # shifts of layers to the right, in columns, so that edges pass between boxes
 PORTS = {"q": -0.16, "k": 0.0, "v": 0.16, "": 0.0}  # where an edge enters its target's box
@@ -30,7 +32,13 @@ def circuit_graph(circuit: Circuit, roles=None, ax: Axes | None = None) -> Axes:
         circuit: a `Circuit`; without scores all edges look the same.
         roles: mapping from a node to a text for its box, such as `head_roles(model, task).set_index("node")["role"]`.
         ax: matplotlib axes; made when None.
+
+    Raises:
+        GimkitError: more than 1000 edges.
     """
+    if len(circuit) > MOST_EDGES:
+        raise GimkitError(f"a picture shows at most {MOST_EDGES} edges and the circuit has {len(circuit)}; cut a "
+                          "smaller one, such as edges.top(500)")
     graph, roles = circuit.graph, {} if roles is None else dict(roles)
     edges = _edges(circuit)
     used = {name for source, target, _ in edges for name in (source, target.partition("<")[0])} - {"input", "logits"}

@@ -6,7 +6,6 @@ import seaborn
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from scipy.stats import t
 
 from gimkit.l3d import Decomposition
 from gimkit.plots.style import BLUE, DARK, GREY, MARKERS, ORANGE, _axes, _plain, panels
@@ -152,6 +151,8 @@ def error_bars(frame: pandas.DataFrame, targets: dict, ax: Axes | None = None) -
         targets: the paper's number by group, where there is one.
         ax: matplotlib axes; made when None.
     """
+    from scipy.stats import t  # slow to import
+
     groups = list(dict.fromkeys(frame["group"]))
     ax = _axes(ax, 7.0, 0.9 + 0.34 * len(groups))
     for row, group in enumerate(groups):

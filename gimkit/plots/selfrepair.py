@@ -22,8 +22,9 @@ def ablation_effect(repair: SelfRepair, ax: Axes | None = None, head: str | None
     Source: the figure "ablation_effect" of arXiv 2505.17630.
     """
     frame = repair.frame()
-    return _two_colours(frame, frame["d1"] + frame["d2"], frame["d12"], repair, ax,
-                        "sum of individual ablation effects", "joint ablation effect", head)
+    ax = _two_colours(repair, frame["d1"] + frame["d2"], frame["d12"], ax, head)
+    ax.set(xlabel="sum of individual ablation effects", ylabel="joint ablation effect")
+    return ax
 
 
 def grad_vs_tsg(repair: SelfRepair, ax: Axes | None = None) -> Axes:
@@ -37,12 +38,14 @@ def grad_vs_tsg(repair: SelfRepair, ax: Axes | None = None) -> Axes:
     Source: the figure "grad_vs_tsg" of arXiv 2505.17630.
     """
     frame = repair.frame()
-    return _two_colours(frame, frame["gradient"], frame["tsg"], repair, ax,
-                        "gradient, summed over both scores", "gradient at temperature 2")
+    ax = _two_colours(repair, frame["gradient"], frame["tsg"], ax)
+    ax.set(xlabel="gradient, summed over both scores", ylabel="gradient at temperature 2")
+    return ax
 
 
-def _two_colours(frame, x, y, repair, ax, xlabel: str, ylabel: str, head: str | None = None):
+def _two_colours(repair: SelfRepair, x, y, ax: Axes | None, head: str | None = None) -> Axes:
     """The scatter of both figures: a dot for each row, the diagonal, the rows of largest interaction in orange."""
+    frame = repair.frame()
     ax = _axes(ax, 4.8, 4.4)
     flagged = frame["flagged"].to_numpy(dtype=bool)
     shown = numpy.ones(len(frame), dtype=bool)
@@ -60,7 +63,7 @@ def _two_colours(frame, x, y, repair, ax, xlabel: str, ylabel: str, head: str | 
                 transform=ax.transAxes)
     ax.axline((0, 0), slope=1, color=DARK, linestyle="--", linewidth=0.9)
     whose = f" of {head}" if head else ""
-    ax.set(xlabel=xlabel, ylabel=ylabel, title=_plain(f"{shown.sum()} attention rows{whose} on {repair.name}"))
+    ax.set(title=_plain(f"{shown.sum()} attention rows{whose} on {repair.name}"))
     ax.legend(frameon=True, fontsize=8)
     return ax
 

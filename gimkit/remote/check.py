@@ -11,6 +11,7 @@ from nnsight.intervention.envoy import Envoy
 
 from gimkit.errors import GimkitError
 from gimkit.interventions.token_scores import last_values
+from gimkit.model.architecture import unembedding_of
 from gimkit.remote.capabilities import gives_gradients
 from gimkit.remote.messages import SHOWN, deployments, explained, names_of, one_line
 from gimkit.remote.server import server_of
@@ -46,7 +47,7 @@ def check(model: Envoy, remote: bool | str = True) -> None:
         backend = "reverse" if gives_gradients(model, remote) else "forward"
         rows.append(("backend", backend, "gradients" if backend == "reverse" else "refuses gradients", "yes"))
         start = time.perf_counter()
-        in_trace(model, torch.tensor([[1, 2, 3]]), last_values, [], remote=remote)
+        in_trace(model, torch.tensor([[1, 2, 3]]), last_values, unembedding_of(model), [], remote=remote)
         place = "here" if remote in (False, "local") else "there"
         rows.append(("3 tokens", f"{time.perf_counter() - start:.1f} s", place, "yes"))
     except Exception as error:  # a server can cause any error

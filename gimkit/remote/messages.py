@@ -145,8 +145,8 @@ def names_of(status: dict) -> str:
     >>> names_of({"deployments": {"a": {"repo_id": "openai-community/gpt2", "deployment_level": "HOT"}, "b": {}}})
     'openai-community/gpt2'
     """
-    up = {one.get("repo_id") for one in deployments(status) if one.get("deployment_level") != "COLD"
-          and isinstance(one.get("repo_id"), str)}
+    up = {name for one in deployments(status) if one.get("deployment_level") != "COLD"
+          and isinstance(name := one.get("repo_id"), str)}
     return ", ".join(sorted(up)) or "none"
 
 

@@ -11,6 +11,7 @@ from urllib.parse import quote, unquote, urlsplit
 import httpx
 import nnsight
 from nnsight.intervention.backends.remote import RemoteBackend
+from nnsight.intervention.envoy import Envoy
 from nnsight.schema.response import ResponseModel, Status
 from tqdm.auto import tqdm
 
@@ -28,7 +29,7 @@ class Server(RemoteBackend):
 
     job: Any = None  # the `Job` of this request, which sends it and fetches the result later
 
-    def __call__(self, tracer=None):
+    def __call__(self, tracer: Any = None) -> Any:
         try:
             return self.run(tracer)
         except GimkitError as error:
@@ -36,7 +37,7 @@ class Server(RemoteBackend):
         except Exception as error:  # not chained, for the traceback would print what the server sent
             raise GimkitError(explained(error, self.host, self.model_key)) from None
 
-    def run(self, tracer):
+    def run(self, tracer: Any) -> Any:
         """Send the trace and wait for the values that it saves."""
         if self.job is None:
             return super().__call__(tracer)
@@ -49,7 +50,7 @@ class Server(RemoteBackend):
         """The header with the key, if there is one."""
         return {"ndif-api-key": self.api_key} if self.api_key else {}
 
-    def request(self, request, tracer):
+    def request(self, request: Any, tracer: Any) -> Any:
         blob = self._serialize(tracer)
         subscription, request.session_id = transport.subscribe(f"{self.ws_host}/subscribe", self.key | self._password())
         try:
@@ -70,14 +71,14 @@ class Server(RemoteBackend):
         user = f"{unquote(url.username)}:{unquote(url.password or '')}"
         return {"Authorization": "Basic " + base64.b64encode(user.encode()).decode()}
 
-    def _post(self, request, blob: bytes) -> ResponseModel:
+    def _post(self, request: Any, blob: bytes) -> ResponseModel:
         headers = {"ndif-timestamp": repr(time.time()), "nnsight-version": version("nnsight"),
                    "python-version": sys.version} | self.key
         return self.parse(transport.request_bytes(
             "POST", f"{self.host}/request", sent=len(blob), headers=headers, data={"data": request.metadata()},
             files={"blob": ("request", blob, "application/octet-stream")}).decode(errors="replace"))
 
-    def poll(self, tracer=None):
+    def poll(self, tracer: Any = None) -> Any:
         try:
             answer = transport.request_bytes("GET", f"{self.host}/response/{quote(self.job_id, safe='')}",
                                              headers=self.key)
@@ -100,7 +101,7 @@ class Server(RemoteBackend):
         response.id, response.description = printable(response.id), printable(response.description)
         return response
 
-    def download_result(self, data):
+    def download_result(self, data: Any) -> dict:
         """The result of a finished job: at an address, or in the message itself."""
         if isinstance(data, bytes):
             return self.finalize(data)
@@ -119,7 +120,7 @@ class Server(RemoteBackend):
     def finalize(self, content: bytes) -> dict:
         return transport.unpack_result(content, self.compress)
 
-    def _push(self, result: dict, tracer) -> None:
+    def _push(self, result: dict, tracer: Any) -> None:
         """Put the saved values into the caller's frame; a name that the block does not use is refused."""
         named = {part.id for part in ast.walk(tracer.node) if isinstance(part, ast.Name)}
         if not result.keys() <= named:
@@ -133,24 +134,25 @@ class Sender:
     It is not sent to servers: they get an empty text in its place.
     """
 
-    def __init__(self, model):
+    def __init__(self, model: Envoy):
         self.model = model
 
-    def __call__(self, remote, blocking=True, job_id=None, verbose=False):
+    def __call__(self, remote: bool | str, blocking: bool = True, job_id: str | None = None,
+                 verbose: bool = False) -> Any:
         if remote == "local":
             return type(self.model)._remote_backend(self.model, remote, blocking, job_id, verbose)
         return server_of(self.model, remote, blocking=blocking, job_id=job_id, verbose=verbose)
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple:
         return str, ()
 
 
-def send_safely(model) -> None:
+def send_safely(model: Envoy) -> None:
     """Make the traces that a user opens on a model, or on an edited copy, run on servers through `Server`."""
     model._remote_backend = Sender(model)
 
 
-def server_of(model, remote: bool | str, **options) -> Server:
+def server_of(model: Envoy, remote: bool | str, **options: Any) -> Server:
     """The server for a model: the configured one (True), or the one at an address.
 
     Args:

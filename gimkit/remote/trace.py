@@ -1,6 +1,5 @@
 """The one place that runs a model: here, or on a server that has no gimkit."""
 
-import inspect
 import pkgutil
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -40,11 +39,12 @@ def register() -> None:
 
 
 def in_trace(model: Envoy, ids: torch.Tensor, body: Callable, *arguments: Any, remote: bool | str = False,
-             gradients: bool = True, **options: Any) -> Any:
+             gradients: bool = True) -> Any:
     """The result of body(model, *arguments) inside a trace; its tensors come back on the CPU.
 
     >>> from gimkit.interventions.token_scores import last_values
-    >>> values, answers = in_trace(model, task.clean[:2], last_values, [7])
+    >>> from gimkit.model.architecture import unembedding_of
+    >>> values, answers = in_trace(model, task.clean[:2], last_values, unembedding_of(model), [7])
     >>> values.shape
     torch.Size([2, 2])
 
@@ -56,14 +56,13 @@ def in_trace(model: Envoy, ids: torch.Tensor, body: Callable, *arguments: Any, r
         arguments: names, numbers, tensors, and tuples, lists and dicts of them.
         remote: as in `gimkit.attribute`.
         gradients: whether body computes gradients.
-        options: further inputs of the model's forward pass.
 
     Raises:
         GimkitError: as in `steady`.
     """
     with _around(model, remote, gradients):
         ids, arguments, found = plain(ids), plain(arguments), None
-        with model.trace(input_ids=ids, use_cache=False, **options, **where(model, remote)):
+        with model.trace(input_ids=ids, use_cache=False, **where(model, remote)):
             found = on_cpu(body(model, *arguments)).save()
     return _arrived(found)
 
@@ -182,8 +181,8 @@ def plain(value: Any) -> Any:
     A server does not know gimkit's classes, and a view would be sent with the whole tensor that it is a part of.
     Tensors made in `torch.inference_mode` become ordinary ones, which a backward pass can use.
     """
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return SimpleNamespace(**{name: plain(part) for name, part in value._asdict().items()})
+    if isinstance(value, tuple) and (names := getattr(value, "_fields", None)):
+        return SimpleNamespace(**{name: plain(part) for name, part in zip(names, value)})
     if isinstance(value, tuple | list):
         return type(value)(plain(part) for part in value)
     if isinstance(value, dict):
@@ -209,12 +208,3 @@ def where(model: Envoy, remote: bool | str) -> dict:
     server = server_of(model, remote)
     server.job = JOB.get()
     return {"backend": server}
-
-
-def last_logits_only(model: Envoy, last: int = 1) -> dict:
-    """The model's option to compute logits at the last positions only; empty where it has none.
-
-    >>> last_logits_only(model)
-    {'logits_to_keep': 1}
-    """
-    return {"logits_to_keep": last} if "logits_to_keep" in inspect.signature(model._module.forward).parameters else {}

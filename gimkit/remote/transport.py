@@ -60,7 +60,7 @@ def with_timeout(work: Callable[[], Any], allowed: Callable[[], float], tick: Ca
     outcome: queue.SimpleQueue = queue.SimpleQueue()
     start = time.monotonic()
 
-    def run():
+    def run() -> None:
         try:
             outcome.put((work(), None))
         except BaseException as error:
@@ -100,7 +100,7 @@ def request_bytes(method: str, url: str, *, sent: int = 0, largest: int = SMALL,
     """
     got, given_up, patience = bytearray(), threading.Event(), patience or PATIENCE
 
-    def work():
+    def work() -> httpx.Response:
         with httpx.Client(timeout=patience) as client, client.stream(method, url, **options) as response:
             for chunk in response.iter_bytes():
                 got.extend(chunk)
@@ -108,9 +108,12 @@ def request_bytes(method: str, url: str, *, sent: int = 0, largest: int = SMALL,
                     break
             return response
 
+    def tick() -> None:
+        if progress:
+            progress(len(got))
+
     try:
-        answer = with_timeout(work, lambda: patience + (sent + len(got)) / SLOWEST,
-                              progress and (lambda: progress(len(got))))
+        answer = with_timeout(work, lambda: patience + (sent + len(got)) / SLOWEST, tick)
     finally:
         given_up.set()
     if answer.has_redirect_location:
@@ -140,7 +143,7 @@ class Subscription(websocket.WebSocket):
 
     got = 0
 
-    def _recv(self, size: int):
+    def _recv(self, size: int) -> bytes:
         data = super()._recv(size)
         self.got += len(data)
         return data
@@ -157,7 +160,7 @@ def subscribe(url: str, headers: dict) -> tuple[Subscription, str]:
     """An open websocket, and the session's id, which is its first message."""
     subscription = Subscription()
 
-    def work():
+    def work() -> str | bytes:
         subscription.connect(url, header=headers, timeout=PATIENCE, redirect_limit=0)
         first = subscription.recv()
         subscription.settimeout(None)
@@ -232,7 +235,7 @@ def messages(subscription: Subscription, tick: Callable[[], Any]) -> Iterator[st
 class _Frame(pickle.Unpickler):
     """Reads the frame around a result, which holds texts, bytes, numbers and the name of a status."""
 
-    def find_class(self, module: str, name: str):
+    def find_class(self, module: str, name: str) -> type:
         if (module, name) == ("nnsight.schema.response", "Status"):
             return str
         raise pickle.UnpicklingError(f"GLOBAL {module}.{name}")

@@ -1,22 +1,29 @@
 """Self-repair of attention: ablate the two scores that contribute most to a row, one at a time and together."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy
 import pandas
 import torch
+from nnsight.intervention.envoy import Envoy
 from tqdm.auto import tqdm
 
 from gimkit.errors import GimkitError, check_number, check_whole, require_finite
 from gimkit.interventions.score_ablation import score_rows
 from gimkit.model.apply import check_unedited
 from gimkit.model.architecture import architecture_of
-from gimkit.model.prompt import prompt_ids
+from gimkit.model.prompt import PromptLike, prompt_ids
 from gimkit.model.tokenizer import is_text
 from gimkit.remote import in_trace
 from gimkit.results import Result
 from gimkit.tasks import Task
 from gimkit.tasks.task import check_task
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
 
 PLACES = ("example", "layer", "head", "query", "i", "j")
 NUMBERS = ("contribution_i", "contribution_j", "d1", "d2", "d12", "gradient", "tsg")
@@ -53,7 +60,7 @@ class SelfRepair(Result):
         """Tidy table: the kept rows, with a column `flagged` for those whose interaction is above q95."""
         return self.rows.assign(flagged=self.rows["interaction"] > self.q95)
 
-    def plot(self, axes=None):
+    def plot(self, axes: "Sequence[Axes] | None" = None) -> "tuple[Axes, Axes]":
         """Draw joint against summed effects, and gradient against tempered gradient; returns two matplotlib axes."""
         from gimkit.plots.selfrepair import ablation_effect, grad_vs_tsg
 
@@ -73,8 +80,8 @@ class SelfRepair(Result):
                 f"95% quantile {self.q95:.2f}")
 
 
-def self_repair(model, prompts, *, threshold: float = 1.0, batch_size: int = 32,
-                remote: bool | str = False) -> SelfRepair:
+def self_repair(model: Envoy, prompts: Task | PromptLike | Sequence[PromptLike], *, threshold: float = 1.0,
+                batch_size: int = 32, remote: bool | str = False) -> SelfRepair:
     """Ablate, in every attention row, the two scores that contribute most: each alone, then both.
 
     >>> repair = gimkit.self_repair(model, gimkit.tasks.ioi_twice(model, n=32))
@@ -141,13 +148,13 @@ def tidy(found: torch.Tensor) -> pandas.DataFrame:
     return rows
 
 
-def rows_of(model, prompts) -> tuple[str, torch.Tensor, list[int]]:
+def rows_of(model: Envoy, prompts: Task | PromptLike | Sequence[PromptLike]) -> tuple[str, torch.Tensor, list[int]]:
     """A name, ids [n, S] padded on the right, and lengths, of a task's clean prompts or of prompts given as such."""
     if isinstance(prompts, Task):
         check_task(model, prompts)
         name, ids, lengths = prompts.name, prompts.clean, prompts.mask.sum(1).tolist()
     else:
-        several = [prompts] if is_text(prompts) else list(prompts)
+        several: list = [prompts] if is_text(prompts) else list(prompts)
         if not several:
             raise GimkitError("there are no prompts; give a task, a text, or a list of texts")
         several = [several] if hasattr(several[0], "__index__") and getattr(several[0], "ndim", 0) == 0 else several

@@ -134,7 +134,6 @@ def head_repair(model, task, *, batch_size: int = 32, remote: bool | str = False
     check_unedited(model)
     w = residual_stream_of(model, parts)
     root = model._module
-    unembedding = next(path for path, module in root.named_modules() if module is root.get_output_embeddings())
     softcap = getattr(root.config.get_text_config(), "final_logit_softcapping", None)
     layers = [(layer.output, layer.norm_after_attention, layer.mlp, layer.norm_after_mlp) for layer in w.layers]
     places = [(layer, head) for layer in range(len(layers)) for head in range(w.heads)]
@@ -145,7 +144,7 @@ def head_repair(model, task, *, batch_size: int = 32, remote: bool | str = False
         step, chunks = max(1, 512 // len(batch) - 2), []
         for chosen in (places[i:i + step] for i in range(0, len(places), step)):
             rows = torch.cat([ids, batch.clean.repeat(len(chosen), 1)])
-            chunks.append(in_trace(model, rows, head_effects, layers, w.final_norm, unembedding, softcap, w.heads,
+            chunks.append(in_trace(model, rows, head_effects, layers, w.final_norm, w.unembedding, softcap, w.heads,
                                    chosen, answers, remote=remote, gradients=False))
         found.append([torch.cat(group).transpose(0, 1) for group in zip(*chunks)])
     effects, gains = (torch.cat(group).float() for group in zip(*found))

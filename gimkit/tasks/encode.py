@@ -75,10 +75,10 @@ def pad_id(tokenizer) -> int:
     return next(option for option in options if option is not None)
 
 
-def one_token_answers(tokenizer, pair: Pair) -> tuple[list[int], list[int]]:
+def _one_token_answers(tokenizer, pair: Pair) -> tuple[list[int], list[int]]:
     """The ids of a pair's right and wrong answer, a token each.
 
-    >>> right, wrong = one_token_answers(model.tokenizer, task[0])
+    >>> right, wrong = _one_token_answers(model.tokenizer, task[0])
     >>> right == list(task.good[0])
     True
 
@@ -130,7 +130,7 @@ def ordered(words, least: int = 2) -> int:
 
 def build(
     name: str, model, draw: Callable[[Random, Words], Pair], n: int, seed: int,
-    count_answers: Callable[[Words], int], answers=one_token_answers
+    count_answers: Callable[[Words], int], answers=_one_token_answers
 ) -> Task:
     """A task of n different pairs that suit the tokenizer; `Task.dropped` reports those that did not.
 
@@ -182,14 +182,3 @@ def build(
     if len(pairs) < n:
         notes.append(f"only {len(pairs)} of {n} different prompt pairs were found")
     return stack(name, rows, pairs, notes, pad_id(tokenizer), counts)
-
-
-def check_choice(argument: str, value, options) -> None:
-    """Refuse a value that is not among the options.
-
-    >>> check_choice("order", "AABB", ("ABBA", "BABA"))
-    Traceback (most recent call last):
-    gimkit.errors.GimkitError: order='AABB': use one of 'ABBA', 'BABA'
-    """
-    if value not in options:
-        raise GimkitError(f"{argument}={value!r}: use one of {', '.join(map(repr, options))}")

@@ -6,28 +6,41 @@ Each `_pair` function draws one prompt pair as text, from the words of `words.py
 import re
 from random import Random
 
-from gimkit.tasks.encode import build, check_choice, ordered
+from gimkit.errors import check_known
+from gimkit.tasks.encode import build, ordered
 from gimkit.tasks.task import Pair, Task
 from gimkit.tasks.words import BUNDLED, Start, Words
 from gimkit.tasks.years import next_years, split_by_year
 
 
 def capital_pair(rng: Random, words: Words = BUNDLED) -> Pair:
-    """A country whose capital is the next word; corrupt: another country."""
+    """A country whose capital is the next word; corrupt: another country.
+
+    >>> capital_pair(Random(0)).answer
+    'Baghdad'
+    """
     right, wrong = rng.sample(sorted(words.capitals), 2)
     ask = rng.choice(words.ask_capital)
     return Pair(ask.format(right), ask.format(wrong), words.capitals[right], words.capitals[wrong])
 
 
 def hypernymy_pair(rng: Random, words: Words = BUNDLED) -> Pair:
-    """A thing whose kind is the next word; corrupt: a thing of another kind."""
+    """A thing whose kind is the next word; corrupt: a thing of another kind.
+
+    >>> hypernymy_pair(Random(0)).answer
+    'sport'
+    """
     right, wrong = rng.sample(sorted(words.kinds), 2)
     ask = rng.choice(words.ask_kind)
     return Pair(ask.format(rng.choice(words.kinds[right])), ask.format(rng.choice(words.kinds[wrong])), right, wrong)
 
 
 def agreement_pair(rng: Random, words: Words = BUNDLED) -> Pair:
-    """A subject, singular or plural, and another noun before the verb; corrupt: the subject in the other number."""
+    """A subject, singular or plural, and another noun before the verb; corrupt: the subject in the other number.
+
+    >>> agreement_pair(Random(0)).answer
+    'were'
+    """
     subject, other = rng.sample(sorted(words.nouns), 2)
     forms, verbs = [subject, words.nouns[subject]], list(rng.choice(words.verbs))
     if rng.random() < 0.5:
@@ -41,7 +54,11 @@ def agreement_pair(rng: Random, words: Words = BUNDLED) -> Pair:
 
 
 def pronoun_pair(rng: Random, words: Words = BUNDLED) -> Pair:
-    """A first name before its pronoun; corrupt: a name of the other gender."""
+    """A first name before its pronoun; corrupt: a name of the other gender.
+
+    >>> pronoun_pair(Random(0)).answer
+    'he'
+    """
     people = [(rng.choice(words.women), "she"), (rng.choice(words.men), "he")]
     rng.shuffle(people)
     (right, answer), (other, wrong) = people
@@ -50,7 +67,11 @@ def pronoun_pair(rng: Random, words: Words = BUNDLED) -> Pair:
 
 
 def greater_than_pair(rng: Random, words: Words = BUNDLED) -> Pair:
-    """A year, then the first digits of a later one. `answer` shows the next year; corrupt: the year 01."""
+    """A year, then the first digits of a later one. `answer` shows the next year; corrupt: the year 01.
+
+    >>> greater_than_pair(Random(0)).answer
+    '52'
+    """
     if words is BUNDLED:  # drawn as the bundled models' training drew them
         year, event, century = rng.randint(2, 98), rng.choice(words.events), rng.randint(11, 17)
         start = Start(f"{century}{year:02d}", str(century), f"{year + 1:02d}", f"{year:02d}")
@@ -63,7 +84,11 @@ def greater_than_pair(rng: Random, words: Words = BUNDLED) -> Pair:
 
 
 def induction_pair(rng: Random, times: int = 2, words: Words = BUNDLED) -> Pair:
-    """Random words, repeated, with the last round cut; corrupt: the next word is another one in all rounds."""
+    """Random words, repeated, with the last round cut; corrupt: the next word is another one in all rounds.
+
+    >>> induction_pair(Random(0)).answer
+    'light'
+    """
     length = rng.randint(5, 9)
     *row, other = rng.sample(words.row, length + 1)
     cut = rng.randint(1, length - 1)
@@ -173,6 +198,6 @@ def induction(model, n: int = 64, seed: int = 0, times: int = 2) -> Task:
         model, n, seed: as in `ioi`.
         times: how often the sequence is there, 2 or 3; the last time it is cut.
     """
-    check_choice("times", times, (2, 3))
+    check_known("times", times, (2, 3))
     return build("induction", model, lambda rng, words: induction_pair(rng, times, words), n, seed,
                  count_answers=lambda words: ordered(words.row, least=10))

@@ -7,7 +7,8 @@ import pandas
 import torch
 
 from gimkit.errors import check_whole
-from gimkit.interventions.metric import answer_values
+from gimkit.interventions.metric import values_at_answers
+from gimkit.model.architecture import unembedding_of
 from gimkit.remote.trace import in_trace
 from gimkit.tasks.task import Task, answer_rows, answers_of, check_task, per_pair
 
@@ -30,7 +31,8 @@ def metric(model, task: Task, *, batch_size: int = 32, remote: bool | str = Fals
     check_task(model, task)
     rows, batch_size = answer_rows(task), check_whole("batch_size", batch_size)
     batches = (rows[start:start + batch_size] for start in range(0, len(rows), batch_size))
-    values = [in_trace(model, batch.clean, answer_values, *answers_of(batch), remote=remote, gradients=False)
+    values = [in_trace(model, batch.clean, values_at_answers, unembedding_of(model), "logit", *answers_of(batch),
+                       remote=remote, gradients=False)[0]
               for batch in batches]
     return per_pair(task, torch.cat(values))
 

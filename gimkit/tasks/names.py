@@ -6,7 +6,8 @@ Each `_pair` function draws one prompt pair as text, from the words of `words.py
 from random import Random
 from typing import Literal
 
-from gimkit.tasks.encode import build, check_choice, ordered
+from gimkit.errors import check_known
+from gimkit.tasks.encode import build, ordered
 from gimkit.tasks.task import Pair, Task
 from gimkit.tasks.words import BUNDLED, Words, held_out_names
 
@@ -45,7 +46,11 @@ def join(opening: str, clause: str) -> str:
 
 def ioi_pair(rng: Random, corrupt="s2", order="both", templates="all", names="all", times=1,
              words: Words = BUNDLED) -> Pair:
-    """Two people, both named `times` times, then one of them acts and the other receives; arguments as in `ioi`."""
+    """Two people, both named `times` times, then one of them acts and the other receives; arguments as in `ioi`.
+
+    >>> ioi_pair(Random(0)).answer
+    'Stephen'
+    """
     io, subject, third = draw_names(rng, 3, names, words)
     order = rng.choice(("ABBA", "BABA")) if order == "both" else order
     first, second = (io, subject) if order == "ABBA" else (subject, io)
@@ -63,7 +68,11 @@ def ioi_pair(rng: Random, corrupt="s2", order="both", templates="all", names="al
 
 
 def odd_pair(rng: Random, people=3, templates="all", names="all", words: Words = BUNDLED) -> Pair:
-    """All people but one are named twice, in any order; corrupt: another person is the one named once."""
+    """All people but one are named twice, in any order; corrupt: another person is the one named once.
+
+    >>> odd_pair(Random(0), people=2).answer
+    'Stephen'
+    """
     odd, wrong, *others = draw_names(rng, people, names, words)
     slots = [odd, wrong, wrong] + others * 2
     rng.shuffle(slots)
@@ -100,10 +109,10 @@ def ioi(model, n: int = 64, seed: int = 0, corrupt: Literal["s2", "third"] = "s2
     Raises:
         GimkitError: no pair suits the tokenizer, or an argument has another value.
     """
-    check_choice("corrupt", corrupt, ("s2", "third"))
-    check_choice("order", order, ("both", "ABBA", "BABA"))
-    check_choice("templates", templates, WHICH)
-    check_choice("names", names, WHICH)
+    check_known("corrupt", corrupt, ("s2", "third"))
+    check_known("order", order, ("both", "ABBA", "BABA"))
+    check_known("templates", templates, WHICH)
+    check_known("names", names, WHICH)
     return build("ioi", model, lambda rng, words: ioi_pair(rng, corrupt, order, templates, names, words=words), n, seed,
                  count_answers=lambda words: ordered(words.names, least=3))
 
@@ -121,10 +130,10 @@ def ioi_twice(model, n: int = 64, seed: int = 0, corrupt: Literal["s2", "third"]
         model, n, seed, corrupt, templates, names: as in `ioi`.
         times: how often both are named before the last clause, 2 or 3; the bundled models were trained with 2.
     """
-    check_choice("corrupt", corrupt, ("s2", "third"))
-    check_choice("templates", templates, WHICH)
-    check_choice("names", names, WHICH)
-    check_choice("times", times, (2, 3))
+    check_known("corrupt", corrupt, ("s2", "third"))
+    check_known("templates", templates, WHICH)
+    check_known("names", names, WHICH)
+    check_known("times", times, (2, 3))
     return build("ioi_twice", model,
                  lambda rng, words: ioi_pair(rng, corrupt, "both", templates, names, times, words), n, seed,
                  count_answers=lambda words: ordered(words.names, least=3))
@@ -144,8 +153,8 @@ def odd_one_out(model, n: int = 64, seed: int = 0, people: int = 3, templates: W
         model, n, seed, templates, names: as in `ioi`.
         people: 2 to 4.
     """
-    check_choice("people", people, (2, 3, 4))
-    check_choice("templates", templates, WHICH)
-    check_choice("names", names, WHICH)
+    check_known("people", people, (2, 3, 4))
+    check_known("templates", templates, WHICH)
+    check_known("names", names, WHICH)
     return build("odd_one_out", model, lambda rng, words: odd_pair(rng, people, templates, names, words), n, seed,
                  count_answers=lambda words: ordered(words.names, least=people))

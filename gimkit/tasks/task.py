@@ -1,7 +1,7 @@
 """A task: prompt pairs with answers, as token ids and as texts."""
 
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import NamedTuple, overload
 
 import torch
 
@@ -50,6 +50,12 @@ class Task(Result):
 
     def __len__(self) -> int:
         return len(self.clean)
+
+    @overload
+    def __getitem__(self, key: int) -> Pair: ...
+
+    @overload
+    def __getitem__(self, key: slice) -> "Task": ...
 
     def __getitem__(self, key: int | slice) -> "Pair | Task":
         if not isinstance(key, slice):

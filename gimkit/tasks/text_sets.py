@@ -50,27 +50,27 @@ def _label(row: dict, column: str, labels: dict) -> bool | None:
     return labels[row[column]]
 
 
-def boolq(rows):
+def _boolq(rows):
     """Passages and questions; the labels are True and False."""
     for row in rows:
         question = row["question"].strip().rstrip("?") + "?"  # typed into a search engine, mostly without one
         yield row["passage"], question, _label(row, "answer", {True: True, False: False})
 
 
-def fever(rows):
+def _fever(rows):
     """Claims, each with its evidence: lists of page, line and text, one for each sentence."""
     for row in rows:
         label = _label(row, "label", {"SUPPORTS": True, "REFUTES": False, "NOT ENOUGH INFO": None})
         yield " ".join(sentence[2] for sentence in row["evidence"]), row["claim"], label
 
 
-def movies(rows):
+def _movies(rows):
     """Reviews; the labels are 0 and 1."""
     for row in rows:
         yield row["review"], None, _label(row, "label", {0: False, 1: True})
 
 
-def scifact(claims, corpus):
+def _scifact(claims, corpus):
     """Claims, each with the abstract annotated for it; without evidence a claim is neither Yes nor No."""
     abstracts = {str(row["doc_id"]): " ".join(row["abstract"]) for row in corpus}
     for row in claims:
@@ -81,7 +81,7 @@ def scifact(claims, corpus):
         yield abstracts.get(document, ""), row["claim"], label
 
 
-def hatexplain(rows):
+def _hatexplain(rows):
     """Posts with three annotators' labels, 0 hateful, 1 normal, 2 offensive; two must agree on hateful or normal."""
     for row in rows:
         annotators = row["annotators"]  # in `datasets` a dict of lists, on its card a list of dicts
@@ -90,7 +90,7 @@ def hatexplain(rows):
         yield " ".join(row["post_tokens"]), None, hateful if hateful or normal else None
 
 
-def twitter(rows):
+def _twitter(rows):
     """Tweets; the labels are 0 negative, 1 neutral, 2 positive."""
     for row in rows:
         yield row["text"], None, _label(row, "label", {0: False, 1: None, 2: True})
@@ -98,24 +98,24 @@ def twitter(rows):
 
 TEXT_SETS = {
     "boolq": TextSet(
-        (Table("google/boolq", "validation", ("question", "answer", "passage")),), boolq,
+        (Table("google/boolq", "validation", ("question", "answer", "passage")),), _boolq,
         "Read the passage, then answer the question about it with Yes or No.", "Passage", "Question"),
     "fever": TextSet(
-        (Table("copenlu/fever_gold_evidence", "test", ("claim", "label", "evidence")),), fever,
+        (Table("copenlu/fever_gold_evidence", "test", ("claim", "label", "evidence")),), _fever,
         "Judge by the evidence alone whether the claim holds: Yes if it does, No if it does not.",
         "Evidence", "Claim"),
     "movies": TextSet(
-        (Table("eraser-benchmark/movie_rationales", "test", ("review", "label"), "default"),), movies,
+        (Table("eraser-benchmark/movie_rationales", "test", ("review", "label"), "default"),), _movies,
         "Judge whether whoever wrote this review liked the film: Yes or No.", "Review"),
     "scifact": TextSet(
         (Table("allenai/scifact", "validation", ("claim", "evidence_doc_id", "evidence_label"), "claims"),
-         Table("allenai/scifact", "train", ("doc_id", "abstract"), "corpus")), scifact,
+         Table("allenai/scifact", "train", ("doc_id", "abstract"), "corpus")), _scifact,
         "Judge by the abstract whether the claim is right: Yes if it is, No if it is not.", "Abstract", "Claim"),
     "hatexplain": TextSet(
-        (Table("Hate-speech-CNERG/hatexplain", "test", ("annotators", "post_tokens"), "plain_text"),), hatexplain,
+        (Table("Hate-speech-CNERG/hatexplain", "test", ("annotators", "post_tokens"), "plain_text"),), _hatexplain,
         "Judge whether this post attacks people for the group that they belong to, such as their origin, religion or "
         "gender: Yes or No.", "Post"),
     "twitter": TextSet(
-        (Table("mteb/tweet_sentiment_extraction", "train", ("text", "label")),), twitter,
+        (Table("mteb/tweet_sentiment_extraction", "train", ("text", "label")),), _twitter,
         "Judge whether the feeling in this tweet is a good one: Yes, or No if it is a bad one.", "Tweet"),
 }

@@ -7,11 +7,11 @@ from random import Random
 import torch
 from tqdm.auto import tqdm
 
-from gimkit.errors import GimkitError, check_flag, check_whole
+from gimkit.errors import GimkitError, check_flag, check_known, check_whole
 from gimkit.interventions.token_scores import last_values
-from gimkit.model.architecture import limits
+from gimkit.model.architecture import limits, unembedding_of
 from gimkit.model.tokenizer import answer_id, text_ids, text_of
-from gimkit.remote.trace import in_trace, last_logits_only
+from gimkit.remote.trace import in_trace
 from gimkit.results import Result
 from gimkit.tasks.encode import tokenizer_of
 from gimkit.tasks.text_sets import TEXT_SETS, Table
@@ -72,8 +72,7 @@ def load_texts(name: str, model, n: int = 100, seed: int = 0, data=None, *, true
         taken from the data sets' cards and from public code that loads them. Whether they load today was not tried,
         nor any model of the hub: the tests use rows of the same schema.
     """
-    if name not in TEXT_SETS:
-        raise GimkitError(f"unknown data set {name!r}; use {', '.join(TEXT_SETS)}")
+    check_known("data set", name, TEXT_SETS)
     n, seed = check_whole("n", n), check_whole("seed", seed, 0)
     true_positives = check_flag("true_positives", true_positives)
     tokenizer, text_set = tokenizer_of(model), TEXT_SETS[name]
@@ -125,8 +124,8 @@ def _prompt(tokenizer, question: str) -> str | list[dict]:
 
 def _answers_yes(model, ids: torch.Tensor, yes: int, no: int, remote: bool | str) -> bool:
     """Whether the model's logit of Yes is above that of No after a prompt [seq]."""
-    values, _ = in_trace(model, ids[None], last_values, [yes, no], remote=remote, gradients=False,
-                         **last_logits_only(model))
+    values, _ = in_trace(model, ids[None], last_values, unembedding_of(model), [yes, no], remote=remote,
+                         gradients=False)
     return bool(values[0, 0] > 0)
 
 

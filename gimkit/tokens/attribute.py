@@ -19,7 +19,7 @@ from gimkit.interventions.token_scores import (
 from gimkit.jvp.modes import Backend, by_backend, check_backend
 from gimkit.jvp.scores import forward_token_scores
 from gimkit.model.apply import apply, check_unedited
-from gimkit.model.architecture import architecture_of
+from gimkit.model.architecture import architecture_of, unembedding_of
 from gimkit.model.prompt import Prompt, PromptLike, Target, read_prompt, right_minus_wrong
 from gimkit.model.tokenizer import token_text
 from gimkit.remote import in_trace
@@ -215,5 +215,6 @@ def _backward(model: Envoy, prompt: Prompt, method: str | Rules, steps: int,
             body, arguments = rescaled_token_scores, ([block.activation for block in parts.blocks], answers)
         else:
             body, arguments = pattern_token_scores, ([block.attention for block in parts.blocks], answers)
-    scores, answers = in_trace(apply(model, rules), prompt.rows(rows), body, parts.embedding, *arguments, remote=remote)
+    scores, answers = in_trace(apply(model, rules), prompt.rows(rows), body, parts.embedding, unembedding_of(model),
+                               *arguments, remote=remote)
     return scores.masked_fill(~padded, 0)[:len(ids)], answers

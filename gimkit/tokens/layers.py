@@ -16,7 +16,7 @@ from gimkit.interventions.layer_scores import (
 )
 from gimkit.interventions.token_scores import last_values
 from gimkit.model.apply import apply, check_differentiable, check_unedited
-from gimkit.model.architecture import architecture_of
+from gimkit.model.architecture import architecture_of, unembedding_of
 from gimkit.model.prompt import Answer, Prompt, PromptLike, Target, check_metric, inner_positions, read_prompt
 from gimkit.remote import in_trace
 from gimkit.rules import Preset
@@ -71,13 +71,14 @@ def layer_scores(model: Envoy, prompt: PromptLike, target: Target = None, *, met
         for layer, path in enumerate(blocks):
             body, further = (integrated_stream_scores, ()) if method == "ig" else (
                 pattern_stream_scores, (attentions[layer:],))
-            scores, ids = in_trace(model, rows, body, path, *further, answers, remote=remote)
+            scores, ids = in_trace(model, rows, body, unembedding_of(model), path, *further, answers, remote=remote)
             answers = ids or answers  # for a function none come back
             found.append(scores)
         scores = torch.stack(found)
     else:
         edited = apply(model, method)
-        scores, _ = in_trace(edited, encoded.ids[None], stream_scores, blocks, answers, remote=remote)
+        scores, _ = in_trace(edited, encoded.ids[None], stream_scores, unembedding_of(model), blocks, answers,
+                             remote=remote)
     require_finite(scores)
     return scores
 
@@ -140,10 +141,12 @@ def layer_faithfulness(model: Envoy, prompts: Sequence[PromptLike], scores: Sequ
 def _replaced(model: Envoy, blocks: list[str], prompt: Prompt, keep: torch.Tensor,
               remote: bool | str) -> torch.Tensor:
     """Logit and probability of the answer, [rows, 2], a few thousand tokens per forward pass."""
-    found, answers = [], prompt.answers
+    found, answers, unembedding = [], prompt.answers, unembedding_of(model)
     if not answers:
-        answers = in_trace(model, prompt.ids[None], last_values, answers, remote=remote, gradients=False)[1]
+        answers = in_trace(model, prompt.ids[None], last_values, unembedding, answers, remote=remote,
+                           gradients=False)[1]
     for rows in keep.split(max(1, MOST_TOKENS // keep.shape[-1])):
         ids = prompt.ids[None].repeat(len(rows), 1)
-        found.append(in_trace(model, ids, replaced_values, blocks, rows, answers, remote=remote, gradients=False))
+        found.append(in_trace(model, ids, replaced_values, unembedding, blocks, rows, answers, remote=remote,
+                              gradients=False))
     return torch.cat(found)

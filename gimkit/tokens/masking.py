@@ -4,9 +4,9 @@ import torch
 from nnsight.intervention.envoy import Envoy
 
 from gimkit.interventions.token_scores import last_values
+from gimkit.model.architecture import unembedding_of
 from gimkit.model.prompt import Prompt, right_minus_wrong
 from gimkit.remote import in_trace
-from gimkit.remote.trace import last_logits_only
 
 
 def masked_values(model: Envoy, prompt: Prompt, keep: torch.Tensor, remote: bool | str = False,
@@ -30,10 +30,9 @@ def masked_values(model: Envoy, prompt: Prompt, keep: torch.Tensor, remote: bool
     if prompt.metric == "log-probability" and len(prompt.answers) == 2:
         return right_minus_wrong(prompt, lambda part: masked_values(model, part, keep, remote, most))
     ids = prompt.rows(torch.where(keep, prompt.ids, prompt.baseline))
-    answers, found = prompt.answers, []
+    answers, found, unembedding = prompt.answers, [], unembedding_of(model)
     for rows in ids.split(max(1, most // ids.shape[1])):
-        values, known = in_trace(model, rows, last_values, answers, remote=remote, gradients=False,
-                                  **last_logits_only(model, 1 + len(prompt.forced)))
+        values, known = in_trace(model, rows, last_values, unembedding, answers, remote=remote, gradients=False)
         answers = known or answers  # for a function none come back
         found.append(values)
     return torch.cat(found), answers

@@ -20,8 +20,8 @@ def shapley(model: Envoy, prompt: PromptLike, target: Target = None, *, baseline
             free: Iterable[int] | None = None, glue: str | None = None, remote: bool | str = False) -> TokenScores:
     """The exact Shapley value of each free token, from the model's logits on all subsets of them.
 
-    >>> worth = shapley(model, "Mary drove to the farm with John. John lent a map to", target=("Mary", "John"))
-    >>> worth.scores.shape, worth.method
+    >>> values = shapley(model, "Mary drove to the farm with John. John lent a map to", target=("Mary", "John"))
+    >>> values.scores.shape, values.method
     (torch.Size([14]), 'shapley')
 
     The value of a subset is what `target` explains when the baseline token replaces the other free tokens. The scores

@@ -148,7 +148,7 @@ def no_compensation(answer, model) -> None:
     print("Correct: with all parts held, only the final norm can compensate: this is direct_live of head_repair.")
 
 
-class Held(NamedTuple):
+class _Held(NamedTuple):
     """Which parts keep their clean output: later heads, later MLPs, the MLP of the head's own layer."""
 
     heads: bool
@@ -159,15 +159,15 @@ class Held(NamedTuple):
 def _half_held(model, task, layer: int, head: int) -> list:
     """The results of holding too little, each with its lesson."""
     lessons = {
-        Held(True, False, True): "Only heads are held. MLPs compensate too: give them their clean outputs.",
-        Held(False, True, True): "Only MLPs are held. Later heads compensate too: give them their clean outputs.",
-        Held(True, True, False): "The MLP of the head's own layer is forgotten: it runs after the attention and reads "
+        _Held(True, False, True): "Only heads are held. MLPs compensate too: give them their clean outputs.",
+        _Held(False, True, True): "Only MLPs are held. Later heads compensate too: give them their clean outputs.",
+        _Held(True, True, False): "The MLP of the head's own layer is forgotten: it runs after the attention and reads "
                                  "it.",
     }
     return [(_effect(model, task, layer, head, held), lesson) for held, lesson in lessons.items()]
 
 
-def _effect(model, task, layer: int, head: int, held: Held) -> torch.Tensor:
+def _effect(model, task, layer: int, head: int, held: _Held) -> torch.Tensor:
     """The effect of an ablated head, [n], while some later parts are held."""
     right, wrong = _answers(task)
     n, width = len(task), architecture_of(model).head_dim

@@ -2,7 +2,6 @@
 
 import numpy
 import torch
-from scipy import stats
 
 from gimkit.notebook.checks.answers import close, random_numbers, recognise, unwritten
 from gimkit.statistics import bootstrap
@@ -16,6 +15,8 @@ def spearman(answer) -> None:
     >>> spearman(lambda a, b: None)
     Your turn: return Pearson's correlation of the two vectors' ranks.
     """
+    from scipy import stats  # slow to import
+
     for a, b, tied in ((random_numbers(12).exp(), random_numbers(12, seed=1) + random_numbers(12), False),
                        (torch.tensor([2.0, 0, 1, 0, 2, 3, 0, 1]), torch.tensor([1.0, 0, 0, 1, 5, 4, 0, 4]), True)):
         result = answer(a.clone(), b.clone())
@@ -46,6 +47,8 @@ def bootstrap_interval(answer) -> None:
     >>> bootstrap_interval(lambda correlate, a, b: None)
     Your turn: draw examples again and again, return the 2.5% and 97.5% quantiles of the correlations.
     """
+    from scipy import stats  # slow to import
+
     torch.manual_seed(0)
     signal, shared = random_numbers(12), 3 * random_numbers(40, 12, seed=1)
     a, b = (signal + shared + 0.8 * random_numbers(40, 12, seed=seed) for seed in (2, 3))
