@@ -8,12 +8,8 @@ from pathlib import Path
 import torch
 
 import gimkit
-<<<<<<< HEAD
-from gimkit.errors import GimkitError
-from gimkit.model import gguf
-=======
 from gimkit.errors import GimkitError, check_known
->>>>>>> main
+from gimkit.model import gguf
 from gimkit.model.load import BUNDLED
 from gimkit.notebook.demo import demo
 
@@ -80,7 +76,6 @@ def run_command(run: Callable, options) -> int:
     return 0
 
 
-<<<<<<< HEAD
 def default_model() -> str:
     """The real model where its package is installed, else a bundled one and a line that says so."""
     if gguf.is_here(REAL):
@@ -89,10 +84,7 @@ def default_model() -> str:
     return "mini-llama"
 
 
-def explore(options) -> None:
-=======
 def _explore(options) -> None:
->>>>>>> main
     """Write the circuit explorer of one task as an HTML file."""
     check_known("task", options.task, TASKS)
     model = gimkit.load(options.model)

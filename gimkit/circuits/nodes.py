@@ -1,12 +1,7 @@
 """Scores of a model's nodes on a task."""
 
-<<<<<<< HEAD
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-=======
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
->>>>>>> main
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -174,13 +169,8 @@ NO_FORWARD = ("{} has no forward mode, which knows gradients at the clean run al
               "'relp', ...), or 'exact', which needs no gradient")
 
 
-<<<<<<< HEAD
-def score_nodes(model, task, method: Method | Rules = "gim", *, metric: Metric = "logit", steps: int = 5,
-                nodes: Sequence[str] | None = None, batch_size: int = 32, seed: int = 0, backend: str = "auto",
-=======
 def score_nodes(model: Envoy, task: Task, method: Method | Rules = "gim", *, metric: Metric = "logit", steps: int = 5,
-                batch_size: int = 32, seed: int = 0, backend: Backend = "auto",
->>>>>>> main
+                nodes: Sequence[str] | None = None, batch_size: int = 32, seed: int = 0, backend: Backend = "auto",
                 remote: bool | str = False) -> NodeScores:
     """Score the embedding, every attention head and every MLP of a model on a task.
 
@@ -281,7 +271,6 @@ def score_nodes(model: Envoy, task: Task, method: Method | Rules = "gim", *, met
                       graph_if_covered(model, parts))
 
 
-<<<<<<< HEAD
 def _places(known: Sequence[str], chosen: Sequence[str]) -> list[int]:
     """Where chosen nodes stand among the known ones, in their order."""
     unknown = [chosen] if isinstance(chosen, str) else [name for name in chosen if name not in known]
@@ -291,11 +280,8 @@ def _places(known: Sequence[str], chosen: Sequence[str]) -> list[int]:
     return [i for i, name in enumerate(known) if name in set(chosen)]
 
 
-def _forward(model, names, task, rules: Rules, metric: str, batch_size: int, remote) -> torch.Tensor:
-=======
 def _forward(model: Envoy, names: Sequence[Node], task: Task, rules: Rules, metric: str, batch_size: int,
              remote: bool | str) -> torch.Tensor:
->>>>>>> main
     """Each node's clean - corrupt output pushed to the metric as a row of its own."""
     def chunks(most: int, spare: int) -> Iterator[tuple]:
         each = max(1, most - spare)
