@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pandas
 import torch
-from scipy import stats
 
 import gimkit
 from gimkit import plots
@@ -89,6 +88,8 @@ def judged(checked: list, exact) -> list[str]:
 
     A method is called better where the difference's bootstrap interval over prompts leaves 0 out.
     """
+    from scipy import stats  # slow to import
+
     truth = exact.per_example.double().numpy()
     estimated = {s.method: s.per_example.double().numpy() for s in checked}
 
