@@ -78,7 +78,7 @@ def shuffled_scores(scores: TokenScores, seed: int) -> TokenScores:
     return replace(scores, scores=scores.scores[order])
 
 
-def _measured(request: Request, methods) -> pandas.DataFrame:
+def measured(request: Request, methods) -> pandas.DataFrame:
     """A row for each task, method and prompt, on the logit scale; stored parts are read back."""
     work = [(task, method) for task in request.chosen() for method in methods]
     found = []
@@ -133,7 +133,7 @@ def _extremes(frame: pandas.DataFrame) -> str:
 
 def temperature_sweep(request: Request):
     """Faithfulness at every temperature, norms frozen and products split: (figure, table, alternative text)."""
-    frame = intervals(_measured(request, [at_temperature(t) for t in TEMPERATURES]))
+    frame = intervals(measured(request, [at_temperature(t) for t in TEMPERATURES]))
     frame.insert(0, "temperature", frame.method.map({at_temperature(t): t for t in TEMPERATURES}))
     alt = (f"Lines of comprehensiveness (high is good) and sufficiency (low is good) over the softmax temperature, "
            f"{request.label}, a line per task and their mean. Best over all tasks, {_extremes(frame)}.")
@@ -142,7 +142,7 @@ def temperature_sweep(request: Request):
 
 def ablation_ladder(request: Request):
     """Faithfulness of each rule subset minus that of gradient x input: (figure, table, alternative text)."""
-    frame = intervals(_measured(request, LADDER), minus="gradient").query("method != 'gradient'")
+    frame = intervals(measured(request, LADDER), minus="gradient").query("method != 'gradient'")
     alt = (f"Dots: comprehensiveness and sufficiency of token scores minus those of gradient x input, for seven sets "
            f"of rules on {request.label}, a dot per task and their mean with its interval. Best over all tasks, "
            f"{_extremes(frame)}.")
@@ -151,7 +151,7 @@ def ablation_ladder(request: Request):
 
 def token_faithfulness(request: Request):
     """The table of methods and tasks: (figure, table, alternative text)."""
-    frame = intervals(_measured(request, TABLE))
+    frame = intervals(measured(request, TABLE))
     alt = (f"Two tables, comprehensiveness (high is good) and sufficiency (low is good), methods by tasks, "
            f"{request.label}. Best over all tasks, {_extremes(frame)}.")
     return papers.faithfulness_table(frame, POOLED), frame, alt

@@ -100,6 +100,7 @@ ladder = numbers["ablation-ladder"]
 ladder[ladder.task == "all tasks"].pivot(index="method", columns="measure", values="value").round(3)
 
 # %%
+from benchmarks.ladder import LADDER
 from figures.tokens import measured
 
 request = Request(MODEL, 3, 0, ("ioi", "agreement"), parts)
@@ -139,8 +140,8 @@ free = [i for i, word in enumerate(words) if word.strip() in (story.answer, stor
 free = [i for i in free if i != max(i for i in free if words[i].strip() == story.wrong)]  # its repetition stays
 scored = {"Shapley, exact": gimkit.tokens.shapley(model, story.clean, (story.answer, story.wrong), free=free, remote=REMOTE)}
 for method in ("occlusion", "gradient", "freeze+split", "gim", "ig"):
-    scored[method] = gimkit.attribute(model, story.clean, (story.answer, story.wrong), method=method, free=free,
-                                      remote=REMOTE)
+    scored[method] = gimkit.attribute(model, story.clean, (story.answer, story.wrong),
+                                      method=LADDER.get(method, method), free=free, remote=REMOTE)
 print(story.clean, "...", story.answer)
 pandas.DataFrame({name: one.scores[free].tolist() for name, one in scored.items()},
                  index=[f"{i} {words[i]}" for i in free]).round(2)
@@ -164,14 +165,14 @@ checks.replicated(replicated)
 # %% [markdown]
 # <details><summary>Hint</summary>
 #
-# `gimkit.circuits.faithfulness.bootstrap(lambda index: values[index].mean(), len(values))` gives (value, low, high). Measure once a seed, then compare all pairs, leaving out a seed with itself.
+# `gimkit.statistics.bootstrap(lambda index: values[index].mean(), len(values))` gives (value, low, high). Measure once a seed, then compare all pairs, leaving out a seed with itself.
 # </details>
 #
 # <details><summary>Solution</summary>
 #
 # ```python
 # def replicated(measure, seeds):
-#     from gimkit.circuits.faithfulness import bootstrap
+#     from gimkit.statistics import bootstrap
 #
 #     found = []
 #     for seed in seeds:
