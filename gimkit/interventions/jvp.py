@@ -52,7 +52,7 @@ def token_scores_of(model, plan: dict, rules: dict, prompt: torch.Tensor, neutra
     scores = torch.zeros(len(prompt), dtype=torch.float64)
     for left, positions in chunks:
         run = {"rules": rules, "g": len(left), "first": len(left) + 1, "last": positions_of(answers)}
-        ids = prompt.repeat(len(left) * (1 + len(positions)) + 1, 1)
+        ids = prompt.repeat(len(left) * (1 + len(positions)) + 2, 1)
         ids[len(left)] = neutral
         with model.trace(input_ids=ids, use_cache=False):
             found, known = token_tangents(model, plan, run, positions, free, left, answers).save()
@@ -69,8 +69,9 @@ def positions_of(answers: list) -> int:
 def token_tangents(model, plan: dict, run: dict, positions: list, free: torch.Tensor, left: list, answers: list):
     """Scores [positions] of one chunk: what each token's whole change from the neutral one does to what is explained.
 
-    Rows: g copies of the prompt, the neutral tokens, then tangents. left: g shares of the way to the neutral embedding,
-    which the free positions of each copy go; the scores are sums over copies. Also the answers' ids.
+    Rows: g copies of the prompt, the neutral tokens, then tangents, and minus their mean. left: g shares of the way to
+    the neutral embedding, which the free positions of each copy go; the scores are sums over copies. Also the answers'
+    ids.
     """
     g, first = run["g"], run["first"]
     x = model.get(plan["embedding"]).output
@@ -78,7 +79,7 @@ def token_tangents(model, plan: dict, run: dict, positions: list, free: torch.Te
     change = x[0] - x[g]
     shares = torch.tensor(left, dtype=x.dtype, device=x.device)
     x[:g] -= shares[:, None, None] * (change * free[:, None].to(x))
-    start = torch.zeros_like(x[first:]).unflatten(0, (g, -1))
+    start = torch.zeros_like(x[first:-1]).unflatten(0, (g, -1))
     for row, position in enumerate(positions):
         start[:, row, position] = change[position] * run["scale"]
     put(x, start, g, first)
@@ -110,7 +111,7 @@ def task_scores_of(model, plan: dict, rules: dict, all_clean: torch.Tensor, all_
         run = {"rules": rules, "g": len(clean), "first": 2 * len(clean) + 1, "starts": starts,
                "last": 1 if last.dim() == 1 else last.shape[1]}
         places = last[pairs] - length + run["last"]
-        ids = torch.cat([clean, clean[:1], corrupt, clean.repeat_interleave(starts["rows"], 0)])
+        ids = torch.cat([clean, clean[:1], corrupt, clean.repeat_interleave(starts["rows"], 0), clean[:1]])
         with model.trace(input_ids=ids, use_cache=False):
             values = metric_tangents(model, plan, run, metric, places, good[pairs], bad[pairs]).save()
         found.append(values)
@@ -125,7 +126,7 @@ def metric_tangents(model, plan: dict, run: dict, metric: str, places, good, bad
     g, first = run["g"], run["first"]
     x = model.get(plan["embedding"]).output
     run["scale"] = scale_for(x)
-    put(x, torch.zeros_like(x[first:]).unflatten(0, (g, -1)), g, first)
+    put(x, torch.zeros_like(x[first:-1]).unflatten(0, (g, -1)), g, first)
     start_output(x, run, run["starts"]["input"])
     logits, tangents = pushed(model, plan, run, x)
     if places.dim() == 1:
@@ -142,7 +143,7 @@ def scale_for(x: torch.Tensor) -> float:
 
 def pushed(model, plan: dict, run: dict, embedded: torch.Tensor):
     """The clean logits [g, last, vocab] of the last positions and their tangents [g, n, last, vocab]."""
-    norms = prepared(model, plan, embedded.dtype)
+    norms, run["tolerance"] = prepared(model, plan, embedded.dtype), plan["tolerance"]
     with torch.autocast(embedded.device.type, enabled=False):
         for layer, block in enumerate(plan["blocks"]):
             norm_step(model, norms, block["before_attention"], run)
@@ -176,7 +177,7 @@ def norm_step(model, norms: dict, norm, run: dict, part=None) -> None:
     g, first = run["g"], run["first"]
     module = model.get(path)
     x, y = module.input, module.output
-    clean, t = clean_of(x, g), tangents_of(x, g, first)
+    clean, t = clean_of(x, g), tangents_of(x, run, path)
     gain = fitting_gain(norms[path], clean, y[:g, None], path, eps, centred)
     moved = norm_tangent(clean, t, gain, eps, centred, run["rules"]["freeze_norm"])
     if part and "starts" in run:
@@ -201,7 +202,7 @@ def attention_step(model, norms: dict, block: dict, run: dict, layer: int) -> No
     """Replace the tangents at the heads' outputs by the linearised attention's."""
     g, first = run["g"], run["first"]
     parts = queries_keys_values(model, norms, block, run)
-    clean, moved = [clean_of(x, g) for x in parts], [tangents_of(x, g, first) for x in parts]
+    clean, moved = [clean_of(x, g) for x in parts], [tangents_of(x, run, block["attention"]) for x in parts]
     fixed = block["scaling"], block["softcap"], block["window"], run["rules"]
     out, t = attention_tangent(*clean, *moved, *fixed)
     z = model.get(block["output"]).input
@@ -245,7 +246,7 @@ def mlp_step(model, block: dict, run: dict, layer: int) -> None:
         branches = model.get(block["gate"]).output.chunk(2, -1)
     else:
         branches = [model.get(block[name]).output for name in ("gate", "up")]
-    moved = [tangents_of(x, g, first) for x in branches]
+    moved = [tangents_of(x, run, block["mlp"]) for x in branches]
     if "starts" in run:
         edges_into_mlp(moved, run["starts"], layer)
     value, slope = activation_and_slope(block["function"], clean_of(branches[0], g), rules["identity_activation"])
@@ -262,12 +263,11 @@ def mlp_step(model, block: dict, run: dict, layer: int) -> None:
 
 def last_logits(model, plan: dict, run: dict):
     """The clean logits [g, last, vocab] and their tangents; the model goes on with the clean rows alone."""
-    g, first = run["g"], run["first"]
-    module = model.get(plan["unembedding"])
+    g, module = run["g"], model.get(plan["unembedding"])
     if not plan["all_positions"]:
         module.input = module.input[:, -run["last"]:]
     raw = module.output[:, -run["last"]:]
-    logits, t = clean_of(raw, g), tangents_of(raw, g, first)
+    logits, t = clean_of(raw, g), tangents_of(raw, run, plan["unembedding"])
     if plan["softcap"] is not None:
         bent = torch.tanh(logits / plan["softcap"])
         logits, t = plan["softcap"] * bent, t * (1 - bent * bent)

@@ -21,7 +21,9 @@ def start_output(x: torch.Tensor, run: dict, row) -> None:
     if row is not None:
         g = run["g"]
         gap = (clean_of(x, g) - corrupt_of(x, g))[:, 0] * run["scale"]
-        x[run["first"]:].unflatten(0, (g, -1))[:, row] += gap.to(x.dtype)
+        tangents = x[run["first"]:-1]
+        tangents.unflatten(0, (g, -1))[:, row] += gap.to(x.dtype)
+        x[-1] -= (gap.sum(0) / len(tangents)).to(x.dtype)
 
 
 def start_heads(t: torch.Tensor, z: torch.Tensor, run: dict, layer: int, normed: bool) -> None:

@@ -1,7 +1,8 @@
 """Linearised operations: what a small change of an input does to an output.
 
 Rows of a batch: g clean prompts, one zero row, perhaps g corrupt prompts, then the tangents from row `first` on, those
-of the first prompt first. A linear module acts on tangents as it is, and the zero row holds what its bias adds.
+of the first prompt first, and last minus their mean. A linear module acts on tangents as it is, and the zero row holds
+what its bias adds; where the last row does not stay minus the mean, something on the way was not linear.
 """
 
 import math
@@ -10,7 +11,10 @@ import torch
 
 from gimkit.errors import GimkitError
 from gimkit.interventions.gradients import centre, inverse_scale
-from gimkit.interventions.recomputed import tolerance_of
+from gimkit.interventions.recomputed import check_agrees, tolerance_of
+
+NOT_LINEAR = ("forward mode cannot push tangents through what comes before this, for it is not linear: a hook or an edit "
+              "of yours, or quantised weights; remove it, or use backend='reverse' where gradients are allowed")
 
 
 def clean_of(x: torch.Tensor, g: int) -> torch.Tensor:
@@ -18,20 +22,28 @@ def clean_of(x: torch.Tensor, g: int) -> torch.Tensor:
     return x[:g, None].to(torch.promote_types(x.dtype, torch.float32))
 
 
-def tangents_of(x: torch.Tensor, g: int, first: int) -> torch.Tensor:
+def tangents_of(x: torch.Tensor, run: dict, path: str) -> torch.Tensor:
     """The tangents as [g, n, ...] without biases, at least float32.
 
-    >>> tangents_of(torch.tensor([[5.0], [1.0], [3.0], [4.0]]), g=1, first=2).flatten()
+    >>> x = torch.tensor([[5.0], [1.0], [3.0], [4.0], [-1.5]])
+    >>> tangents_of(x, {"g": 1, "first": 2, "tolerance": 1e-4}, "model.norm").flatten()
     tensor([2., 3.])
+
+    path: where they are read, for the error where what they came through is not linear.
     """
-    x = x.to(torch.promote_types(x.dtype, torch.float32))
-    return (x[first:] - x[g]).unflatten(0, (g, -1))
+    x, g = x.to(torch.promote_types(x.dtype, torch.float32)), run["g"]
+    tangents = x[run["first"]:] - x[g]
+    tangents, last = tangents[:-1], tangents[-1]
+    size = (tangents.abs().mean(0) + x[g].abs()).amax(-1, keepdim=True)
+    check_agrees(path, -tangents.mean(0), last, size, run["tolerance"], NOT_LINEAR)
+    return tangents.unflatten(0, (g, -1))
 
 
 def put(x: torch.Tensor, tangents: torch.Tensor, g: int, first: int) -> None:
-    """Write tangents [g, n, ...] into their rows, and zeros into the zero row, in place."""
+    """Write tangents [g, n, ...] into their rows, minus their mean into the last, zeros into the zero row, in place."""
     x[g] = 0
-    x[first:] = tangents.flatten(0, 1).to(x.dtype)
+    x[first:-1] = tangents.flatten(0, 1).to(x.dtype)
+    x[-1] = -tangents.mean((0, 1)).to(x.dtype)
 
 
 def share_off(mine: torch.Tensor, own: torch.Tensor) -> tuple[float, bool]:

@@ -6,6 +6,7 @@ from typing import Any
 from nnsight.intervention.envoy import Envoy
 
 from gimkit.errors import GimkitError
+from gimkit.interventions.recomputed import tolerance_of, weight_dtypes
 from gimkit.model.apply import check_unedited, placements
 from gimkit.model.architecture import Architecture, Block, Norm, architecture_of
 from gimkit.model.residual_stream import residual_stream_of
@@ -55,7 +56,8 @@ def plan_of(model: Envoy, rules: Rules) -> dict:
             "final_norm": norm(stream.final_norm), "unembedding": stream.unembedding.path,
             "all_positions": stream.unembedding.all_positions,
             "softcap": getattr(config, "final_logit_softcapping", None), "width": stream.width,
-            "vocabulary": root.get_output_embeddings().weight.shape[0]}
+            "vocabulary": root.get_output_embeddings().weight.shape[0],
+            "tolerance": tolerance_of(*weight_dtypes(root))}
 
 
 def _kernel(attention: Any, config: Any, layer: int) -> dict:

@@ -36,7 +36,7 @@ def forward_token_scores(model: Envoy, prompt: Prompt, method: str | Rules, step
     # The point nearest to the prompt comes first, because the top prediction is read there.
     chunks = [(left[max(0, end - copies):end], positions[start:start + most])
               for end in range(len(left), 0, -copies) for start in range(0, len(positions), most)]
-    _warn_transfer(model, plan, [(len(some) * (1 + len(chosen)) + 1, seq) for some, chosen in chunks], remote)
+    _warn_transfer(model, plan, [(len(some) * (1 + len(chosen)) + 2, seq) for some, chosen in chunks], remote)
     scores, answers = in_session(model, token_scores_of, plan, rules._asdict(), row, baseline, chunks, free,
                                  answers, remote=remote, gradients=False)
     return scores[:len(prompt.ids)] / len(left), answers
@@ -67,7 +67,7 @@ def forward_task_scores(model: Envoy, task: Any, answers: tuple, rules: Rules,
             for pairs in (same[i:i + together] for i in range(0, len(same), together)):
                 jobs.append((pairs, length, starts))
                 cells.append((torch.tensor(pairs)[:, None], columns, rows))
-                moved.append((1 + len(pairs) * (2 + starts["rows"]), length))
+                moved.append((2 + len(pairs) * (2 + starts["rows"]), length))
     _warn_transfer(model, plan, moved, remote)
     found = torch.zeros(len(task), wanted, dtype=torch.float64)
     values = in_session(model, task_scores_of, plan, rules._asdict(), task.clean, task.corrupt, *answers, jobs,
