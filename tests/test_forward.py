@@ -3,6 +3,7 @@
 import pytest
 import torch
 from in_float64 import precise
+from made_up import random_task
 from nnsight import NNsight
 from oracle import oracle_gradient
 from test_rules import PARTS, SUBSETS, for_oracle, relative
@@ -221,7 +222,7 @@ def test_a_server_is_asked_once_whether_it_gives_gradients(monkeypatch):
 def test_a_large_job_says_what_it_moves(refusing, monkeypatch):
     monkeypatch.setattr(scores, "LARGE", 1000)
     model = NNsight(build("gpt2"))
-    with pytest.warns(UserWarning, match=r"11 rows in 1 forward passes; about 0.0 GiB"):
+    with pytest.warns(UserWarning, match=r"12 rows in 1 forward passes; about 0.0 GiB"):
         gimkit.attribute(model, token_ids(1, 9)[0], 5, baseline=NEUTRAL, backend="forward", remote=True)
 
 
@@ -237,3 +238,22 @@ def test_the_same_on_a_serialised_model():
     near, far = (gimkit.attribute(model, "Mary went home with", "John", backend="forward", remote=remote).scores
                  for remote in (False, "local"))
     assert relative(far, near) < 1e-6
+
+
+# --- hooks ---
+
+
+@pytest.mark.parametrize("score", [
+    lambda model, backend: gimkit.attribute(model, [7, 8, 9], 5, baseline=NEUTRAL, backend=backend).scores,
+    lambda model, backend: gimkit.score_nodes(model, random_task(2, 6), backend=backend).scores],
+    ids=["tokens", "nodes"])
+def test_a_linear_hook_counts_and_another_one_is_refused(score):
+    hf = build("llama")
+    model, plain = NNsight(hf), score(NNsight(build("llama")), "reverse")
+    hook = hf.model.layers[1].mlp.register_forward_hook(lambda module, inputs, output: output * 1.5)
+    forward, reverse = score(model, "forward"), score(model, "reverse")
+    assert relative(forward, reverse) < 1e-5 and relative(forward, plain) > 1e-3
+    hook.remove()
+    hf.model.layers[1].mlp.register_forward_hook(lambda module, inputs, output: output.clamp(-1e-3, 1e-3))
+    with pytest.raises(gimkit.GimkitError, match="not linear"):
+        score(model, "forward")

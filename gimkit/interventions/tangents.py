@@ -13,8 +13,8 @@ from gimkit.errors import GimkitError
 from gimkit.interventions.gradients import centre, inverse_scale
 from gimkit.interventions.recomputed import check_agrees, tolerance_of
 
-NOT_LINEAR = ("forward mode cannot push tangents through what comes before this, for it is not linear: a hook or an edit "
-              "of yours, or quantised weights; remove it, or use backend='reverse' where gradients are allowed")
+NOT_LINEAR = ("forward mode cannot push tangents through what comes before this, since it is not linear: a hook or "
+              "an edit of yours, or quantised weights; remove it, or use backend='reverse' where gradients are allowed")
 
 
 def clean_of(x: torch.Tensor, g: int) -> torch.Tensor:
