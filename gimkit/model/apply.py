@@ -125,6 +125,8 @@ def check_differentiable(model: Envoy, architecture: Architecture) -> None:
         with torch.inference_mode(False), torch.enable_grad():
             x = torch.ones(1, module.in_features, dtype=dtype, device=device, requires_grad=True)
             y = module(x)
+            if not isinstance(y, torch.Tensor):  # a router, whose choice has no gradient
+                continue
             slope = torch.autograd.grad(y.sum(), x, allow_unused=True)[0] if y.requires_grad else None
         if slope is None or not bool(slope.any()):
             raise GimkitError(f"{architecture.name}: {path} ({type(module).__name__}) lets no gradient through; "

@@ -25,22 +25,28 @@ class _Unfilled(logging.Filter):
     """Collects the names of weights that a model's files lack, from the report that transformers logs."""
 
     names: tuple[str, ...] = ()
+    level = logging.NOTSET  # below it nothing is shown
 
     def filter(self, record: logging.LogRecord) -> bool:
         report = re.sub(r"\x1b\[[0-9;]*m", "", record.getMessage())
         self.names += tuple(re.findall(r"^(.+?) +\| +(?:MISSING|MISMATCH)", report, re.MULTILINE))
-        return not self.names
+        return not self.names and record.levelno >= self.level
 
 
 @contextmanager
 def _complete(name: str) -> Iterator[None]:
     """Refuse a model whose files lack some weights, which transformers would initialise at random."""
     logger, unfilled = logging.getLogger("transformers.modeling_utils"), _Unfilled()
+    level, unfilled.level, silenced = logger.level, logger.getEffectiveLevel(), logger.disabled
     logger.addFilter(unfilled)
+    logger.setLevel(min(logging.WARNING, unfilled.level))  # the report must come where the user shows errors only
+    logger.disabled = False
     try:
         yield
     finally:
         logger.removeFilter(unfilled)
+        logger.setLevel(level)
+        logger.disabled = silenced
         if unfilled.names:
             lacking = ", ".join(list(dict.fromkeys(unfilled.names))[:3])
             raise GimkitError(f"cannot load {name!r}: its files have no weights for {lacking}, "
