@@ -87,7 +87,7 @@ def explore(model: Envoy, prompt: PromptLike, edges: EdgeScores, curve: Curve, r
     Args:
         model: an unedited nnsight model.
         prompt: as in `gimkit.attribute`; its attention is shown, to four decimals.
-        edges: the scores that the curve's circuits were cut from; every score is kept as it is.
+        edges: the scores that the curve's circuits were cut from; the page holds the edges of the largest one shown.
         curve: their faithfulness.
         roles: mapping from a node to a text, as in `gimkit.plots.circuit_graph`.
         remote: as in `gimkit.attribute`.

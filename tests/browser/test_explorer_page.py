@@ -60,9 +60,9 @@ def rows(page, title) -> dict:
 
 
 def expected(edges, keep, *, into=None, out_of=None) -> dict:
-    """What `rows` should be, from the EdgeScores themselves."""
-    found = {}
-    for i, j in edges.graph.real.nonzero().tolist():
+    """What `rows` should be, from the EdgeScores themselves: the page holds the edges of its largest circuit."""
+    found, largest = {}, edges.top(int(SIZES[-1] * edges.graph.n_edges), absolute=True).keep
+    for i, j in largest.nonzero().tolist():
         owner, _, port = edges.targets[j].partition("<")
         if owner == into or edges.sources[i] == out_of:
             found[edges.sources[i] if into else owner, port.strip(">")] = float(edges.scores[i, j]), bool(keep[i, j])
