@@ -2,6 +2,7 @@
 
 import copy
 import functools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -582,7 +583,7 @@ def test_bad_methods_and_sizes():
     edges = gimkit.score_edges(model, task, "random")
     for choose in (edges.top, edges.greedy):
         for n in (edges.graph.n_edges + 1, -1):
-            with pytest.raises(gimkit.GimkitError, match=f"a number of edges, .* from 0 to {edges.graph.n_edges}, not {n}"):
+            with pytest.raises(gimkit.GimkitError, match=f"edges, must be .* 0 to {edges.graph.n_edges}, not {n}"):
                 choose(n)
 
 
@@ -644,3 +645,11 @@ def test_bfloat16_scores_are_float32_and_close(name):
         assert got.dtype == torch.float32 and (got - want).norm() < 0.06 * want.norm()
     graph = gimkit.score_edges(half, task, "random").graph
     assert torch.isfinite(gimkit.run(half, task, Circuit(graph, graph.real))).all()
+
+
+@pytest.mark.parametrize("method", ["gim", "gradient", "ig-activations", "gp", "exact"])
+@pytest.mark.parametrize("name", ["gpt2", "llama", "gpt_neox", "gemma2"])
+def test_without_a_corruption_every_edge_scores_exactly_nothing(name, method):
+    task = random_task(3, 6)
+    scores = gimkit.score_edges(NNsight(build(name)), replace(task, corrupt=task.clean), method, steps=2).scores
+    assert not scores.any()

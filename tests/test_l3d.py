@@ -367,3 +367,11 @@ def test_an_nnsight_model_is_its_module():
     module = seeded(MODELS["two layers"][0])
     a, b = (l3d.decompose(m, noise(8, 6), n=2, epochs=1, progress=False) for m in (module, nnsight.NNsight(module)))
     assert torch.equal(a.errors, b.errors)
+
+
+def test_a_users_edits_are_refused():
+    model = gimkit.load("mini-gpt2")
+    with model.edit() as (tracer, edited):
+        edited.transformer.h[0].mlp.output = edited.transformer.h[0].mlp.output * 2
+    with pytest.raises(GimkitError, match="nnsight edits do not act"):
+        l3d.NextToken(edited)

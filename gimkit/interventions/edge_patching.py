@@ -118,17 +118,16 @@ def normed_by(model, norm, x: torch.Tensor) -> torch.Tensor:
 def projected(projection, path: str, normed: torch.Tensor, reads: list, layout: str, w) -> torch.Tensor:
     """A projection's output in which heads have their q, k or v of what they read, on its rows.
 
-    normed: what the norm before it makes of the stream on the first rows.
+    normed: the output of the norm before it, for the stream on the first rows. The change is added to the clean value,
+    so that an edge whose corrupt value is the clean one has exactly no effect.
     """
-    x, out = projection.input, projection.output.clone()
-    check_reads(path, x, normed)
+    clean, out = projection.input, projection.output.clone()
+    check_reads(path, clean, normed)
     shape = (layout, w.heads, w.key_heads, w.head_dim)
-    weight, bias = matrix_of(projection, path, x, out)
+    weight, _ = matrix_of(projection, path, clean, out)
     for which, head, rows, x in reads:
         part = heads_of(out, which, *shape)
         own = head // (w.heads // part.shape[-2])
-        value = x @ heads_of(weight, which, *shape)[:, own]
-        if bias is not None:
-            value = value + heads_of(bias, which, *shape)[own]
-        part[rows, :, own] = value
+        change = (x - clean[rows]) @ heads_of(weight, which, *shape)[:, own]
+        part[rows, :, own] = part[rows, :, own] + change.to(out.dtype)
     return out

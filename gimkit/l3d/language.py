@@ -32,12 +32,14 @@ class NextToken(nn.Module):
     Args:
         model: an nnsight language model; its parameters keep their names, with "model." in front.
     Raises:
-        GimkitError: the model is an edited copy.
+        GimkitError: the model carries edits, gimkit's or your own.
     """
 
     def __init__(self, model):
         super().__init__()
         check_unedited(model)
+        if getattr(model, "_edits", None):
+            raise GimkitError("L3D runs the module itself, where nnsight edits do not act; give a model without them")
         self.model = getattr(model, "_module", model)
 
     def inputs(self, ids: torch.Tensor, last: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
