@@ -147,15 +147,21 @@ def prune(keep: torch.Tensor, graph: Graph) -> torch.Tensor:
         keep = after
 
 
+def _ranked(scores: torch.Tensor, graph: Graph, n: int, absolute: bool) -> tuple[int, torch.Tensor]:
+    """The checked number of edges, and the values that rank them; minus infinity where there is no edge."""
+    n = check_whole("n, a number of edges,", n, 0, graph.n_edges)
+    require_finite(scores)
+    value = (scores.abs() if check_flag("absolute", absolute) else scores).double().masked_fill(~graph.real, -torch.inf)
+    return n, value
+
+
 def top_edges(scores: torch.Tensor, graph: Graph, n: int, absolute: bool) -> torch.Tensor:
     """The n edges of highest score, or absolute score, as [sources, targets] booleans.
 
     >>> top_edges(edges.scores, edges.graph, 5, absolute=True).sum()
     tensor(5)
     """
-    n = check_whole("n, a number of edges,", n, 0, graph.n_edges)
-    require_finite(scores)
-    value = (scores.abs() if check_flag("absolute", absolute) else scores).double().masked_fill(~graph.real, -torch.inf)
+    n, value = _ranked(scores, graph, n, absolute)
     keep = torch.zeros_like(graph.real)
     keep.view(-1)[value.flatten().argsort(descending=True, stable=True)[:n]] = True
     return keep
@@ -167,9 +173,7 @@ def greedy_edges(scores: torch.Tensor, graph: Graph, n: int, absolute: bool) -> 
     >>> greedy_edges(edges.scores, edges.graph, 5, absolute=True).sum()
     tensor(5)
     """
-    n = check_whole("n, a number of edges,", n, 0, graph.n_edges)
-    require_finite(scores)
-    value = (scores.abs() if check_flag("absolute", absolute) else scores).double().masked_fill(~graph.real, -torch.inf)
+    n, value = _ranked(scores, graph, n, absolute)
     columns: dict[int, list[int]] = {}
     for column, node in enumerate(graph.node_of().tolist()):
         columns.setdefault(node, []).append(column)
