@@ -20,7 +20,7 @@ import gimkit
 from gimkit import plots
 from gimkit.circuits import Circuit
 from gimkit.circuits.metric import DIVERGENCES, METRICS
-from gimkit.interventions.metric import metric_values
+from gimkit.interventions.metric import Answers, metric_values
 from gimkit.tasks import Task, measure
 from gimkit.tasks.task import answers_of
 
@@ -58,7 +58,8 @@ def test_values_by_their_formulas(metric):
     logits = torch.randn(6, 4, 9, generator=g, dtype=torch.float64) * 3
     last, good, bad = torch.tensor([1, 3, 0]), ((2,), (0, 5), (8,)), ((1, 3, 4), (6,), (7, 0))
     pads = [torch.tensor([[*ids, *[-1] * (3 - len(ids))] for ids in side]) for side in (good, bad)]
-    got = metric_values(metric, logits, last, *pads, logits[:3])
+    answers, chosen = Answers(metric, last, *pads), logits[torch.arange(6), last.repeat(2)][:, None]
+    got = metric_values(chosen, answers, chosen[:3])
     assert got.shape == (2, 3) and got.dtype == torch.float64
     for group in range(2):
         for row in range(3):
@@ -67,7 +68,7 @@ def test_values_by_their_formulas(metric):
             assert got[group, row].item() == pytest.approx(want.item(), rel=1e-12, abs=1e-14)
     if metric in DIVERGENCES:
         assert got[0].abs().max() < 1e-14 and got[1].max() < 0
-    assert metric_values(metric, logits.bfloat16(), last, *pads, logits[:3]).dtype == torch.float32
+    assert metric_values(chosen.bfloat16(), answers, chosen[:3]).dtype == torch.float32
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama"])

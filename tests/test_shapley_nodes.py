@@ -58,7 +58,7 @@ def test_worth_is_literal_patching(name):
     present = torch.rand(2, 3, len(nodes), generator=torch.Generator().manual_seed(0)) < 0.5
     paths = [(block.output, block.mlp) for block in parts.blocks]
     with torch.no_grad(), model.trace(input_ids=torch.cat([task.corrupt, task.clean.repeat(2, 1)]), use_cache=False):
-        got = coalition_values(model, unembedding_of(model), paths, parts.n_heads, present, *answers_of(task)).save()
+        got = coalition_values(model, unembedding_of(model), paths, parts.n_heads, present, answers_of(task)).save()
     for row in range(3):
         assert got[0, row].item() == pytest.approx(literal_metric(hf, task.corrupt, task, row), abs=1e-4)
         corrupt = [value_of(hf, place, rows(task, row)[1]) for _, place in nodes]

@@ -79,7 +79,7 @@ def forward_chosen(model, graph: Graph, task, rules: Rules, metric: str, places:
                 yield *_rows(graph, names, places[first:after], spare), list(range(first, after))
                 first = after
 
-    return forward_task_scores(model, task, (metric, *answers_of(task)), rules, chunks, len(places), batch_size, remote)
+    return forward_task_scores(model, task, answers_of(task, metric), rules, chunks, len(places), batch_size, remote)
 
 
 def _rows(graph: Graph, names, places: list, spare: int) -> tuple[dict, list[int]]:

@@ -267,10 +267,10 @@ def _gradients(model: Envoy, w: ResidualStream, task: Task, method: str | Rules,
     batch_size = batch_size or _pairs_at_once(w, task.clean.shape[1], rows)
     for start in tqdm(range(0, len(task), batch_size), desc=f"{task.name} {label}", delay=2, leave=False):
         batch = task[start:start + batch_size]
-        b, answers = len(batch), (metric, *answers_of(batch))
+        b, answers = len(batch), answers_of(batch, metric)
         for chunk in points(method, steps, b, len(w.layers)):
             ids = torch.cat([batch.clean, batch.corrupt, batch.clean.repeat(chunk["extra"], 1)])
-            arguments = (w, rules.freeze_norm, b, *answers, chunk["rows"])
+            arguments = (w, rules.freeze_norm, b, answers, chunk["rows"])
             if method == "gp":
                 found = in_session(edited, scores_along_path, ids, batch.mask, *arguments, remote=remote)
             else:
@@ -300,7 +300,7 @@ def _exact(model: Envoy, w: ResidualStream, graph: Graph, task: Task, metric: st
             for first in range(0, len(edges), together):
                 chosen = edges[first:first + together]
                 ids = torch.cat([batch.clean, batch.corrupt, batch.clean.repeat(len(chosen), 1)])
-                found = in_trace(model, ids, exact_edge_scores, w, chosen, metric, *answers_of(batch),
+                found = in_trace(model, ids, exact_edge_scores, w, chosen, answers_of(batch, metric),
                                  remote=remote, gradients=False)
                 scores[tuple(zip(*chosen))] += found.float() / len(task)
                 progress.update(len(chosen) * len(batch))

@@ -83,7 +83,7 @@ def head_roles(model, task, *, batch_size: int = 32, remote: bool | str = False)
     for start in tqdm(range(0, len(task), batch_size), desc=f"{task.name} heads", delay=2, leave=False):
         batch = task[start:start + batch_size]
         looks, answers = occasions(batch), answers_of(batch)
-        found = in_trace(model, batch.clean, head_numbers, w, attentions, looks, *answers, remote=remote)
+        found = in_trace(model, batch.clean, head_numbers, w, attentions, looks, answers, remote=remote)
         looked, count = looked + found[0], count + looks.any(-1).sum((0, 2))
         written.append(found[1])
     writes = torch.cat(written).mean(0)

@@ -99,7 +99,7 @@ def score_neurons(model, task, method: str | Rules = "gim", *, metric: str = "lo
     projections, edited, total = output_projections(model, parts), apply(model, rules), 0
     for batch, answers in batches(rows, metric, batch_size, label):
         total = total + in_trace(edited, rows_of(batch), neuron_scores, parts.embedding, unembedding_of(model),
-                                 projections, *answers, remote=remote)
+                                 projections, answers, remote=remote)
     scores = total / len(task)
     require_finite(scores)
     return NeuronScores(task.name, label, scores, metric)

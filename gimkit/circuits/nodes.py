@@ -15,6 +15,7 @@ from gimkit.circuits.circuit import Circuit
 from gimkit.circuits.integration_points import points
 from gimkit.circuits.metric import Metric, check_slope, metric_of
 from gimkit.errors import GimkitError, check_flag, check_whole, require_finite
+from gimkit.interventions.metric import Answers
 from gimkit.interventions.node_patching import exact_node_scores
 from gimkit.interventions.node_scores import node_scores
 from gimkit.jvp.modes import Backend, by_backend, check_backend
@@ -289,7 +290,7 @@ def _forward(model: Envoy, names: Sequence[Node], task: Task, rules: Rules, metr
             chosen = names[start:start + each]
             yield starts_of(chosen, spare=spare), list(range(len(chosen))), list(range(start, start + len(chosen)))
 
-    return forward_task_scores(model, task, (metric, *answers_of(task)), rules, chunks, len(names), batch_size, remote)
+    return forward_task_scores(model, task, answers_of(task, metric), rules, chunks, len(names), batch_size, remote)
 
 
 def _labels(names: Sequence[Node], n_heads: int, reads: bool) -> tuple[str, ...]:
@@ -302,11 +303,11 @@ def _labels(names: Sequence[Node], n_heads: int, reads: bool) -> tuple[str, ...]
     return tuple(found)
 
 
-def batches(task: Task, metric: str, batch_size: int, label: str) -> Iterator[tuple[Task, tuple]]:
-    """(prompt pairs, the metric and their answers as tensors) of each batch, behind a progress bar."""
+def batches(task: Task, metric: str, batch_size: int, label: str) -> Iterator[tuple[Task, Answers]]:
+    """(prompt pairs, their answers) of each batch, behind a progress bar."""
     for start in tqdm(range(0, len(task), batch_size), desc=f"{task.name} {label}", delay=2, leave=False):
         batch = task[start:start + batch_size]
-        yield batch, (metric, *answers_of(batch))
+        yield batch, answers_of(batch, metric)
 
 
 def _gradients(model: Envoy, parts: Architecture, task: Task, method: str | Rules, metric: str, steps: int,
@@ -320,7 +321,7 @@ def _gradients(model: Envoy, parts: Architecture, task: Task, method: str | Rule
         for chunk in points(method, steps, len(batch), len(blocks)):
             ids = torch.cat([rows_of(batch), batch.clean.repeat(chunk["extra"], 1)])
             found = in_trace(edited, ids, node_scores, parts.embedding, unembedding_of(model), blocks, parts.n_heads,
-                             len(batch), *answers, chunk["rows"], chunk["shares"], chunk["between"], remote=remote)
+                             len(batch), answers, chunk["rows"], chunk["shares"], chunk["between"], remote=remote)
             total = total + chunk["weight"] * found
         per_example.append(total)
     return torch.cat(per_example)
@@ -338,6 +339,6 @@ def _exact(model: Envoy, parts: Architecture, names: Sequence[Node], task: Task,
             chosen = [tuple(node) for node in names[start:start + step]]
             ids = torch.cat([rows_of(batch), batch.clean.repeat(len(chosen), 1)])
             found.append(in_trace(model, ids, exact_node_scores, parts.embedding, unembedding_of(model), paths,
-                                  parts.n_heads, chosen, *answers, remote=remote, gradients=False))
+                                  parts.n_heads, chosen, answers, remote=remote, gradients=False))
         per_example.append(torch.cat(found, 1))
     return torch.cat(per_example)

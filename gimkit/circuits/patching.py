@@ -77,7 +77,7 @@ def run_masks(model: Envoy, w: ResidualStream, task: Task, keep: torch.Tensor, m
                 chosen = keep[first:first + together]
                 masks = torch.cat([chosen, graph_of(w).real[None]]) if metric in DIVERGENCES else chosen
                 ids = torch.cat([batch.corrupt, batch.clean.repeat(len(masks) * copies, 1)])
-                values = in_trace(model, ids, run_circuits, w, len(batch), masks, metric, *answers_of(batch),
+                values = in_trace(model, ids, run_circuits, w, len(batch), masks, answers_of(batch, metric),
                                   remote=remote, gradients=False)
                 found.append(values[:len(chosen)])
                 progress.update(found[-1].numel())
@@ -90,10 +90,9 @@ def check_whole_circuit(model: Envoy, w: ResidualStream, task: Task, remote: boo
 
     The clean prompts run by themselves, as the model is: with hooks and edits of the user's.
     """
-    step = -(-len(task) // most)
-    clean, corrupt, *answers = (part[::step] for part in (task.clean, task.corrupt, *answers_of(task)))
-    whole, own = in_session(model, whole_circuit, clean, corrupt, w, graph_of(w).real[None], *answers, remote=remote,
-                            gradients=False)
+    some = task[::-(-len(task) // most)]
+    whole, own = in_session(model, whole_circuit, some.clean, some.corrupt, w, graph_of(w).real[None], answers_of(some),
+                            remote=remote, gradients=False)
     require_finite(own, "the clean prompts' metric")
     tolerance = 10 * tolerance_of(*weight_dtypes(model._module))  # errors add up over a whole pass
     if not bool(((whole - own).abs() <= tolerance * (1 + own.abs())).all()):

@@ -118,6 +118,6 @@ def _worth(model, parts, paths, batch, present: torch.Tensor, remote: bool, most
     for some in present.split(max(1, most_rows // len(batch) - 1)):
         ids = torch.cat([batch.corrupt, batch.clean.repeat(len(some), 1)])
         values = in_trace(model, ids, coalition_values, unembedding_of(model), paths, parts.n_heads, some,
-                          *answers_of(batch), remote=remote, gradients=False)
+                          answers_of(batch), remote=remote, gradients=False)
         found.append(values[0 if not found else 1:])
     return torch.cat(found)

@@ -2,7 +2,7 @@
 
 import torch
 
-from gimkit.interventions.metric import at_answers, metric_values, places_of
+from gimkit.interventions.metric import at_answers, metric_values, values_at_answers
 from gimkit.interventions.residual_stream import (
     check_reads,
     check_sum,
@@ -15,7 +15,7 @@ from gimkit.interventions.residual_stream import (
 from gimkit.interventions.weights import check_matrix, held_or_probed, matrix_of
 
 
-def run_circuits(model, w, b: int, keep: torch.Tensor, metric: str, last, good, bad) -> torch.Tensor:
+def run_circuits(model, w, b: int, keep: torch.Tensor, answers) -> torch.Tensor:
     """The metric [circuits, b] of edge-patched forward passes: each target reads the current value of the sources that
     it keeps and the corrupt value of the others.
 
@@ -73,18 +73,18 @@ def run_circuits(model, w, b: int, keep: torch.Tensor, metric: str, last, good, 
     check_sum(w.final_norm.path, final.input, *behind, b=b)
     reads = streams(final.input[:b], gaps, keep[:, :, column])
     final.input = torch.cat([final.input[:b], reads.repeat(group, 1, 1).to(final.input.dtype)])
-    logits = at_answers(model, w.unembedding, last)[b:(1 + circuits) * b]
-    return metric_values(metric, logits, places_of(last), good, bad, logits[-b:])
+    logits = at_answers(model, w.unembedding, answers.last)[b:(1 + circuits) * b]
+    return metric_values(logits, answers, logits[-b:])
 
 
-def whole_circuit(model, clean, corrupt, w, keep: torch.Tensor, last, good, bad) -> tuple:
-    """The logit metric [b] of a circuit, and of the clean prompts in a trace of their own."""
+def whole_circuit(model, clean, corrupt, w, keep: torch.Tensor, answers) -> tuple:
+    """The metric [b] of a circuit, and of the clean prompts in a trace of their own."""
     b = len(clean)
     ids = torch.cat([corrupt, clean.repeat(w.heads // w.key_heads, 1)])
     with model.trace(input_ids=ids, use_cache=False):
-        whole = run_circuits(model, w, b, keep, "logit", last, good, bad)[0].save()
+        whole = run_circuits(model, w, b, keep, answers)[0].save()
     with model.trace(input_ids=clean, use_cache=False):
-        own = metric_values("logit", model.output.logits, last, good, bad)[0].save()
+        own = values_at_answers(model, w.unembedding, answers)[0].save()
     return whole, own
 
 

@@ -1,7 +1,7 @@
 """Runs in which a single edge carries its corrupt value.
 
 Everything before the edge's target is as in the clean run and everything behind it follows by itself, so that one
-plain forward has as many edges as rows; `runs.py`, which is for any circuit, builds up what each target reads.
+plain forward has as many edges as rows; `circuit_runs`, which is for any circuit, builds up what each target reads.
 """
 
 import torch
@@ -21,14 +21,14 @@ from gimkit.interventions.residual_stream import (
 from gimkit.interventions.weights import matrix_of
 
 
-def exact_edge_scores(model, w, edges: list, metric: str, last, good, bad) -> torch.Tensor:
+def exact_edge_scores(model, w, edges: list, answers) -> torch.Tensor:
     """By how much the metric falls for each edge put at its corrupt value, [edges], summed over b examples.
 
     edges: (source, target) as row and column of the scores, target by target. The rows are b clean prompts, b corrupt
     ones, and for each edge b clean ones again. Where query heads share keys and values, only the head whose edge it is
     sees a changed key or value (as well as the heads at the same place in their groups, where one norm spans all keys).
     """
-    b, group = len(last), w.heads // w.key_heads
+    b, group = len(answers.last), w.heads // w.key_heads
     into, column = rows_by_target(edges, b), 0
     embedded = model.get(w.layers[0].block).input
     gaps = (embedded[:b] - embedded[b:2 * b])[None]
@@ -84,7 +84,7 @@ def exact_edge_scores(model, w, edges: list, metric: str, last, good, bad) -> to
     if column in into:
         rows, sources = into[column]
         final.input = replaced(final.input, rows, without(final.input, rows, gaps[sources]))
-    values = values_at_answers(model, w.unembedding, metric, last, good, bad)
+    values = values_at_answers(model, w.unembedding, answers)
     return (values[0] - values[2:]).sum(1)
 
 

@@ -6,7 +6,7 @@ Rows of a batch are b clean prompts, then their b corrupt ones, then further poi
 import torch
 
 from gimkit.interventions.interpolation import path_points, plus_points, put_output
-from gimkit.interventions.metric import at_answers, metric_values, places_of
+from gimkit.interventions.metric import at_answers, metric_values
 from gimkit.interventions.residual_stream import (
     check_reads,
     check_sum,
@@ -24,11 +24,12 @@ from gimkit.interventions.residual_stream import (
 from gimkit.interventions.weights import matrix_of
 
 
-def edge_scores(model, w, frozen: bool, b: int, metric: str, last, good, bad, gradient_rows: list, shares: list,
-                points, between: dict, most: int = 2**24) -> torch.Tensor:
+def edge_scores(model, w, frozen: bool, b: int, answers, gradient_rows: list, shares: list, points, between: dict,
+                most: int = 2**24) -> torch.Tensor:
     """Scores [sources, targets] of one batch, summed over its examples, averaged over the points of the gradient.
 
     w: the `ResidualStream`. frozen: pull gradients back through norms with constant denominators.
+    answers: the `Answers`.
     gradient_rows: first rows of the groups of b rows at which the metric's gradient is taken.
     shares, points: what rows after the first 2b hold (`plus_points`).
     between: {(layer, "attention" or "mlp"): {first row: share}} outputs put between their corrupt and clean value.
@@ -85,10 +86,8 @@ def edge_scores(model, w, frozen: bool, b: int, metric: str, last, good, bad, gr
     if group > 1:
         wanted += [z for _, z in shared]
     # One backward pass from the metric at the gradient's points to everything that targets read.
-    logits = at_answers(model, w.unembedding, last)
-    first = places_of(last)
-    value = sum(metric_values(metric, logits[start:start + b], first, good, bad, logits[:b]).sum()
-                for start in gradient_rows)
+    logits = at_answers(model, w.unembedding, answers.last)
+    value = sum(metric_values(logits[start:start + b], answers, logits[:b]).sum() for start in gradient_rows)
     gradients = list(torch.autograd.grad(value, wanted, retain_graph=group > 1,
                                          materialize_grads=True))  # zeros where rules cut the graph
     # Per layer: gradients at each head's q, k, v (shared keys and values once per query head), and at the MLP.
@@ -137,8 +136,7 @@ def contracted(w, embedded, taken: list, found: list, at_logits, gradient_rows: 
     return scores
 
 
-def scores_along_path(model, ids, mask, w, frozen: bool, b: int, metric: str, last, good, bad,
-                      gradient_rows: list) -> torch.Tensor:
+def scores_along_path(model, ids, mask, w, frozen: bool, b: int, answers, gradient_rows: list) -> torch.Tensor:
     """`edge_scores` at the points of EAP-GP's path, in traces of its own: a forward pass per step, then the scores.
 
     ids: [rows, seq] of the clean prompts, the corrupt ones, and a copy of the clean ones for each step.
@@ -150,7 +148,7 @@ def scores_along_path(model, ids, mask, w, frozen: bool, b: int, metric: str, la
         path.append(point)
     path = torch.cat(path)
     with model.trace(input_ids=ids, use_cache=False):
-        scores = edge_scores(model, w, frozen, b, metric, last, good, bad, gradient_rows, [], path, {}).save()
+        scores = edge_scores(model, w, frozen, b, answers, gradient_rows, [], path, {}).save()
     return scores
 
 

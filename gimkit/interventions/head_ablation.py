@@ -12,16 +12,15 @@ from gimkit.interventions.residual_stream import Reading, by_row, check_reads, c
 from gimkit.interventions.weights import matrix_of, scale_of
 
 
-def head_effects(model, layers: list, final, unembedding, softcap, heads: int, ablated: list, answers: tuple):
+def head_effects(model, layers: list, final, unembedding, softcap, heads: int, ablated: list, answers):
     """Effects [ablated, b, 4] of ablating each head, and the parts' compensation, [ablated, b, layers, heads + 1].
 
     The effects: direct, direct with the final norm live, total, total with the final norm frozen. Compensation: by how
     much each head's direct contribution rises, and last the MLP's. layers: (output projection, norm after it, MLP, norm
-    after that) of each. ablated: (layer, head). answers: last position, good and bad ids, as in `metric_values`.
+    after that) of each. ablated: (layer, head). answers: the `Answers`.
     """
-    last, good, bad = answers
-    b, n = len(last), 2 + len(ablated)
-    here = (torch.arange(n * b), last.repeat(n))
+    b, n = len(answers.last), 2 + len(ablated)
+    here = (torch.arange(n * b), answers.last.repeat(n))
     # Per layer: what heads and MLP write at the last position, and what each ablated head no longer writes.
     written, lost, parts = [], {}, []
     for layer, (output, after_heads, mlp, after_mlp) in enumerate(layers):
@@ -47,7 +46,7 @@ def head_effects(model, layers: list, final, unembedding, softcap, heads: int, a
     after = Reading(norm, final, stream[:, None], normalised[:, None])
     bias = scale_of(norm, final.eps, stream.dtype)[1]
     check_sum(final.path, *(x.unflatten(0, (n, b))[[0, 2]].flatten(0, 1)[:, None] for x in (stream, *parts)), b=b)
-    unembed = Unembedding(model.get(unembedding.path), unembedding.path, normalised.dtype, softcap, good, bad)
+    unembed = Unembedding(model.get(unembedding.path), unembedding.path, normalised.dtype, softcap, answers)
 
     def frozen(x):
         """The final norm's output for streams [k, b, width] with the clean run's denominator, [k * b, width]."""
@@ -55,7 +54,7 @@ def head_effects(model, layers: list, final, unembedding, softcap, heads: int, a
         return (y if bias is None else y + bias).flatten(0, 1)
 
     # The metric of the runs themselves, and of the recomputed unembedding, which must agree.
-    metric = values_at_answers(model, unembedding, "logit", last, good, bad)
+    metric = values_at_answers(model, unembedding, answers)
     again = unembed.metric(frozen(stream[None, :b]))[0]
     tolerance = 1e-3 if stream.dtype in (torch.float32, torch.float64) else 5e-2
     if not bool((again - metric[0]).abs().max() <= tolerance * (1 + metric[0].abs().max())):
@@ -112,8 +111,8 @@ def contributions(z, weight, after, m, slope, n: int) -> torch.Tensor:
 class Unembedding:
     """From the final norm's output to the task's metric, and the metric's slope there."""
 
-    def __init__(self, module, path: str, dtype, softcap, good, bad):
-        self.module, self.path, self.dtype, self.softcap, self.good, self.bad = module, path, dtype, softcap, good, bad
+    def __init__(self, module, path: str, dtype, softcap, answers):
+        self.module, self.path, self.dtype, self.softcap, self.answers = module, path, dtype, softcap, answers
 
     def logits(self, normalised):
         logits = precise(self.module(normalised.to(self.dtype)))
@@ -121,14 +120,13 @@ class Unembedding:
 
     def metric(self, normalised):
         """[k * b, width] -> [k, b]."""
-        last = torch.zeros(len(self.good), dtype=torch.long)
-        return metric_values("logit", self.logits(normalised)[:, None], last, self.good, self.bad)
+        return metric_values(self.logits(normalised)[:, None], self.answers)
 
     def slope(self, normalised):
         """Gradient of the metric at the final norm's output, [b, width]."""
         x = normalised.to(self.dtype)
         logits, weight, slope = self.logits(x), matrix_of(self.module, self.path, x, self.module(x))[0].T, 0
-        for ids, sign in ((self.good, 1), (self.bad, -1)):
+        for ids, sign in ((self.answers.good, 1), (self.answers.bad, -1)):
             ids = ids.to(logits.device)
             chosen = logits.gather(1, ids.clamp(min=0))
             share = chosen.masked_fill(ids < 0, -torch.inf).softmax(1)

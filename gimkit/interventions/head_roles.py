@@ -8,15 +8,15 @@ from gimkit.interventions.residual_stream import read_after, read_norm
 from gimkit.interventions.weights import leaf_of, matrix_of
 
 
-def head_numbers(model, w, attentions: list, looks: torch.Tensor, last, good, bad):
+def head_numbers(model, w, attentions: list, looks: torch.Tensor, answers):
     """Attention [layers, heads, kinds], summed over rows and queries, and direct writes [rows, layers, heads, 2].
 
     attentions: path of each layer's attention. looks: [rows, kinds, seq, seq], True where a query's attention to a
     position counts for that kind. A head writes on the good and on the bad answers' logits, each less the mean logit,
     from the answer's position straight through the final norm, whose denominator is held fixed.
     """
+    last = answers.last.to(model.device)
     rows = torch.arange(len(last), device=model.device)
-    last = last.to(model.device)
     looked, written = [], []
     for layer, path in zip(w.layers, attentions):
         pattern = attention_pattern(*attention_call(model.get(path)))
@@ -36,7 +36,7 @@ def head_numbers(model, w, attentions: list, looks: torch.Tensor, last, good, ba
     norm.output = leaf
     logits = at_answers(model, w.unembedding, last)[:, 0]
     directions = []
-    for ids in (good.to(logits.device), bad.to(logits.device)):
+    for ids in (answers.good.to(logits.device), answers.bad.to(logits.device)):
         side = logits.gather(1, ids.clamp(min=0)).masked_fill(ids < 0, -torch.inf).logsumexp(1) - logits.mean(-1)
         gradient = torch.autograd.grad(side.sum(), leaf, retain_graph=True)[0]
         directions.append(final.pull_back(gradient, slice(None), frozen=True)[rows, last])

@@ -9,7 +9,7 @@ beside large biases lose digits.
 import torch
 
 from gimkit.interventions.gradients import centre, inverse_scale
-from gimkit.interventions.metric import metric_values
+from gimkit.interventions.metric import answers_at, metric_values
 from gimkit.interventions.residual_stream import heads_of
 from gimkit.interventions.tangent_starts import (
     edges_into_heads,
@@ -23,7 +23,6 @@ from gimkit.interventions.tangents import (
     attention_tangent,
     check_same,
     clean_of,
-    metric_slope,
     norm_tangent,
     put,
     share_off,
@@ -102,37 +101,32 @@ def slope_at(logits: torch.Tensor, value) -> torch.Tensor:
         return torch.autograd.grad(value(leaf).sum(), leaf)[0]
 
 
-def task_scores_of(model, plan: dict, rules: dict, all_clean: torch.Tensor, all_corrupt: torch.Tensor, metric: str,
-                   last: torch.Tensor, good: torch.Tensor, bad: torch.Tensor, jobs: list) -> list:
+def task_scores_of(model, plan: dict, rules: dict, all_clean: torch.Tensor, all_corrupt: torch.Tensor, answers,
+                   jobs: list) -> list:
     """`metric_tangents` of each job (indices of pairs, their length, starts), by a trace for each."""
-    found = []
+    found, last = [], answers.last
     for pairs, length, starts in jobs:
         clean, corrupt = all_clean[pairs, :length], all_corrupt[pairs, :length]
         run = {"rules": rules, "g": len(clean), "first": 2 * len(clean) + 1, "starts": starts,
                "last": 1 if last.dim() == 1 else last.shape[1]}
-        places = last[pairs] - length + run["last"]
         ids = torch.cat([clean, clean[:1], corrupt, clean.repeat_interleave(starts["rows"], 0), clean[:1]])
         with model.trace(input_ids=ids, use_cache=False):
-            values = metric_tangents(model, plan, run, metric, places, good[pairs], bad[pairs]).save()
+            values = metric_tangents(model, plan, run, answers_at(answers, pairs)).save()
         found.append(values)
     return found
 
 
-def metric_tangents(model, plan: dict, run: dict, metric: str, places, good, bad) -> torch.Tensor:
-    """What the clean - corrupt change that each tangent starts from does to the metric, [g, n].
-
-    places: of the answers among the last positions, as `last` of `metric_values`.
-    """
+def metric_tangents(model, plan: dict, run: dict, answers) -> torch.Tensor:
+    """What the clean - corrupt change that each tangent starts from does to the metric, [g, n]."""
     g, first = run["g"], run["first"]
     x = model.get(plan["embedding"]).output
     run["scale"] = scale_for(x)
     put(x, torch.zeros_like(x[first:-1]).unflatten(0, (g, -1)), g, first)
     start_output(x, run, run["starts"]["input"])
     logits, tangents = pushed(model, plan, run, x)
-    if places.dim() == 1:
-        slope = metric_slope(metric, logits[:, 0], good, bad)[:, None]
-    else:
-        slope = slope_at(logits, lambda logits: metric_values(metric, logits, places, good, bad))
+    # The logits are those of the last positions; some of these predict the answers' tokens.
+    places = answers.last.view(g, -1) - x.shape[1] + run["last"]
+    slope = slope_at(logits, lambda logits: metric_values(logits[torch.arange(g)[:, None], places], answers))
     return ((tangents * slope[:, None]).sum((-1, -2)) / run["scale"]).cpu()
 
 

@@ -6,14 +6,14 @@ from gimkit.interventions.metric import values_at_answers
 from gimkit.interventions.residual_stream import by_row, tensor_of
 
 
-def exact_node_scores(model, embedding: str, unembedding, blocks: list, n_heads: int, nodes: list, metric: str,
-                      last, good, bad) -> torch.Tensor:
+def exact_node_scores(model, embedding: str, unembedding, blocks: list, n_heads: int, nodes: list,
+                      answers) -> torch.Tensor:
     """Effects [b, nodes] of replacing each node's output, at all positions, by its corrupt value.
 
     The rows are b clean prompts, b corrupt ones, and for each node b clean ones again, which it is patched in.
     nodes: (kind, layer, head) of each patched node.
     """
-    b = len(last)
+    b = len(answers.last)
     rows = {tuple(node): slice((2 + i) * b, (3 + i) * b) for i, node in enumerate(nodes)}
     if ("input", 0, 0) in rows:
         x = model.get(embedding).output.clone()
@@ -33,13 +33,13 @@ def exact_node_scores(model, embedding: str, unembedding, blocks: list, n_heads:
             rowwise = by_row(m, (2 + len(nodes)) * b)
             rowwise[rows["mlp", layer, 0]] = rowwise[b:2 * b]
             model.get(mlp).output = (m, *value[1:]) if isinstance(value, tuple) else m
-    values = values_at_answers(model, unembedding, metric, last, good, bad)
+    values = values_at_answers(model, unembedding, answers)
     return (values[0] - values[2:]).T
 
 
-def coalition_values(model, unembedding, blocks: list, n_heads: int, present: torch.Tensor, last, good,
-                     bad) -> torch.Tensor:
-    """The logit metric [1 + sets, b] of the corrupt run, and of clean ones in which absent nodes stay corrupt.
+def coalition_values(model, unembedding, blocks: list, n_heads: int, present: torch.Tensor,
+                     answers) -> torch.Tensor:
+    """The metric [1 + sets, b] of the corrupt run, and of clean ones in which absent nodes stay corrupt.
 
     The rows are b corrupt prompts, then b clean ones for each set. present: [sets, b, nodes], nodes in order of layers,
     each layer's heads before its MLP.
@@ -56,4 +56,4 @@ def coalition_values(model, unembedding, blocks: list, n_heads: int, present: to
         kept = torch.where(present[:, layer, n_heads, None, None], m[b:], m[:b].repeat(sets, 1, 1))
         kept = torch.cat([m[:b], kept]).view(tensor_of(value).shape)
         model.get(mlp).output = (kept, *value[1:]) if isinstance(value, tuple) else kept
-    return values_at_answers(model, unembedding, "logit", last, good, bad)
+    return values_at_answers(model, unembedding, answers)

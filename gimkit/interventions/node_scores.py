@@ -7,7 +7,7 @@ import torch
 
 from gimkit.interventions.attention import swapped_heads
 from gimkit.interventions.interpolation import plus_points, put_between, put_output
-from gimkit.interventions.metric import at_answers, metric_values, places_of
+from gimkit.interventions.metric import at_answers, metric_values
 from gimkit.interventions.residual_stream import (
     by_row,
     heads_written,
@@ -20,13 +20,13 @@ from gimkit.interventions.residual_stream import (
 from gimkit.interventions.weights import leaf_of, matrix_of
 
 
-def node_scores(model, embedding: str, unembedding, blocks: list, n_heads: int, b: int, metric: str, last, good,
-                bad, gradient_rows: list, shares: list, between: dict) -> torch.Tensor:
+def node_scores(model, embedding: str, unembedding, blocks: list, n_heads: int, b: int, answers,
+                gradient_rows: list, shares: list, between: dict) -> torch.Tensor:
     """Scores [b, nodes] of one batch: <clean - corrupt output, mean gradient of the metric>, summed over positions.
 
     blocks: (output projection path, MLP path, norm after attention, norm after MLP, attention path) of each layer,
     norms or None; with the attention's path its heads come after their queries, keys and values.
-    gradient_rows, shares, between: as in `edge_scores`.
+    answers, gradient_rows, shares, between: as in `edge_scores`.
     Where a norm follows, the output is what leaves it, with its denominator a constant of each run.
     """
     leaf = plus_points(model, embedding, b, shares, None)
@@ -58,9 +58,8 @@ def node_scores(model, embedding: str, unembedding, blocks: list, n_heads: int, 
         writer = mlp if after_mlp is None else after_mlp.path
         parts.append(put_output(model.get(writer), between.get((layer, "mlp"), {}), b, rows))
         by_head.append(False)
-    logits, places = at_answers(model, unembedding, last), places_of(last)
-    value = sum(metric_values(metric, logits[start:start + b], places, good, bad, logits[:b]).sum()
-                for start in gradient_rows)
+    logits = at_answers(model, unembedding, answers.last)
+    value = sum(metric_values(logits[start:start + b], answers, logits[:b]).sum() for start in gradient_rows)
     columns = []
     for difference, apart, gradient in zip(differences, by_head, torch.autograd.grad(value, parts)):
         g = gradient if apart else by_row(gradient, rows)
@@ -74,16 +73,15 @@ def node_scores(model, embedding: str, unembedding, blocks: list, n_heads: int, 
     return torch.cat(columns, 1)
 
 
-def neuron_scores(model, embedding: str, unembedding, projections: list, metric: str, last, good,
-                  bad) -> torch.Tensor:
+def neuron_scores(model, embedding: str, unembedding, projections: list, answers) -> torch.Tensor:
     """Scores [layers, width] of the neurons that each MLP's output projection reads, summed over examples.
 
     Rules that split a gated product act before what is read here, so that a neuron's gradient is whole.
     """
-    b = len(last)
+    b = len(answers.last)
     model.get(embedding).output = leaf_of(model, model.get(embedding).output)
     neurons = [model.get(path).input for path in projections]
-    value = metric_values(metric, at_answers(model, unembedding, last)[:b], places_of(last), good, bad).sum()
+    value = metric_values(at_answers(model, unembedding, answers.last)[:b], answers).sum()
     found = []
     for x, gradient in zip(neurons, torch.autograd.grad(value, neurons)):
         x, g = by_row(x.detach(), 2 * b), by_row(gradient, 2 * b)[:b]

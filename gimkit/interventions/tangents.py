@@ -126,20 +126,3 @@ def activation_and_slope(name: str, x, identity: bool):
     if identity:
         slope = torch.where(x == 0, torch.zeros_like(x), value / x)
     return value, slope
-
-
-def metric_slope(metric: str, logits: torch.Tensor, good: torch.Tensor, bad: torch.Tensor) -> torch.Tensor:
-    """The derivative [g, vocab] of `gimkit.interventions.node_patching.metric_values` at the logits [g, vocab].
-
-    good, bad: [g, most] token ids, padded with -1.
-    """
-    whole = torch.softmax(logits, -1)
-    slope = torch.zeros_like(logits)
-    for sign, ids in ((1, good.to(logits.device)), (-1, bad.to(logits.device))):
-        member = torch.zeros_like(logits).scatter_add(1, ids.clamp(min=0), (ids >= 0).to(logits.dtype)) > 0
-        if metric == "probability":
-            share = whole * member
-            slope = slope + sign * (share - whole * share.sum(-1, keepdim=True))
-        else:
-            slope = slope + sign * torch.softmax(logits.masked_fill(~member, -torch.inf), -1)
-    return slope

@@ -8,6 +8,7 @@ import torch
 from nnsight.intervention.envoy import Envoy
 
 from gimkit.interventions.jvp import task_scores_of, token_scores_of
+from gimkit.interventions.metric import Answers
 from gimkit.jvp.plan import plan_of
 from gimkit.model.architecture import projections
 from gimkit.model.prompt import Prompt
@@ -42,7 +43,7 @@ def forward_token_scores(model: Envoy, prompt: Prompt, method: str | Rules, step
     return scores[:len(prompt.ids)] / len(left), answers
 
 
-def forward_task_scores(model: Envoy, task: Any, answers: tuple, rules: Rules,
+def forward_task_scores(model: Envoy, task: Any, answers: Answers, rules: Rules,
                         chunks: Callable[[int, int], Iterator[tuple]], wanted: int, batch_size: int,
                         remote: bool | str) -> torch.Tensor:
     """Scores [n, wanted] of a task's n pairs, by tangents that start inside the model.
@@ -51,7 +52,7 @@ def forward_task_scores(model: Envoy, task: Any, answers: tuple, rules: Rules,
 
     Args:
         task: a `gimkit.tasks.Task` of n pairs.
-        answers: metric, last positions, good ids, bad ids, as `gimkit.interventions.metric.metric_values` takes them.
+        answers: as `gimkit.tasks.task.answers_of` returns them.
         rules: how tangents pass each module.
         chunks: a function of the most rows at once and the spare rows among them. It gives (starts, rows, columns):
             `starts` as `gimkit.jvp.rows.starts_of` returns; tangent rows, and the columns of the result they fill.
@@ -70,7 +71,7 @@ def forward_task_scores(model: Envoy, task: Any, answers: tuple, rules: Rules,
                 moved.append((2 + len(pairs) * (2 + starts["rows"]), length))
     _warn_transfer(model, plan, moved, remote)
     found = torch.zeros(len(task), wanted, dtype=torch.float64)
-    values = in_session(model, task_scores_of, plan, rules._asdict(), task.clean, task.corrupt, *answers, jobs,
+    values = in_session(model, task_scores_of, plan, rules._asdict(), task.clean, task.corrupt, answers, jobs,
                         remote=remote, gradients=False)
     for (pairs, columns, rows), value in zip(cells, values):
         found[pairs, columns] = value[:, rows].double()

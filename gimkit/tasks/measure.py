@@ -31,8 +31,8 @@ def metric(model, task: Task, *, batch_size: int = 32, remote: bool | str = Fals
     check_task(model, task)
     rows, batch_size = answer_rows(task), check_whole("batch_size", batch_size)
     batches = (rows[start:start + batch_size] for start in range(0, len(rows), batch_size))
-    values = [in_trace(model, batch.clean, values_at_answers, unembedding_of(model), "logit", *answers_of(batch),
-                       remote=remote, gradients=False)[0]
+    values = [in_trace(model, batch.clean, values_at_answers, unembedding_of(model), answers_of(batch), remote=remote,
+                       gradients=False)[0]
               for batch in batches]
     return per_pair(task, torch.cat(values))
 

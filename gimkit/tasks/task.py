@@ -6,6 +6,7 @@ from typing import NamedTuple, overload
 import torch
 
 from gimkit.errors import GimkitError, check_answers, check_ids, check_length
+from gimkit.interventions.metric import Answers
 from gimkit.model.architecture import limits
 from gimkit.results import Result
 
@@ -152,24 +153,25 @@ def rows_of(task) -> torch.Tensor:
     return torch.cat([task.clean, task.corrupt])
 
 
-def answers_of(rows) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The position of the answer, [n], and the ids of good and bad answers, [n, most], as `metric_values` takes them.
+def answers_of(rows, metric: str = "logit") -> Answers:
+    """The metric, the answer's position, [n], and the ids of good and bad answers, [n, most].
 
-    >>> [part.shape for part in answers_of(task)]
+    >>> [part.shape for part in answers_of(task)[1:]]
     [torch.Size([64]), torch.Size([64, 1]), torch.Size([64, 1])]
 
     Args:
         rows: a task, or its `answer_rows` where answers have several tokens; then positions are [n, most] too.
+        metric: as `gimkit.circuits.metric.metric_of` names it.
     """
     if not rows.sequences:
-        return rows.last, padded(rows.good), padded(rows.bad)
+        return Answers(metric, rows.last, padded(rows.good), padded(rows.bad))
     if any(good and bad for good, bad in zip(rows.good, rows.bad)):
         raise GimkitError(f"{rows.name} has answers of several tokens, each of which needs a row of its own")
     answers = [[*good, *bad] for good, bad in zip(rows.good, rows.bad)]  # one of them is empty
     most = max(map(len, answers))
     start = rows.last - torch.tensor([len(ids) for ids in answers]) + 1
     places = torch.minimum(start[:, None] + torch.arange(most), rows.last[:, None])
-    return places, padded(rows.good, most), padded(rows.bad, most)
+    return Answers(metric, places, padded(rows.good, most), padded(rows.bad, most))
 
 
 def padded(answers, most: int = 0) -> torch.Tensor:
