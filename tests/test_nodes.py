@@ -9,15 +9,16 @@ from made_up import literal_metric, random_task
 from nnsight import NNsight
 from oracle import oracle_gradient
 from test_rules import for_oracle, relative
-from tiny import build
+from tiny import GIM_NAMES, TRIED_NAMES, build, implementations
 
 import gimkit
+from gimkit.circuits import nodes
 from gimkit.model.architecture import architecture_of
 from gimkit.model.graph import nodes_of
 from gimkit.tasks import Task
 
 torch.set_num_threads(1)
-SOME = ("gpt2", "llama", "gemma2", "gpt_neox", "phi3", "olmo2", "opt", "gpt_oss")
+SOME = ("gpt2", "llama", "gemma2", "gpt_neox", "phi3", "olmo2", "opt", "gpt_oss", "mixtral", "gpt_bigcode")
 
 
 def places(hf):
@@ -84,6 +85,45 @@ def test_exact_is_literal_patching(name):
             with changed(place, lambda _, corrupt=corrupt: corrupt):
                 patched = literal_metric(hf, task.clean, task, row)
             assert got.per_example[row, column].item() == pytest.approx(clean_metric - patched, abs=2e-4)
+
+
+@pytest.mark.parametrize("name", sorted({*GIM_NAMES, *TRIED_NAMES} - {"nanochat", "diffllama"}))
+def test_rows_that_join_late_have_the_scores_of_rows_from_the_start(name):
+    """A user's hook sees all rows in every block. Eager attention has a mask with the rows that a pass begins with."""
+    task, rows = random_task(), []
+
+    def watch(_, given):
+        rows.append(len(given[0]))
+
+    for attn in implementations(name):
+        model = NNsight(build(name, attn=attn))
+        blocks = [model._module.get_submodule(block.path) for block in architecture_of(model).blocks]
+        hooks = [block.register_forward_pre_hook(watch) for block in blocks]
+        whole = gimkit.score_nodes(model, task, "exact").per_example
+        assert rows == [(2 + 15) * 5] * 3
+        rows.clear()
+        for hook in hooks:
+            hook.remove()
+        joined = gimkit.score_nodes(model, task, "exact").per_example
+        assert relative(joined, whole) < 1e-5 and joined.abs().max() > 0.1
+
+
+def test_rows_join_at_their_block(monkeypatch):
+    model, task, linear, rows = NNsight(build("llama")), random_task(), torch.nn.functional.linear, []
+    weights = [block.mlp.down_proj.weight for block in model._module.model.layers]
+    monkeypatch.setattr(torch.nn.functional, "linear", lambda x, weight, *bias: (
+        rows.append(len(x)) if any(weight is other for other in weights) else None) or linear(x, weight, *bias))
+    gimkit.score_nodes(model, task, "exact")
+    assert rows == [(2 + 5) * 5, (2 + 10) * 5, (2 + 15) * 5]
+
+
+def test_passes_of_few_rows_give_the_same():
+    model, task = NNsight(build("llama")), random_task()
+    whole = gimkit.score_nodes(model, task, "exact").per_example
+    parts = architecture_of(model)
+    for most in (1, 8 * 32 * 7, 8 * 32 * 40):  # numbers: one node of a pair, five of them, all of two pairs
+        found = nodes._exact(model, parts, nodes_of(parts), task, "logit", 32, False, most)
+        assert relative(found, whole) < 1e-5
 
 
 def test_chosen_nodes_have_the_scores_that_all_have():

@@ -22,7 +22,7 @@ from gimkit.jvp.modes import Backend, by_backend, check_backend
 from gimkit.jvp.rows import starts_of
 from gimkit.jvp.scores import forward_task_scores
 from gimkit.model.apply import apply, check_unedited
-from gimkit.model.architecture import Architecture, architecture_of, unembedding_of
+from gimkit.model.architecture import Architecture, architecture_of, rows_may_join, unembedding_of
 from gimkit.model.graph import Graph, Node, nodes_of, prune
 from gimkit.model.residual_stream import graph_if_covered, norms_after
 from gimkit.remote.trace import in_trace
@@ -328,17 +328,21 @@ def _gradients(model: Envoy, parts: Architecture, task: Task, method: str | Rule
 
 
 def _exact(model: Envoy, parts: Architecture, names: Sequence[Node], task: Task, metric: str, batch_size: int,
-           remote: bool | str, most_rows: int = 512) -> torch.Tensor:
-    """Exact effects, as many nodes per forward as fit into `most_rows` rows."""
-    paths = [(block.output, block.mlp) for block in parts.blocks]
+           remote: bool | str, most: int = 2**23) -> torch.Tensor:
+    """Exact effects: all nodes of as many pairs in one pass as keep the stream at `most` numbers, or fewer nodes."""
+    paths = [(block.path, block.output, block.mlp) for block in parts.blocks]
+    joining = rows_may_join(model, parts)
+    rows = most // (task.clean.shape[1] * model._module.get_input_embeddings().weight.shape[1])
+    batch_size = max(1, min(batch_size, rows // (len(names) + 2)))
     per_example = []
     for batch, answers in batches(task, metric, batch_size, "exact"):
-        step = max(1, most_rows // len(batch) - 2)
+        step = max(1, rows // len(batch) - 2)
         found = []
         for start in range(0, len(names), step):
             chosen = [tuple(node) for node in names[start:start + step]]
-            ids = torch.cat([rows_of(batch), batch.clean.repeat(len(chosen), 1)])
-            found.append(in_trace(model, ids, exact_node_scores, parts.embedding, unembedding_of(model), paths,
-                                  parts.n_heads, chosen, answers, remote=remote, gradients=False))
+            patched = 0 if joining else sum(kind != "input" for kind, *_ in chosen)
+            ids = torch.cat([rows_of(batch), batch.clean.repeat(patched, 1)])
+            found.append(in_trace(model, ids, exact_node_scores, unembedding_of(model), paths, parts.n_heads, chosen,
+                                  answers, remote=remote, gradients=False))
         per_example.append(torch.cat(found, 1))
     return torch.cat(per_example)

@@ -3,24 +3,27 @@
 import torch
 
 from gimkit.interventions.metric import values_at_answers
-from gimkit.interventions.residual_stream import by_row, tensor_of
+from gimkit.interventions.residual_stream import add_rows, by_row, tensor_of
 
 
-def exact_node_scores(model, embedding: str, unembedding, blocks: list, n_heads: int, nodes: list,
-                      answers) -> torch.Tensor:
+def exact_node_scores(model, unembedding, blocks: list, n_heads: int, nodes: list, answers) -> torch.Tensor:
     """Effects [b, nodes] of replacing each node's output, at all positions, by its corrupt value.
 
-    The rows are b clean prompts, b corrupt ones, and for each node b clean ones again, which it is patched in.
-    nodes: (kind, layer, head) of each patched node.
+    The rows are b clean prompts and b corrupt ones. For each node but the embedding, which makes a corrupt prompt of
+    its own, b clean rows join at its block, for below it they are the clean run; rows may also be there from the start.
+    blocks: paths of each block, its output projection and its MLP. nodes: (kind, layer, head), in order of layers.
     """
-    b = len(answers.last)
-    rows = {tuple(node): slice((2 + i) * b, (3 + i) * b) for i, node in enumerate(nodes)}
-    if ("input", 0, 0) in rows:
-        x = model.get(embedding).output.clone()
-        x[rows["input", 0, 0]] = x[b:2 * b]
-        model.get(embedding).output = x
-    for layer, (output, mlp) in enumerate(blocks):
-        heads = [head for head in range(n_heads) if ("head", layer, head) in rows]
+    b, places = len(answers.last), {}
+    for node in nodes:
+        places[tuple(node)] = 1 if node[0] == "input" else 2 + len(places) - (("input", 0, 0) in places)
+    rows = {node: slice(place * b, (place + 1) * b) for node, place in places.items()}
+    present = began = len(model.get(blocks[0][0]).input)
+    for layer, (block, output, mlp) in enumerate(blocks):
+        here = [node for node in rows if node[0] != "input" and node[1] == layer]
+        present = max([present, *(rows[node].stop for node in here)])
+        if present > began:
+            add_rows(model.get(block), present, began, b)
+        heads = [head for kind, _, head in here if kind == "head"]
         if heads:
             z = model.get(output).input.clone()
             by_head = z.unflatten(-1, (n_heads, -1))
@@ -30,11 +33,11 @@ def exact_node_scores(model, embedding: str, unembedding, blocks: list, n_heads:
         if ("mlp", layer, 0) in rows:
             value = model.get(mlp).output
             m = tensor_of(value).clone()
-            rowwise = by_row(m, (2 + len(nodes)) * b)
+            rowwise = by_row(m, present)
             rowwise[rows["mlp", layer, 0]] = rowwise[b:2 * b]
             model.get(mlp).output = (m, *value[1:]) if isinstance(value, tuple) else m
     values = values_at_answers(model, unembedding, answers)
-    return (values[0] - values[2:]).T
+    return (values[0] - values[list(places.values())]).T
 
 
 def coalition_values(model, unembedding, blocks: list, n_heads: int, present: torch.Tensor,

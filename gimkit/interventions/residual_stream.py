@@ -175,3 +175,26 @@ def tensor_of(output):
 def by_row(x: torch.Tensor, rows: int) -> torch.Tensor:
     """A view as [rows, seq, width]; OPT-like blocks run their MLP with rows and positions in one axis."""
     return x.view(rows, -1, x.shape[-1])
+
+
+def add_rows(block, rows: int, began: int, b: int) -> None:
+    """Let a block run on so many rows: copies of the first b join, in its mask as in its hidden states.
+
+    began: rows of the whole pass. Every later block needs more too, for its mask has those.
+    """
+    args, kwargs = block.inputs
+    known = {began, len(block.input)}
+    block.inputs = (grown(args, known, rows, b), grown(kwargs, known, rows, b))
+
+
+def grown(value, known: set, rows: int, b: int):
+    """What a block gets, with copies of the first b rows up to `rows` wherever it has as many rows as `known` holds.
+
+    >>> grown((torch.zeros(2, 1, 4, 4), {"angles": torch.zeros(1, 4, 8)}), {2}, 3, 1)[0].shape
+    torch.Size([3, 1, 4, 4])
+    """
+    if isinstance(value, torch.Tensor) and value.dim() > 2 and len(value) in known:
+        return torch.cat([value, value[:b].repeat((rows - len(value)) // b, *[1] * (value.dim() - 1))])
+    if isinstance(value, tuple | list):
+        return type(value)(grown(part, known, rows, b) for part in value)
+    return {key: grown(part, known, rows, b) for key, part in value.items()} if isinstance(value, dict) else value

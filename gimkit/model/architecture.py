@@ -180,6 +180,20 @@ def unembedding_of(model: Envoy) -> Unembedding:
                        bool(model._edits or hooked))
 
 
+def rows_may_join(model: Envoy, architecture: Architecture) -> bool:
+    """Whether blocks may run on more rows than the ids have, and nothing else in the model could count them.
+
+    >>> rows_may_join(model, architecture_of(model))
+    True
+
+    A hook or an edit of the user's could, and GPT-BigCode's trunk gives its output the shape of the ids.
+    """
+    trunk = _source(model._module.get_submodule(architecture.blocks[0].path.rsplit(".", 2)[0]))
+    reshaped = "view(output_shape)" in trunk and not re.search(r"output_shape = \(\s*-1", trunk)
+    hooked = any(part._forward_hooks or part._forward_pre_hooks for part in model._module.modules())
+    return not (reshaped or hooked or model._edits)
+
+
 def _root(model: Envoy) -> Any:
     root = getattr(model, "_module", None)
     if getattr(root, "config", None) is None or not hasattr(model, "trace"):
