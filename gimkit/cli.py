@@ -60,7 +60,7 @@ def main(arguments: list[str] | None = None) -> int:
     return run_command(options.run, options)
 
 
-def run_command(run: Callable, options) -> int:
+def run_command(run: Callable, options: argparse.Namespace) -> int:
     """Run a command with its options, and return the exit code: 0, or 2 after one line on standard error.
 
     >>> run_command(lambda options: None, None)
@@ -84,7 +84,7 @@ def default_model() -> str:
     return "mini-llama"
 
 
-def _explore(options) -> None:
+def _explore(options: argparse.Namespace) -> None:
     """Write the circuit explorer of one task as an HTML file."""
     check_known("task", options.task, TASKS)
     model = gimkit.load(options.model)

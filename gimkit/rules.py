@@ -48,6 +48,7 @@ class Rules(NamedTuple):
 
 
 PLAIN = Rules()
+OWN_RULES = "own rules"  # the name of rules that are no preset
 SPLIT: dict[str, Any] = dict(q=0.25, k=0.25, v=0.5, gate=0.5, up=0.5)
 Preset = Literal["gradient", "freeze", "temperature", "gim", "transformer-lrp", "attnlrp", "relp"]
 
@@ -88,6 +89,15 @@ def rules_of(rules: Rules | str) -> Rules:
     if not isinstance(rules, str) or rules not in RULES:
         raise GimkitError(f"unknown rules {rules!r}; use a gimkit.Rules, or one of {', '.join(RULES)}")
     return RULES[rules]
+
+
+def name_of(method: str | Rules) -> str:
+    """A method's name in results: rules of the user's have none.
+
+    >>> name_of("gim"), name_of(Rules(temperature=3.0))
+    ('gim', 'own rules')
+    """
+    return method if isinstance(method, str) else OWN_RULES
 
 
 def checked_rules(rules: Rules) -> Rules:

@@ -96,3 +96,26 @@ def test_modules_make_no_circle():
 
     for name in edges:
         visit(name)
+
+
+def functions(path):
+    """The functions of a file, methods too, without those inside functions."""
+    body = ast.parse(path.read_text(encoding="utf-8")).body
+    for node in [*body, *(item for found in body if isinstance(found, ast.ClassDef) for item in found.body)]:
+        if isinstance(node, ast.FunctionDef):
+            yield node
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_signatures(path):
+    """At most seven parameters, keyword-only options aside; outside traces and checks public ones have types."""
+    room = path.relative_to(PACKAGE).parts[0]
+    if room == "interventions":
+        return
+    for node in functions(path):
+        plain = [arg for arg in (*node.args.posonlyargs, *node.args.args) if arg.arg not in ("self", "cls")]
+        assert len(plain) <= 7, f"{node.name} has {len(plain)} parameters"
+        if node.name.startswith("_") or "checks" in path.parts:
+            continue
+        untyped = [arg.arg for arg in (*plain, *node.args.kwonlyargs) if arg.annotation is None]
+        assert not untyped and node.returns is not None, f"{node.name}: {untyped or 'what it returns'} has no type"

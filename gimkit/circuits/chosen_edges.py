@@ -1,19 +1,22 @@
 """Edges among a few chosen nodes, and their scores in forward mode."""
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import pandas
 import torch
+from nnsight.intervention.envoy import Envoy
 
 from gimkit.errors import GimkitError
 from gimkit.jvp.plan import plan_of
 from gimkit.jvp.rows import starts_of
 from gimkit.jvp.scores import forward_task_scores
 from gimkit.model.architecture import architecture_of
-from gimkit.model.graph import Graph, nodes_of
+from gimkit.model.graph import Graph, Node, nodes_of
+from gimkit.model.residual_stream import graph_of, residual_stream_of
 from gimkit.results import Result
 from gimkit.rules import Rules
-from gimkit.tasks.task import answers_of
+from gimkit.tasks.task import Task, answers_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,7 +44,7 @@ class ChosenEdges(Result):
                                  "score": self.scores.tolist()})
 
 
-def edges_among(graph: Graph, chosen) -> dict[str, tuple[int, int]]:
+def edges_among(graph: Graph, chosen: Sequence[str]) -> dict[str, tuple[int, int]]:
     """The edges whose source and target both belong to chosen nodes, as `Graph.edges` has them.
 
     >>> list(edges_among(Graph(2, 1, False, 8), ["m0", "m1", "logits"]))
@@ -62,16 +65,18 @@ def edges_among(graph: Graph, chosen) -> dict[str, tuple[int, int]]:
     return found
 
 
-def forward_chosen(model, graph: Graph, task, rules: Rules, metric: str, places: list, batch_size: int, remote):
+def forward_chosen(model: Envoy, task: Task, rules: Rules, metric: str, places: list[tuple[int, int]], batch_size: int,
+                   remote: bool | str) -> torch.Tensor:
     """Scores [n, edges]; places: (row, column) of each edge in the graph, source by source."""
     plan, names = plan_of(model, rules), nodes_of(architecture_of(model))
+    graph = graph_of(residual_stream_of(model))
     mixed = [path for block in plan["blocks"] for path, *_ in block["head_norms"]
              if model._module.get_submodule(path).weight.shape[-1] > block["head_dim"]]
     if mixed and not rules.freeze_norm:
         raise GimkitError(f"{mixed[0]} normalises all heads together, so in forward mode an edge into one of them "
                           "has no tangent of its own; use rules with freeze_norm=True, such as 'gim', or score nodes")
 
-    def chunks(most: int, spare: int):
+    def chunks(most: int, spare: int) -> Iterator[tuple]:
         first = 0
         for after in range(1, len(places) + 1):
             sources = {source for source, _ in places[first:after + 1]}
@@ -79,13 +84,14 @@ def forward_chosen(model, graph: Graph, task, rules: Rules, metric: str, places:
                 yield *_rows(graph, names, places[first:after], spare), list(range(first, after))
                 first = after
 
-    return forward_task_scores(model, task, answers_of(task, metric), rules, chunks, len(places), batch_size, remote)
+    return forward_task_scores(model, task, answers_of(task, metric), rules, chunks, batch_size, remote)
 
 
-def _rows(graph: Graph, names, places: list, spare: int) -> tuple[dict, list[int]]:
+def _rows(graph: Graph, names: Sequence[Node], places: list, spare: int) -> tuple[dict, list[int]]:
     """Where carriers and edges start, and each edge's row; an edge to the logits is its carrier's own row."""
     carriers, targets = list(dict.fromkeys(source for source, _ in places)), graph.targets
-    started, rows = [], []
+    started: list[tuple] = []
+    rows: list[int] = []
     for source, target in places:
         carrier = carriers.index(source)
         owner, _, read = targets[target].rstrip(">").partition("<")

@@ -1,13 +1,20 @@
 """A circuit as data: a set of edges of a model."""
 
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import pandas
 import torch
+from nnsight.intervention.envoy import Envoy
 
 from gimkit.circuits import mib_files
 from gimkit.errors import GimkitError
 from gimkit.model.graph import Graph
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,12 +35,12 @@ class Circuit:
     keep: torch.Tensor
     scores: torch.Tensor | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.keep.shape != self.graph.real.shape or bool((self.keep & ~self.graph.real).any()):
             raise GimkitError("the circuit holds edges that this model does not have")
 
     @classmethod
-    def of(cls, graph: Graph, edges) -> "Circuit":
+    def of(cls, graph: Graph, edges: Iterable[str]) -> "Circuit":
         """The circuit of edges given by their names.
 
         >>> len(Circuit.of(edges.graph, ["input->a0.h0<v>", "a0.h0->logits"]))
@@ -50,7 +57,7 @@ class Circuit:
         return cls(graph, keep)
 
     @classmethod
-    def between(cls, graph: Graph, nodes) -> "Circuit":
+    def between(cls, graph: Graph, nodes: Sequence[str]) -> "Circuit":
         """The circuit of all edges between nodes given by their names, and from them to the logits.
 
         >>> Circuit.between(edges.graph, ["input", "m0"]).edges
@@ -69,7 +76,7 @@ class Circuit:
         return cls(graph, graph.real & inside[:, None] & torch.cat([inside, torch.tensor([True])])[graph.node_of()])
 
     @classmethod
-    def load(cls, path, *, model=None) -> "Circuit":
+    def load(cls, path: str | Path, *, model: Envoy | None = None) -> "Circuit":
         """Read the circuit of a file, .json or .pt (MIB's) or .safetensors: the edges that it marks as in the graph.
 
         >>> path = edges.top(100).save("ioi.json")
@@ -86,7 +93,7 @@ class Circuit:
         found = mib_files.read(path, model)
         return cls(found.graph, found.keep, found.scores)
 
-    def save(self, path) -> Path:
+    def save(self, path: str | Path) -> Path:
         """Write the circuit with its scores, or 0 and 1, as .json or .pt for MIB's evaluation, or as .safetensors.
 
         >>> circuit.save("ioi.json")
@@ -100,10 +107,10 @@ class Circuit:
     def __len__(self) -> int:
         return int(self.keep.sum())
 
-    def __eq__(self, other) -> bool:
+    def __eq__(self, other: object) -> bool:
         return isinstance(other, Circuit) and self.graph == other.graph and torch.equal(self.keep, other.keep)
 
-    __hash__ = None
+    __hash__ = None  # type: ignore[assignment]
 
     @property
     def edges(self) -> tuple[str, ...]:
@@ -116,7 +123,7 @@ class Circuit:
         """Sources that an edge leaves."""
         return tuple(name for name, used in zip(self.graph.sources, self.keep.any(1).tolist()) if used)
 
-    def plot(self, roles=None, ax=None):
+    def plot(self, roles: Mapping | pandas.Series | None = None, ax: "Axes | None" = None) -> "Axes":
         """Draw the circuit layer above layer, as `gimkit.plots.circuit.circuit_graph`; returns the matplotlib axes."""
         from gimkit.plots.circuit import circuit_graph
 

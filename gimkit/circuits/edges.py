@@ -1,7 +1,7 @@
 """Scores of a model's edges on a task."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -20,20 +20,19 @@ from gimkit.circuits.metric import Metric, check_slope, metric_of
 from gimkit.errors import GimkitError, check_whole, require_finite
 from gimkit.interventions.edge_patching import exact_edge_scores
 from gimkit.interventions.edge_scores import edge_scores, scores_along_path
+from gimkit.interventions.metric import Answers
 from gimkit.jvp.modes import Backend, by_backend, check_backend
 from gimkit.model.apply import apply, check_unedited
 from gimkit.model.graph import Graph, greedy_edges, prune, top_edges
 from gimkit.model.residual_stream import ResidualStream, graph_of, residual_stream_of
 from gimkit.remote import in_session, in_trace
 from gimkit.results import Result
-from gimkit.rules import GIM, PLAIN, RULES, Rules, rules_of
-from gimkit.tasks.task import Task, answer_rows, answers_of, check_task, per_pair
+from gimkit.rules import GIM, PLAIN, RULES, Preset, Rules, name_of, rules_of
+from gimkit.tasks.task import Task, answer_rows, answers_of, batches, check_task, per_pair
 
 AVERAGED = {"ig-inputs": PLAIN, "gim-ig": GIM, "ig-activations": PLAIN, "clean-corrupted": PLAIN, "gp": PLAIN}
-Method = Literal["gradient", "freeze", "temperature", "gim", "transformer-lrp", "attnlrp", "relp", "ig-inputs",
-                 "gim-ig", "ig-activations", "clean-corrupted", "gp", "exact", "random"]
-METHODS = get_args(Method)
-assert METHODS == (*RULES, *AVERAGED, "exact", "random")
+Method = Literal[Preset, "ig-inputs", "gim-ig", "ig-activations", "clean-corrupted", "gp", "exact", "random"]
+METHODS: tuple[Method, ...] = get_args(Method)
 NO_FORWARD = ("forward mode would need a row for each of {} edges; score nodes, or the edges among a few of them with "
               "score_edges(..., nodes=[...]), by any rules ('gim', 'gradient', 'relp', ...)")
 
@@ -215,59 +214,48 @@ def score_edges(model: Envoy, task: Task, method: Method | Rules = "gim", *, met
     batch_size = batch_size if batch_size is None else check_whole("batch_size", batch_size)
     metric, rows = metric_of(task, metric), answer_rows(task)
     check_backend(backend)
-    label = method if isinstance(method, str) else "own rules"
-    if isinstance(method, Rules) or method in RULES or (method, steps) == ("ig-activations", 1):
+    label, rules_only = name_of(method), isinstance(method, Rules) or method in RULES
+    if rules_only or (method, steps) == ("ig-activations", 1):
         check_slope(metric, label)
     w = residual_stream_of(model)
     check_unedited(model)
     graph = graph_of(w)
-    if nodes is not None:
-        return _among(model, graph, task, nodes, method, metric, batch_size, backend, remote)
+    if nodes is not None and not rules_only:
+        raise GimkitError(f"{label} scores all edges at once: leave nodes= out, or use any rules ('gim', 'gradient', "
+                          "'relp', ...)")
+    chosen = {} if nodes is None else edges_among(graph, nodes)
     if method == "random":
         scores = torch.randn(graph.real.shape, generator=torch.Generator().manual_seed(seed)) * graph.real
     elif method == "exact":
         scores = _exact(model, w, graph, rows, metric, batch_size, remote) * (len(rows) // len(task))
     else:
-        scores = by_backend(
-            model, backend, lambda: _gradients(model, w, rows, method, metric, steps, batch_size, remote),
-            NO_FORWARD.format(graph.n_edges), remote) * (len(rows) // len(task))
+        def reverse() -> torch.Tensor:
+            groups = 2 + points(method, steps, 1, len(w.layers))[0]["extra"]
+            pairs = batches(rows, batch_size or _pairs_at_once(w, rows.clean.shape[1], groups), label, metric)
+            return _gradients(model, w, pairs, method, steps, remote) / len(task)
+
+        def forward() -> torch.Tensor:
+            places = list(chosen.values())
+            found = forward_chosen(model, rows, rules_of(method), metric, places, batch_size or 32, remote)
+            scores = found.new_zeros(graph.real.shape)
+            scores[tuple(zip(*places))] = per_pair(task, found).mean(0)
+            return scores
+
+        scores = by_backend(model, backend, reverse, forward if chosen else NO_FORWARD.format(graph.n_edges), remote)
     require_finite(scores)
+    if chosen:
+        return ChosenEdges(task.name, label, tuple(chosen), scores[tuple(zip(*chosen.values()))], metric)
     return EdgeScores(task.name, label, graph, scores, metric)
 
 
-def _among(model: Envoy, graph: Graph, task: Task, nodes: Sequence[str], method: Method | Rules, metric: Any,
-           batch_size: int | None, backend: Backend, remote: bool | str) -> ChosenEdges:
-    """Scores of the edges among these nodes: out of all edges' scores, or in forward mode."""
-    if method in METHODS and method not in RULES:
-        raise GimkitError(f"{method} scores all edges at once: leave nodes= out, or use any rules ('gim', 'gradient', "
-                          "'relp', ...)")
-    places = edges_among(graph, nodes)
-
-    def reverse() -> torch.Tensor:
-        whole = score_edges(model, task, method, metric=metric, batch_size=batch_size, backend="reverse", remote=remote)
-        return torch.stack([whole.scores[place] for place in places.values()])
-
-    def forward() -> torch.Tensor:
-        found = forward_chosen(model, graph, answer_rows(task), rules_of(method), metric, list(places.values()),
-                               batch_size or 32, remote)
-        return per_pair(task, found).mean(0)
-
-    scores = by_backend(model, backend, reverse, forward, remote)
-    require_finite(scores)
-    return ChosenEdges(task.name, method if isinstance(method, str) else "own rules", tuple(places), scores, metric)
-
-
-def _gradients(model: Envoy, w: ResidualStream, task: Task, method: str | Rules, metric: str, steps: int,
-               batch_size: int | None, remote: bool | str) -> torch.Tensor:
+def _gradients(model: Envoy, w: ResidualStream, pairs: Iterator[tuple[Task, Answers]], method: str | Rules, steps: int,
+               remote: bool | str) -> torch.Tensor:
+    """Scores summed over examples, from the mean gradient over `points`, of the `batches` of a task."""
     rules = AVERAGED[method] if method in AVERAGED else rules_of(method)
     edited = apply(model, rules)
     total: Any = 0
-    label = method if isinstance(method, str) else "own rules"
-    rows = 2 + points(method, steps, 1, len(w.layers))[0]["extra"]
-    batch_size = batch_size or _pairs_at_once(w, task.clean.shape[1], rows)
-    for start in tqdm(range(0, len(task), batch_size), desc=f"{task.name} {label}", delay=2, leave=False):
-        batch = task[start:start + batch_size]
-        b, answers = len(batch), answers_of(batch, metric)
+    for batch, answers in pairs:
+        b = len(batch)
         for chunk in points(method, steps, b, len(w.layers)):
             ids = torch.cat([batch.clean, batch.corrupt, batch.clean.repeat(chunk["extra"], 1)])
             arguments = (w, rules.freeze_norm, b, answers, chunk["rows"])
@@ -277,7 +265,7 @@ def _gradients(model: Envoy, w: ResidualStream, task: Task, method: str | Rules,
                 found = in_trace(edited, ids, edge_scores, *arguments, chunk["shares"], None, chunk["between"],
                                  remote=remote)
             total = total + chunk["weight"] * found
-    return total / len(task)
+    return total
 
 
 def _pairs_at_once(w: ResidualStream, tokens: int, rows: int, most: int = 2**26) -> int:

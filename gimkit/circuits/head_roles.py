@@ -1,8 +1,10 @@
 """What each head attends to, writes and changes on a task, and the known roles that fit."""
 
+from typing import Any
+
 import pandas
 import torch
-from tqdm.auto import tqdm
+from nnsight.intervention.envoy import Envoy
 
 from gimkit.circuits.circuit import Circuit
 from gimkit.circuits.nodes import score_nodes
@@ -11,9 +13,10 @@ from gimkit.errors import check_whole, require_finite
 from gimkit.interventions.head_roles import head_numbers
 from gimkit.model.apply import check_unedited
 from gimkit.model.architecture import architecture_of
+from gimkit.model.graph import Graph
 from gimkit.model.residual_stream import graph_of, residual_stream_of
 from gimkit.remote import in_trace
-from gimkit.tasks.task import answers_of, check_one_token, check_task
+from gimkit.tasks.task import Task, batches, check_one_token, check_task
 
 ATTENDS = 0.5  # mean attention from which a head "attends" to something
 WRITES = 0.1  # direct effect, as a share of the mean clean metric, from which it "writes"
@@ -22,7 +25,7 @@ MASKS = 2**26  # bytes of circuits that are held at once: each is a mask over al
 LOOKS = ("right", "wrong", "previous", "duplicate", "induction")
 
 
-def head_roles(model, task, *, batch_size: int = 32, remote: bool | str = False) -> pandas.DataFrame:
+def head_roles(model: Envoy, task: Task, *, batch_size: int = 32, remote: bool | str = False) -> pandas.DataFrame:
     """Measure what each head attends to, writes and changes on a task, and name its role where a known one fits.
 
     >>> roles = gimkit.circuits.head_roles(model, task[:16]).set_index("node")
@@ -79,10 +82,11 @@ def head_roles(model, task, *, batch_size: int = 32, remote: bool | str = False)
     w = residual_stream_of(model)
     check_unedited(model)
     attentions = [block.attention for block in architecture_of(model).blocks]
-    looked, count, written = 0, 0, []
-    for start in tqdm(range(0, len(task), batch_size), desc=f"{task.name} heads", delay=2, leave=False):
-        batch = task[start:start + batch_size]
-        looks, answers = occasions(batch), answers_of(batch)
+    looked: Any = 0
+    count: Any = 0
+    written = []
+    for batch, answers in batches(task, batch_size, "heads"):
+        looks = occasions(batch)
         found = in_trace(model, batch.clean, head_numbers, w, attentions, looks, answers, remote=remote)
         looked, count = looked + found[0], count + looks.any(-1).sum((0, 2))
         written.append(found[1])
@@ -101,7 +105,7 @@ def head_roles(model, task, *, batch_size: int = 32, remote: bool | str = False)
     return table
 
 
-def occasions(task) -> torch.Tensor:
+def occasions(task: Task) -> torch.Tensor:
     """Which attention counts for what, [n, 5, seq, seq] of queries and positions, the kinds in the order of LOOKS."""
     n, length = task.clean.shape
     place = torch.arange(length)
@@ -115,9 +119,10 @@ def occasions(task) -> torch.Tensor:
                         real & (place[:, None] == place + 1), real & same, real & followed], 1)
 
 
-def _through_heads(model, graph, task, remote: bool):
+def _through_heads(model: Envoy, graph: Graph, task: Task, remote: bool | str) -> tuple[list, float, float]:
     """Per head what is lost through later queries, keys, values; the mean clean metric; clean minus corrupt."""
-    real, found = graph.real, []
+    real = graph.real
+    found: list[torch.Tensor] = []
     heads = [i for i, source in enumerate(graph.sources) if source[0] == "a"]
     reads = [torch.tensor([f"<{which}>" in target for target in graph.targets]) for which in "qkv"]
     together = max(1, MASKS // (3 * real.numel()))

@@ -80,7 +80,7 @@ def greater_than() -> Circuit:
     return _joined(ENDS | GREATER_THAN_NODES, GREATER_THAN_RULES)
 
 
-def _joined(classes: dict, rules) -> Circuit:
+def _joined(classes: dict[str, tuple[str, ...]], rules: tuple) -> Circuit:
     """Every edge that a rule names and the model has."""
     sources, targets = GPT2_SMALL.sources, GPT2_SMALL.targets
     keep = torch.zeros_like(GPT2_SMALL.real)

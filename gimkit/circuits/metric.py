@@ -3,6 +3,7 @@
 from typing import Literal, get_args
 
 from gimkit.errors import GimkitError
+from gimkit.tasks.task import Task
 
 Metric = Literal["logit", "probability", "kl", "kl-mean"]
 SEQUENCES = "log-probability"  # what "logit" becomes where answers have several tokens
@@ -12,7 +13,7 @@ DIVERGENCES = ("kl", "kl-mean")  # from the clean run
 assert get_args(Metric) == tuple(METRICS)
 
 
-def metric_of(task, metric: str) -> str:
+def metric_of(task: Task, metric: str) -> str:
     """The metric's name in results: "logit" is "log-probability" where the task's answers have several tokens.
 
     Raises:

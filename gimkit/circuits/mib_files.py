@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from nnsight.intervention.envoy import Envoy
 from safetensors import safe_open
 from safetensors.torch import save_file
 
@@ -27,8 +28,8 @@ class Contents(NamedTuple):
     labels: dict[str, str]  # task, method and metric; the method is the file's name where the file has none
 
 
-def write(path, graph: Graph, scores: torch.Tensor, keep: torch.Tensor, node_scores: torch.Tensor | None = None,
-          labels: dict[str, str] | None = None) -> Path:
+def write(path: str | Path, graph: Graph, scores: torch.Tensor, keep: torch.Tensor,
+          node_scores: torch.Tensor | None = None, labels: dict[str, str] | None = None) -> Path:
     """Write a graph file as MIB's evaluation reads it; the ending says how: .json or .pt.
 
     An ending .safetensors makes a compact file of a number and a mark for each edge, which only gimkit reads.
@@ -56,7 +57,7 @@ def write(path, graph: Graph, scores: torch.Tensor, keep: torch.Tensor, node_sco
     if node_scores is not None:
         require_finite(node_scores, f"{path.name} is not written: the scores")
     scores, used = (scores * graph.real).float().cpu(), keep.any(1)
-    data = {"cfg": {"n_layers": graph.layers, "n_heads": graph.heads, "parallel_attn_mlp": graph.parallel,
+    data: dict = {"cfg": {"n_layers": graph.layers, "n_heads": graph.heads, "parallel_attn_mlp": graph.parallel,
                     "d_model": graph.width}} | ({"labels": labels} if labels else {})
     if path.suffix == ".json":
         nodes = {name: {"in_graph": inside} for name, inside in zip(graph.sources, used.tolist())}
@@ -82,7 +83,7 @@ def write(path, graph: Graph, scores: torch.Tensor, keep: torch.Tensor, node_sco
     return path
 
 
-def read(path, model=None) -> Contents:
+def read(path: str | Path, model: Envoy | None = None) -> Contents:
     """Read a graph file of MIB's format; a .pt file cannot run code.
 
     Edges that a JSON leaves out are outside the circuit with score 0, as MIB reads it. Edges that run backward, which
@@ -132,7 +133,7 @@ def read(path, model=None) -> Contents:
     return Contents(graph, scores, keep, nodes, {key: str(labels[key]) for key in LABELS})
 
 
-def _of_json(data: dict, graph: Graph, name: str):
+def _of_json(data: dict, graph: Graph, name: str) -> tuple[set, tuple]:
     """(the keys that describe nodes, (scores, keep, node scores or None))."""
     scores, keep, known = torch.zeros(graph.real.shape), torch.zeros_like(graph.real), graph.edges
     if data["edges"]:
@@ -147,7 +148,7 @@ def _of_json(data: dict, graph: Graph, name: str):
     return held, (scores, keep, nodes)
 
 
-def _of_pt(data: dict, graph: Graph, name: str):
+def _of_pt(data: dict, graph: Graph, name: str) -> tuple[dict, tuple]:
     scores, keep, nodes = data["edges_scores"].float(), data["edges_in_graph"], data.get("nodes_scores")
     if not bool(((keep == 0) | (keep == 1)).all()):
         raise GimkitError(f"{name}: edges_in_graph must be True or False on every edge")
@@ -164,7 +165,7 @@ def _read_safetensors(path: Path) -> dict:
         return json.loads(file.metadata()["gimkit"]) | {key: file.get_tensor(key) for key in file.keys()}
 
 
-def _of_safetensors(data: dict, graph: Graph, name: str):
+def _of_safetensors(data: dict, graph: Graph, name: str) -> tuple[dict, tuple]:
     inside, nodes = data["edges_in_graph"], data.get("nodes_scores")
     if (inside.dtype != torch.bool or not data["edges_scores"].shape == inside.shape == (_count(graph),)
             or nodes is not None and nodes.shape != (1 + graph.layers * (graph.heads + 1),)):

@@ -1,20 +1,21 @@
 """Scores of MLP neurons."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import pandas
 import torch
+from nnsight.intervention.envoy import Envoy
 
-from gimkit.circuits.metric import check_slope, metric_of
-from gimkit.circuits.nodes import batches
+from gimkit.circuits.metric import Metric, check_slope, metric_of
 from gimkit.errors import GimkitError, check_flag, check_whole, require_finite
 from gimkit.interventions.node_scores import neuron_scores
 from gimkit.model.apply import apply, check_unedited
 from gimkit.model.architecture import Architecture, architecture_of, projections, unembedding_of
 from gimkit.remote import in_trace
 from gimkit.results import Result
-from gimkit.rules import Rules, rules_of
-from gimkit.tasks.task import answer_rows, check_task, rows_of
+from gimkit.rules import Preset, Rules, name_of, rules_of
+from gimkit.tasks.task import Task, answer_rows, batches, check_task, rows_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,7 +57,7 @@ class NeuronScores(Result):
         return self.frame().iloc[value.argsort(descending=True, stable=True)[:n].tolist()]
 
 
-def score_neurons(model, task, method: str | Rules = "gim", *, metric: str = "logit",
+def score_neurons(model: Envoy, task: Task, method: Preset | Rules = "gim", *, metric: Metric = "logit",
                   batch_size: int = 32, remote: bool | str = False) -> NeuronScores:
     """Score every neuron of every MLP of a model on a task, from one forward and one backward pass.
 
@@ -92,20 +93,21 @@ def score_neurons(model, task, method: str | Rules = "gim", *, metric: str = "lo
     rules = rules_of(method)
     batch_size = check_whole("batch_size", batch_size)
     metric, rows = metric_of(task, metric), answer_rows(task)
-    label = method if isinstance(method, str) else "own rules"
+    label = name_of(method)
     check_slope(metric, label)
     parts = architecture_of(model)
     check_unedited(model)
-    projections, edited, total = output_projections(model, parts), apply(model, rules), 0
-    for batch, answers in batches(rows, metric, batch_size, label):
+    paths, edited = output_projections(model, parts), apply(model, rules)
+    total: Any = 0
+    for batch, answers in batches(rows, batch_size, label, metric):
         total = total + in_trace(edited, rows_of(batch), neuron_scores, parts.embedding, unembedding_of(model),
-                                 projections, answers, remote=remote)
+                                 paths, answers, remote=remote)
     scores = total / len(task)
     require_finite(scores)
     return NeuronScores(task.name, label, scores, metric)
 
 
-def output_projections(model, architecture: Architecture) -> list[str]:
+def output_projections(model: Envoy, architecture: Architecture) -> list[str]:
     """The path of each MLP's output projection, whose input holds the MLP's neurons.
 
     >>> output_projections(model, architecture_of(model))[0]

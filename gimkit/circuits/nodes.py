@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import pandas
 import torch
 from nnsight.intervention.envoy import Envoy
-from tqdm.auto import tqdm
 
 from gimkit.circuits import mib_files
 from gimkit.circuits.circuit import Circuit
@@ -27,13 +26,14 @@ from gimkit.model.graph import Graph, Node, nodes_of, prune
 from gimkit.model.residual_stream import graph_if_covered, norms_after
 from gimkit.remote.trace import in_trace
 from gimkit.results import Result
-from gimkit.rules import PLAIN, RULES, Rules, rules_of
-from gimkit.tasks.task import Task, answer_rows, answers_of, check_task, per_pair, rows_of
+from gimkit.rules import PLAIN, RULES, Preset, Rules, name_of, rules_of
+from gimkit.tasks.task import Task, answer_rows, answers_of, batches, check_task, per_pair, rows_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
+STREAM = 2**23  # numbers of the residual stream that one pass of exact patching holds
 KINDS = {"": "head", "q": "query", "k": "key", "v": "value"}
 
 
@@ -162,10 +162,8 @@ class NodeScores(Result):
         return node_grid(self, ax=ax)
 
 
-Method = Literal["gradient", "freeze", "temperature", "gim", "transformer-lrp", "attnlrp", "relp", "nap-ig",
-                 "ig-activations", "atp*", "exact", "random"]
-METHODS = get_args(Method)
-assert METHODS == (*RULES, "nap-ig", "ig-activations", "atp*", "exact", "random")
+Method = Literal[Preset, "nap-ig", "ig-activations", "atp*", "exact", "random"]
+METHODS: tuple[Method, ...] = get_args(Method)
 NO_FORWARD = ("{} has no forward mode, which knows gradients at the clean run alone; use any rules ('gim', 'gradient', "
               "'relp', ...), or 'exact', which needs no gradient")
 
@@ -245,7 +243,7 @@ def score_nodes(model: Envoy, task: Task, method: Method | Rules = "gim", *, met
     parts = architecture_of(model)
     check_unedited(model)
     names = nodes_of(parts)
-    label = method if isinstance(method, str) else "own rules"
+    label = name_of(method)
     if nodes is not None and method != "exact":
         raise GimkitError(f"{label} scores all nodes at once: leave nodes= out and choose from its scores with .among")
     if nodes is not None:
@@ -259,7 +257,7 @@ def score_nodes(model: Envoy, task: Task, method: Method | Rules = "gim", *, met
         values = per_pair(task, _exact(model, parts, names, rows, metric, batch_size, remote))
     else:
         def reverse() -> torch.Tensor:
-            return _gradients(model, parts, rows, method, metric, steps, batch_size, remote)
+            return _gradients(model, parts, batches(rows, batch_size, label, metric), method, steps, remote)
 
         def forward() -> torch.Tensor:
             return _forward(model, names, rows, rules_of(method), metric, batch_size, remote)
@@ -290,7 +288,7 @@ def _forward(model: Envoy, names: Sequence[Node], task: Task, rules: Rules, metr
             chosen = names[start:start + each]
             yield starts_of(chosen, spare=spare), list(range(len(chosen))), list(range(start, start + len(chosen)))
 
-    return forward_task_scores(model, task, answers_of(task, metric), rules, chunks, len(names), batch_size, remote)
+    return forward_task_scores(model, task, answers_of(task, metric), rules, chunks, batch_size, remote)
 
 
 def _labels(names: Sequence[Node], n_heads: int, reads: bool) -> tuple[str, ...]:
@@ -303,20 +301,14 @@ def _labels(names: Sequence[Node], n_heads: int, reads: bool) -> tuple[str, ...]
     return tuple(found)
 
 
-def batches(task: Task, metric: str, batch_size: int, label: str) -> Iterator[tuple[Task, Answers]]:
-    """(prompt pairs, their answers) of each batch, behind a progress bar."""
-    for start in tqdm(range(0, len(task), batch_size), desc=f"{task.name} {label}", delay=2, leave=False):
-        batch = task[start:start + batch_size]
-        yield batch, answers_of(batch, metric)
-
-
-def _gradients(model: Envoy, parts: Architecture, task: Task, method: str | Rules, metric: str, steps: int,
-               batch_size: int, remote: bool | str) -> torch.Tensor:
+def _gradients(model: Envoy, parts: Architecture, pairs: Iterator[tuple[Task, Answers]], method: str | Rules,
+               steps: int, remote: bool | str) -> torch.Tensor:
+    """Scores from the mean gradient over `points`, of the `batches` of a task."""
     edited = apply(model, PLAIN if method in ("nap-ig", "ig-activations", "atp*") else rules_of(method))
     blocks = [(block.output, block.mlp, *norms, block.attention if method == "atp*" else None)
               for block, norms in zip(parts.blocks, norms_after(parts))]
     per_example = []
-    for batch, answers in batches(task, metric, batch_size, method if isinstance(method, str) else "own rules"):
+    for batch, answers in pairs:
         total: Any = 0
         for chunk in points(method, steps, len(batch), len(blocks)):
             ids = torch.cat([rows_of(batch), batch.clean.repeat(chunk["extra"], 1)])
@@ -328,14 +320,14 @@ def _gradients(model: Envoy, parts: Architecture, task: Task, method: str | Rule
 
 
 def _exact(model: Envoy, parts: Architecture, names: Sequence[Node], task: Task, metric: str, batch_size: int,
-           remote: bool | str, most: int = 2**23) -> torch.Tensor:
-    """Exact effects: all nodes of as many pairs in one pass as keep the stream at `most` numbers, or fewer nodes."""
+           remote: bool | str) -> torch.Tensor:
+    """Exact effects: all nodes of as many pairs in one pass as keep the stream at STREAM numbers, or fewer nodes."""
     paths = [(block.path, block.output, block.mlp) for block in parts.blocks]
     joining = rows_may_join(model, parts)
-    rows = most // (task.clean.shape[1] * model._module.get_input_embeddings().weight.shape[1])
+    rows = STREAM // (task.clean.shape[1] * model._module.get_input_embeddings().weight.shape[1])
     batch_size = max(1, min(batch_size, rows // (len(names) + 2)))
     per_example = []
-    for batch, answers in batches(task, metric, batch_size, "exact"):
+    for batch, answers in batches(task, batch_size, "exact", metric):
         step = max(1, rows // len(batch) - 2)
         found = []
         for start in range(0, len(names), step):

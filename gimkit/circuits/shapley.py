@@ -1,9 +1,12 @@
 """Shapley values of heads and MLPs, from sampled orders in which they change from corrupt to clean."""
 
 from collections.abc import Callable
+from typing import Any
 
+import numpy
 import pandas
 import torch
+from nnsight.intervention.envoy import Envoy
 from tqdm.auto import tqdm
 
 from gimkit.circuits.metric import metric_of
@@ -11,15 +14,15 @@ from gimkit.circuits.nodes import NodeScores
 from gimkit.errors import check_whole, require_finite
 from gimkit.interventions.node_patching import coalition_values
 from gimkit.model.apply import check_unedited
-from gimkit.model.architecture import architecture_of, unembedding_of
+from gimkit.model.architecture import Architecture, architecture_of, unembedding_of
 from gimkit.model.graph import nodes_of
 from gimkit.model.residual_stream import graph_if_covered
 from gimkit.remote import in_trace
 from gimkit.statistics import bootstrap
-from gimkit.tasks.task import answer_rows, answers_of, check_task, per_pair
+from gimkit.tasks.task import Task, answer_rows, answers_of, check_task, per_pair
 
 
-def shapley_nodes(model, task, *, orders: int = 8, seed: int = 0, batch_size: int = 16,
+def shapley_nodes(model: Envoy, task: Task, *, orders: int = 8, seed: int = 0, batch_size: int = 16,
                   remote: bool | str = False) -> NodeScores:
     """The Shapley value of every head and MLP, estimated from random orders.
 
@@ -66,7 +69,7 @@ def shapley_nodes(model, task, *, orders: int = 8, seed: int = 0, batch_size: in
         batch = task[start:start + batch_size]
         rows = answer_rows(batch)
 
-        def worth(present: torch.Tensor, rows=rows) -> torch.Tensor:
+        def worth(present: torch.Tensor, rows: Task = rows) -> torch.Tensor:
             return _worth(model, parts, paths, rows, present, remote)
 
         rank = ranks[start:start + batch_size].repeat_interleave(len(rows) // len(batch), 0)
@@ -96,7 +99,7 @@ def gains_in_order(worth: Callable, rank: torch.Tensor) -> torch.Tensor:
     return (values[1:] - values[:-1]).gather(0, rank.T).T
 
 
-def node_intervals(scores: NodeScores, **options) -> pandas.DataFrame:
+def node_intervals(scores: NodeScores, **options: Any) -> pandas.DataFrame:
     """Mean scores with bootstrap intervals over examples: columns node, score, low, high.
 
     >>> gimkit.circuits.node_intervals(gimkit.score_nodes(model, task)).columns.tolist()
@@ -108,13 +111,17 @@ def node_intervals(scores: NodeScores, **options) -> pandas.DataFrame:
     """
     rows = []
     for name, values in zip(scores.nodes, scores.per_example.double().numpy().T):
-        rows.append((name, *bootstrap(lambda index, values=values: values[index].mean(), len(values), **options)))
+        def mean(index: numpy.ndarray, values: numpy.ndarray = values) -> float:
+            return values[index].mean()
+
+        rows.append((name, *bootstrap(mean, len(values), **options)))
     return pandas.DataFrame(rows, columns=["node", "score", "low", "high"])
 
 
-def _worth(model, parts, paths, batch, present: torch.Tensor, remote: bool, most_rows: int = 512) -> torch.Tensor:
+def _worth(model: Envoy, parts: Architecture, paths: list[tuple[str, str]], batch: Task, present: torch.Tensor,
+           remote: bool | str, most_rows: int = 512) -> torch.Tensor:
     """Values [1 + sets, b]: of the corrupt run, then of each set, as many per forward as fit into `most_rows` rows."""
-    found = []
+    found: list[torch.Tensor] = []
     for some in present.split(max(1, most_rows // len(batch) - 1)):
         ids = torch.cat([batch.corrupt, batch.clean.repeat(len(some), 1)])
         values = in_trace(model, ids, coalition_values, unembedding_of(model), paths, parts.n_heads, some,

@@ -44,9 +44,9 @@ def forward_token_scores(model: Envoy, prompt: Prompt, method: str | Rules, step
 
 
 def forward_task_scores(model: Envoy, task: Any, answers: Answers, rules: Rules,
-                        chunks: Callable[[int, int], Iterator[tuple]], wanted: int, batch_size: int,
+                        chunks: Callable[[int, int], Iterator[tuple]], batch_size: int,
                         remote: bool | str) -> torch.Tensor:
-    """Scores [n, wanted] of a task's n pairs, by tangents that start inside the model.
+    """Scores [n, columns] of a task's n pairs, by tangents that start inside the model.
 
     Pairs of the same length go together without padding, as many as the rows allow.
 
@@ -56,7 +56,6 @@ def forward_task_scores(model: Envoy, task: Any, answers: Answers, rules: Rules,
         rules: how tangents pass each module.
         chunks: a function of the most rows at once and the spare rows among them. It gives (starts, rows, columns):
             `starts` as `gimkit.jvp.rows.starts_of` returns; tangent rows, and the columns of the result they fill.
-        wanted: columns of the result.
     """
     plan = plan_of(model, rules)
     lengths = (task.last + 1).tolist()
@@ -70,7 +69,7 @@ def forward_task_scores(model: Envoy, task: Any, answers: Answers, rules: Rules,
                 cells.append((torch.tensor(pairs)[:, None], columns, rows))
                 moved.append((2 + len(pairs) * (2 + starts["rows"]), length))
     _warn_transfer(model, plan, moved, remote)
-    found = torch.zeros(len(task), wanted, dtype=torch.float64)
+    found = torch.zeros(len(task), 1 + max(max(columns) for _, columns, _ in cells), dtype=torch.float64)
     values = in_session(model, task_scores_of, plan, rules._asdict(), task.clean, task.corrupt, answers, jobs,
                         remote=remote, gradients=False)
     for (pairs, columns, rows), value in zip(cells, values):

@@ -1,16 +1,20 @@
 """The decomposition of a model's parameters into subnetworks: the result, and the functions that train it."""
 
 import hashlib
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas
 import torch
+from nnsight.intervention.envoy import Envoy
 from torch.func import stack_module_state, vmap
 
 from gimkit.errors import GimkitError, check_whole
 from gimkit.l3d import files, tucker
 from gimkit.l3d.gradients import (
+    Inputs,
     chosen_parameters,
     divergence_of,
     evaluating,
@@ -86,7 +90,7 @@ class Decomposition(Result):
         """From what the files hold: a description and named tensors."""
         names = tuple(about["names"])
 
-        def directions(side):
+        def directions(side: str) -> list:
             return [tuple(tensors[key] for key in sorted((key for key in tensors if key.startswith(f"{side}.{t}.")),
                                                          key=lambda key: int(key.rpartition(".")[2])))
                     for t in range(len(names))]
@@ -95,8 +99,9 @@ class Decomposition(Result):
                    about["settings"], about["seed"])
 
 
-def decompose(module, inputs, *, parameters=None, seed: int = 0, chunk: int | None = None,
-              checkpoint: str | Path | None = None, progress: bool = True, **settings) -> Decomposition:
+def decompose(module: Envoy | torch.nn.Module, inputs: Inputs, *, parameters: str | Iterable[str] | None = None,
+              seed: int = 0, chunk: int | None = None, checkpoint: str | Path | None = None, progress: bool = True,
+              **settings: Any) -> Decomposition:
     """Subnetworks: directions in parameter space, a few of which rebuild the gradient of any sample.
 
     >>> module, inputs = gimkit.l3d.toys.Linear2(5, 2, 5), torch.rand(200, 5)
@@ -136,7 +141,8 @@ def decompose(module, inputs, *, parameters=None, seed: int = 0, chunk: int | No
     return Decomposition.of(about, {name: tensor.clone() for name, tensor in state.tensors().items()})
 
 
-def decompose_alike(modules, inputs, *, seeds, progress: bool = True, **settings) -> list[Decomposition]:
+def decompose_alike(modules: list[torch.nn.Module], inputs: Inputs, *, seeds: Sequence[int], progress: bool = True,
+                    **settings: Any) -> list[Decomposition]:
     """`decompose` for several small modules of one class at once, each with its own samples and seed.
 
     >>> modules = [gimkit.l3d.toys.Linear2(5, 2, 5) for _ in range(3)]
@@ -211,7 +217,7 @@ def _ranks(rank: int | dict, values: dict[str, torch.Tensor]) -> list[tuple[int,
     return found
 
 
-def _described(names, settings: dict, seed: int, **more) -> dict:
+def _described(names: Iterable[str], settings: dict, seed: int, **more: Any) -> dict:
     """The description of a decomposition, for its JSON file."""
     return {"kind": "gimkit l3d", "names": list(names), "settings": settings, "seed": seed, **more}
 

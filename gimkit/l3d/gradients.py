@@ -1,11 +1,12 @@
 """A module as L3D runs it, and its gradients: one for each sample, of the divergence from another sample's output."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from fnmatch import fnmatch
 from typing import Literal, get_args
 
 import torch
+from nnsight.intervention.envoy import Envoy
 from torch.func import functional_call, grad, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -13,6 +14,7 @@ from gimkit.errors import GimkitError, check_known
 from gimkit.model.apply import check_unedited
 from gimkit.remote.trace import LOCK, steady
 
+Inputs = torch.Tensor | tuple[torch.Tensor, ...]
 Divergence = Literal["mse", "mse of the code", "kl"]
 
 
@@ -68,7 +70,8 @@ def divergence_of(name: Divergence) -> Callable:
     return DIVERGENCES[name]
 
 
-def module_and_inputs(module, inputs) -> tuple[torch.nn.Module, tuple[torch.Tensor, ...]]:
+def module_and_inputs(module: Envoy | torch.nn.Module,
+                      inputs: Inputs) -> tuple[torch.nn.Module, tuple[torch.Tensor, ...]]:
     """The torch module, also out of an nnsight model, and its inputs as a tuple of ordinary tensors.
 
     >>> module, (x,) = module_and_inputs(toy.module, torch.rand(7, 5))
@@ -87,7 +90,7 @@ def module_and_inputs(module, inputs) -> tuple[torch.nn.Module, tuple[torch.Tens
 
 
 @contextmanager
-def evaluating(modules: Iterable[torch.nn.Module], gradients: bool = True):
+def evaluating(modules: Iterable[torch.nn.Module], gradients: bool = True) -> Iterator[None]:
     """Modules without dropout and batch statistics; each part is back in its own mode afterwards.
 
     >>> with evaluating([toy.module]):
@@ -177,8 +180,9 @@ def random_references(n: int, generator: torch.Generator) -> torch.Tensor:
     return (torch.arange(n) + torch.randint(1, n, (n,), generator=generator)) % n
 
 
-def per_sample_gradients(module: torch.nn.Module, parameters: dict[str, torch.Tensor], inputs, references,
-                         divergence: Callable = mse, chunk: int | None = None) -> list[torch.Tensor]:
+def per_sample_gradients(module: torch.nn.Module, parameters: dict[str, torch.Tensor], inputs: tuple[torch.Tensor, ...],
+                         references: torch.Tensor, divergence: Callable = mse,
+                         chunk: int | None = None) -> list[torch.Tensor]:
     """Gradients of D(f(x_i), y_i) with respect to the parameters, a tensor [b, *shape] for each parameter.
 
     >>> x = toy.inputs(32)

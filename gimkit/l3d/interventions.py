@@ -1,15 +1,17 @@
 """Moving a model's parameters along a direction, and which samples change."""
 
+from collections.abc import Iterable, Sequence
 from fnmatch import fnmatch
 
 import pandas
 import torch
+from nnsight.intervention.envoy import Envoy
 from torch.func import functional_call, jvp
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from gimkit.errors import GimkitError
 from gimkit.l3d.decomposition import Decomposition
-from gimkit.l3d.gradients import chosen_parameters, evaluating, module_and_inputs
+from gimkit.l3d.gradients import Inputs, chosen_parameters, evaluating, module_and_inputs
 from gimkit.l3d.recovery import match_circuits, planted
 from gimkit.l3d.toys import Toy
 from gimkit.statistics import auroc
@@ -18,7 +20,7 @@ Direction = dict[str, torch.Tensor]
 
 
 @torch.no_grad()
-def moved(module, direction: Direction, delta: float, inputs) -> torch.Tensor:
+def moved(module: Envoy | torch.nn.Module, direction: Direction, delta: float, inputs: Inputs) -> torch.Tensor:
     """The outputs f(x, W + delta v), [n, n_o].
 
     >>> moved(toy.module, found.subnetwork(0), 1.0, toy.inputs(1000)).shape
@@ -36,7 +38,7 @@ def moved(module, direction: Direction, delta: float, inputs) -> torch.Tensor:
         return functional_call(module, {name: values[name] + delta * part for name, part in direction.items()}, inputs)
 
 
-def restricted(direction: Direction, patterns) -> Direction:
+def restricted(direction: Direction, patterns: str | Iterable[str]) -> Direction:
     """The part of a direction that lies in some parameters; its length is not scaled back to 1.
 
     >>> list(restricted(found.subnetwork(0), ["W_*"]))
@@ -70,7 +72,7 @@ def _norm(direction: Direction) -> float:
     return float(sum(part.square().sum() for part in direction.values()) ** 0.5)
 
 
-def change(module, direction: Direction, delta: float, inputs) -> torch.Tensor:
+def change(module: Envoy | torch.nn.Module, direction: Direction, delta: float, inputs: Inputs) -> torch.Tensor:
     """How far every sample's output moves: |f(x, W + delta v) - f(x, W)|, [n].
 
     >>> change(toy.module, found.subnetwork(0), 1.0, toy.inputs(1000)).shape
@@ -79,7 +81,8 @@ def change(module, direction: Direction, delta: float, inputs) -> torch.Tensor:
     return (moved(module, direction, delta, inputs) - moved(module, direction, 0.0, inputs)).norm(dim=1)
 
 
-def sweep(module, direction: Direction, deltas, inputs) -> torch.Tensor:
+def sweep(module: Envoy | torch.nn.Module, direction: Direction, deltas: Iterable[float],
+          inputs: Inputs) -> torch.Tensor:
     """Each output's mean |f(x, W + delta v) - f(x, W)| over samples, at every delta, [deltas, n_o].
 
     >>> sweep(toy.module, found.subnetwork(0), torch.linspace(-3, 3, 31), toy.inputs(1000)).shape
@@ -89,7 +92,8 @@ def sweep(module, direction: Direction, deltas, inputs) -> torch.Tensor:
     return torch.stack([(moved(module, direction, float(delta), inputs) - still).abs().mean(0) for delta in deltas])
 
 
-def pair_sweep(module, first: Direction, second: Direction, deltas, inputs) -> torch.Tensor:
+def pair_sweep(module: Envoy | torch.nn.Module, first: Direction, second: Direction, deltas: Iterable[float],
+               inputs: Inputs) -> torch.Tensor:
     """The mean change of each output as two subnetworks are moved at once, on a grid, [deltas, deltas, n_o].
 
     >>> pair_sweep(toy.module, found.subnetwork(0), found.subnetwork(1), [-1, 0, 1], toy.inputs(100)).shape
@@ -102,7 +106,8 @@ def pair_sweep(module, first: Direction, second: Direction, deltas, inputs) -> t
     return torch.stack(grid)
 
 
-def top_logits(module, direction: Direction, inputs, k: int = 5) -> tuple[torch.Tensor, torch.Tensor]:
+def top_logits(module: Envoy | torch.nn.Module, direction: Direction, inputs: Inputs,
+               k: int = 5) -> tuple[torch.Tensor, torch.Tensor]:
     """The outputs that a small step along a direction moves most: slopes [n, k], and the outputs' indices [n, k].
 
     >>> slopes, which = top_logits(toy.module, found.subnetwork(3), toy.inputs(100), k=2)
@@ -127,8 +132,9 @@ def top_logits(module, direction: Direction, inputs, k: int = 5) -> tuple[torch.
     return slopes.gather(1, order), order
 
 
-def intervention_table(toy: Toy, found: Decomposition, deltas=(-1.0, -0.3, 0.3, 1.0), parts=None,
-                       samples: int = 1000, random: int = 5) -> pandas.DataFrame:
+def intervention_table(toy: Toy, found: Decomposition, deltas: Sequence[float] = (-1.0, -0.3, 0.3, 1.0),
+                       parts: str | Iterable[str] | None = None, samples: int = 1000,
+                       random: int = 5) -> pandas.DataFrame:
     """Does moving along a circuit's subnetwork change the samples that use the circuit, and no others?
 
     >>> intervention_table(toy, found, samples=100).groupby(["direction", "delta"])[["auroc", "ratio"]].mean().shape

@@ -1,9 +1,13 @@
 """L3D on language models: a sample is one position of a text, its output the logits there."""
 
 import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
 
 import pandas
 import torch
+from nnsight.intervention.envoy import Envoy
 from torch import nn
 
 from gimkit import tasks
@@ -35,7 +39,7 @@ class NextToken(nn.Module):
         GimkitError: the model carries edits, gimkit's or your own.
     """
 
-    def __init__(self, model):
+    def __init__(self, model: Envoy) -> None:
         super().__init__()
         check_unedited(model)
         if getattr(model, "_edits", None):
@@ -49,7 +53,7 @@ class NextToken(nn.Module):
         with steady(self.model, gradients=False):
             return self.model.get_input_embeddings()(ids), last
 
-    def forward(self, embeddings, last):
+    def forward(self, embeddings: torch.Tensor, last: torch.Tensor) -> torch.Tensor:
         seq = embeddings.shape[1]
         lowest = torch.finfo(embeddings.dtype).min
         mask = embeddings.new_full((seq, seq), lowest).triu(1)  # given with four axes, no model changes it
@@ -57,7 +61,7 @@ class NextToken(nn.Module):
         return logits.gather(1, last[:, None, None].expand(-1, 1, logits.shape[-1]))[:, 0]
 
 
-def attention_names(module: nn.Module, blocks) -> list[str]:
+def attention_names(module: nn.Module, blocks: Iterable[int]) -> list[str]:
     """The parameters of the attention of some blocks.
 
     >>> attention_names(gimkit.l3d.NextToken(gimkit.load("mini-gpt2")), [2])
@@ -80,7 +84,8 @@ def attention_names(module: nn.Module, blocks) -> list[str]:
     return found
 
 
-def task_samples(model, n: int, seed: int = 0, names=TASKS) -> tuple[tuple[torch.Tensor, ...], list[str]]:
+def task_samples(model: Envoy, n: int, seed: int = 0,
+                 names: Iterable[str] = TASKS) -> tuple[tuple[torch.Tensor, ...], list[str]]:
     """Two samples of each of n prompts of every task: the position of the answer, and another one at random.
 
     >>> (embeddings, last), kinds = task_samples(gimkit.load("mini-gpt2"), n=4)
@@ -108,8 +113,9 @@ def task_samples(model, n: int, seed: int = 0, names=TASKS) -> tuple[tuple[torch
     return NextToken(model).inputs(torch.cat(ids), torch.cat(last)), kinds
 
 
-def attention_run(model, blocks=(2,), prompts: int = 48, seed: int = 0, checkpoint=None, progress: bool = True,
-                  names=TASKS, **settings) -> tuple[Decomposition, pandas.DataFrame]:
+def attention_run(model: Envoy, blocks: Iterable[int] = (2,), prompts: int = 48, seed: int = 0,
+                  checkpoint: str | Path | None = None, progress: bool = True, names: Iterable[str] = TASKS,
+                  **settings: Any) -> tuple[Decomposition, pandas.DataFrame]:
     """Decompose the attention of some blocks, and test whether its subnetworks select a task.
 
     >>> found, table = attention_run(gimkit.load("mini-gpt2"), blocks=[2], prompts=2, names=["ioi"], epochs=1, n=4)

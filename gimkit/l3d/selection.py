@@ -1,14 +1,17 @@
 """Which subnetworks are used on which samples, and whether one of them selects a kind of sample."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy
 import pandas
 import torch
+from nnsight.intervention.envoy import Envoy
 
 from gimkit.l3d import tucker
 from gimkit.l3d.decomposition import Decomposition
 from gimkit.l3d.gradients import (
+    Inputs,
     chosen_parameters,
     divergence_of,
     evaluating,
@@ -42,7 +45,7 @@ class Activity(Result):
 
 
 @torch.no_grad()
-def activity(found: Decomposition, module, inputs, references: int = 10, seed: int = 0,
+def activity(found: Decomposition, module: Envoy | torch.nn.Module, inputs: Inputs, references: int = 10, seed: int = 0,
              chunk: int | None = None) -> Activity:
     """The impact of every subnetwork on every sample, whether it was kept, and the errors of the reconstruction.
 
@@ -96,7 +99,7 @@ def mutual_information(kept: torch.Tensor, positive: torch.Tensor) -> float:
     return float(torch.where(joint > 0, joint * (joint / independent.clamp(min=1e-300)).log2(), 0).sum())
 
 
-def selection(first: Activity, new: Activity, labels, new_labels, shuffles: int = 20,
+def selection(first: Activity, new: Activity, labels: Sequence[str], new_labels: Sequence[str], shuffles: int = 20,
               seed: int = 0) -> pandas.DataFrame:
     """For every kind of sample the subnetwork that selects it best, and how well it does so on new samples.
 
@@ -149,8 +152,8 @@ def untrained(found: Decomposition, seed: int = 0) -> Decomposition:
     return replace(found, encoder=directions, decoder=directions)
 
 
-def selection_with_controls(found: Decomposition, module, inputs, kinds, seed: int = 0,
-                            references: int = 3) -> pandas.DataFrame:
+def selection_with_controls(found: Decomposition, module: Envoy | torch.nn.Module, inputs: Inputs, kinds: Sequence[str],
+                            seed: int = 0, references: int = 3) -> pandas.DataFrame:
     """`selection` of trained and of untrained directions, with the errors and the share of dead subnetworks.
 
     >>> x, new = toy.inputs(100, seed=1), toy.inputs(100, seed=2)

@@ -3,9 +3,10 @@
 FAMILIES names them.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from pathlib import Path
+from typing import Literal, NamedTuple
 
 import torch
 from torch import nn
@@ -38,7 +39,7 @@ class Linear2(nn.Module):
             self.W_out = nn.Parameter(torch.randn(hidden, n_out))
         self.b = nn.Parameter(torch.zeros(n_out))
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         return torch.relu(x @ self.W_in @ (self.W_out if hasattr(self, "W_out") else self.W_in.T) + self.b)
 
 
@@ -56,7 +57,7 @@ class Squarer(nn.Module):
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
             nn.init.uniform_(layer.bias, 0.01, 1)
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         for layer in self.layers:
             x = nn.functional.gelu(layer(x))
         return x
@@ -79,7 +80,8 @@ class Family(NamedTuple):
     rank: int = 1  # of its decomposition
 
 
-FAMILIES = {
+Name = Literal["tms", "tms x3", "superposed", "high rank", "squared"]
+FAMILIES: dict[Name, Family] = {
     "tms": Family(5, lambda: Linear2(5, 2, 5, tied=True), lambda x: x),
     "tms x3": Family(5, lambda: Linear2(5, 2, 5, tied=True), lambda x: x, copies=3, n=15),
     "superposed": Family(10, lambda: Linear2(10, 5, 10), n=10),
@@ -111,14 +113,14 @@ class Toy(Result):
         """How many circuits it should have: one for each feature, or for each group of features."""
         return self.family.features * self.family.copies // self.family.group
 
-    def save(self, path) -> None:
+    def save(self, path: str | Path) -> None:
         """Write NAME.safetensors and NAME.json."""
         more = {} if self.coefficients is None else {"coefficients": self.coefficients}
         files.write(path, {"kind": "gimkit l3d", "toy": self.name, "seed": self.seed, "loss": self.loss},
                     {f"module.{key}": value for key, value in self.module.state_dict().items()} | more)
 
     @classmethod
-    def load(cls, path) -> "Toy":
+    def load(cls, path: str | Path) -> "Toy":
         """Read what `save` wrote."""
         if (stored := files.read(path)) is None:
             raise GimkitError(f"no toy at {path}: NAME.safetensors and NAME.json are needed")
@@ -144,7 +146,7 @@ class Toy(Result):
         return x
 
 
-def _values(family: Family, size, generator: torch.Generator) -> torch.Tensor:
+def _values(family: Family, size: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
     """Uniform numbers in [0, 1], or in [-1, 1] where a family is signed."""
     x = torch.rand(size, generator=generator)
     return 2 * x - 1 if family.signed else x
@@ -173,7 +175,7 @@ def samples(family: Family, n: int, generator: torch.Generator, copies: int = 1)
 
 @torch.inference_mode(False)
 @torch.enable_grad()
-def train(name: str, seeds, epochs: int = 1000, tries: int = 4, n: int = 10000,
+def train(name: Name, seeds: Sequence[int], epochs: int = 1000, tries: int = 4, n: int = 10000,
           progress: bool = False) -> list[Toy]:
     """Toys of one family, one for each seed, trained at once, each on n samples of its own.
 
@@ -224,7 +226,7 @@ def train(name: str, seeds, epochs: int = 1000, tries: int = 4, n: int = 10000,
     return found
 
 
-def _built(name: str, seed: int, state: dict[str, torch.Tensor], coefficients) -> Toy:
+def _built(name: str, seed: int, state: dict[str, torch.Tensor], coefficients: torch.Tensor | None) -> Toy:
     """A toy made of trained tensors: untied, with the copies of its family."""
     family = FAMILIES[name]
     if "W_in" in state:

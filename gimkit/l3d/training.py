@@ -1,7 +1,9 @@
 """L3D's training: an encoder and a decoder of sparse, low-rank directions, trained to rebuild gradients."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal, get_args
 
 import torch
 from torch.func import vmap
@@ -11,6 +13,8 @@ from gimkit.errors import GimkitError, check_known, check_number, check_whole
 from gimkit.l3d import files, tucker
 from gimkit.l3d.gradients import Divergence, random_references
 from gimkit.l3d.tucker import Factors, combine, inner
+
+Loss = Literal["norm", "squared"]
 
 
 def largest(h: torch.Tensor, k: float) -> torch.Tensor:
@@ -100,14 +104,14 @@ class Settings:
     every: int = 100
     weight_decay: float = 0.01
     warm: int = 1
-    loss: Literal["norm", "squared"] = "norm"
+    loss: Loss = "norm"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name, low in (("n", 1), ("epochs", 1), ("batch", 2), ("every", 1)):
             check_whole(name, getattr(self, name), low)
         if not 0 < check_number("k", self.k) <= 1:
             raise GimkitError(f"k={self.k}: it is the share of coefficients that are kept, above 0 and at most 1")
-        check_known("loss", self.loss, ("norm", "squared"))
+        check_known("loss", self.loss, get_args(Loss))
 
 
 class Trained:
@@ -123,7 +127,8 @@ class Trained:
         seeds: one, or several that are trained at once; then every factor has the seeds as its first axis.
     """
 
-    def __init__(self, shapes, ranks, settings: Settings, seeds: list[int]):
+    def __init__(self, shapes: Sequence[tuple[int, ...]], ranks: Sequence[tuple[int, ...]], settings: Settings,
+                 seeds: list[int]) -> None:
         drawn = []
         for seed in seeds:
             directions = tucker.draw(shapes, ranks, settings.n, torch.Generator().manual_seed(seed))
@@ -138,11 +143,11 @@ class Trained:
         self.errors: list[torch.Tensor] = []  # for each epoch [2] or [seeds, 2]: "norm" and "squared", batch means
         self.p_act = None  # share of the last epoch's samples for which a subnetwork was kept, [v] or [seeds, v]
 
-    def each(self, function, **options):
+    def each(self, function: Callable, **options: Any) -> Any:
         """The function, or the same for all seeds at once."""
         return vmap(function, **options) if self.many else function
 
-    def epoch(self, gradients_at, samples: int) -> None:
+    def epoch(self, gradients_at: Callable, samples: int) -> None:
         """One pass over the samples, in an order that seed and epoch decide; arguments as in `train`."""
         number, settings = len(self.errors), self.settings
         # Every seed has its own order and its own references.
@@ -214,7 +219,8 @@ class Trained:
                                           if key.startswith(mine)}
 
 
-def train(state: Trained, gradients_at, samples: int, checkpoint=None, progress: bool = True) -> Trained:
+def train(state: Trained, gradients_at: Callable, samples: int, checkpoint: str | Path | None = None,
+          progress: bool = True) -> Trained:
     """Train to the last epoch, from the checkpoint where there is one.
 
     >>> state = Trained([(5,)], [(1,)], Settings(n=3, epochs=2), seeds=[0])

@@ -5,13 +5,16 @@ stacked over v subnetworks: a tensor's `Factors` are (core [v, R1 ... RN], facto
 and directions are a list of Factors, one per tensor. Only `dense` writes a whole direction out.
 """
 
+from collections.abc import Sequence
+
 import torch
 
 Factors = tuple[torch.Tensor, ...]
 AXES = "cdefghijklm"  # of a parameter tensor; ranks have the capital letters
 
 
-def draw(shapes, ranks, n: int, generator: torch.Generator, dtype=torch.float32) -> list[Factors]:
+def draw(shapes: Sequence[tuple[int, ...]], ranks: Sequence[tuple[int, ...]], n: int, generator: torch.Generator,
+         dtype: torch.dtype = torch.float32) -> list[Factors]:
     """n random directions: every core and factor is standard normal, divided by n.
 
     >>> draw([(5, 2), (5,)], [(1, 1), (1,)], 3, torch.Generator())[0][1].shape          # [v, R1, I1]

@@ -17,10 +17,10 @@ from gimkit.interventions.backward_rules import (
 )
 from gimkit.interventions.weights import holds_weight
 from gimkit.model.architecture import Architecture, Product, architecture_of, projections
-from gimkit.rules import RULES, Rules, rules_of
+from gimkit.rules import OWN_RULES, RULES, Preset, Rules, rules_of
 
 
-def apply(model: Envoy, rules: Rules | str = "gim") -> Envoy:
+def apply(model: Envoy, rules: Preset | Rules = "gim") -> Envoy:
     """Return an edited copy of a model: the same forward pass, bit for bit, with another backward pass.
 
     >>> gim = gimkit.apply(gimkit.load("mini-gpt2"))
@@ -202,7 +202,7 @@ class Receipt:
 
     def __init__(self, rules: Rules, places: dict[str, list[str]]):
         self.rules, self.places = rules, places
-        self.name = next((name for name, preset in RULES.items() if preset == rules), "own rules")
+        self.name = next((name for name, preset in RULES.items() if preset == rules), OWN_RULES)
 
     def __repr__(self) -> str:
         lines = [f"rules: {self.name}"]

@@ -10,7 +10,9 @@ import torch
 
 import gimkit
 from gimkit import plots
+from gimkit.circuits import NodeScores
 from gimkit.statistics import bootstrap
+from gimkit.tasks import Pair
 from gimkit.tasks.measure import metric
 
 METHODS = ("gim", "gradient")
@@ -66,7 +68,7 @@ def demo(name: str, n: int = 16, seed: int = 0) -> None:
     print(f"\nDone in {time.monotonic() - start:.0f} s. Next: `make lab`, then notebooks/00_*.ipynb and on.")
 
 
-def strongest(estimates: list, n: int = 12) -> list[str]:
+def strongest(estimates: list[NodeScores], n: int = 12) -> list[str]:
     """The heads and MLPs that are among the n of largest |score| by any of the methods, in the model's order.
 
     >>> strongest([nodes, gimkit.score_nodes(model, task, method="gradient")], n=2)
@@ -83,7 +85,7 @@ def strongest(estimates: list, n: int = 12) -> list[str]:
     return [node for node in estimates[0].nodes if node in chosen]
 
 
-def judged(checked: list, exact) -> list[str]:
+def judged(checked: list[NodeScores], exact: NodeScores) -> list[str]:
     """What exact patching says of two methods' scores of the same nodes, a sentence for each measure.
 
     A method is called better where the difference's bootstrap interval over prompts leaves 0 out.
@@ -116,7 +118,8 @@ def _indented(table: pandas.DataFrame) -> str:
     return "\n".join("     " + line for line in text.splitlines())
 
 
-def _draw(label: str, pair, tokens: list, estimates: list, checked: list, exact, verdict: list[str]) -> list[Path]:
+def _draw(label: str, pair: Pair, tokens: list, estimates: list, checked: list, exact: NodeScores,
+          verdict: list[str]) -> list[Path]:
     """Write the three figures to figures/ and return the paths of their png files."""
     figure, axes = plots.panels(2, 11, 4.2, sharey=True)
     for ax, scores in zip(axes, tokens):

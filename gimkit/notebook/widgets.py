@@ -1,5 +1,6 @@
 """Widgets for notebooks: a figure is redrawn from existing numbers whenever a control is moved."""
 
+from collections.abc import Mapping
 from itertools import combinations
 
 import ipywidgets
@@ -8,6 +9,7 @@ import seaborn
 import torch
 from IPython.display import display
 from matplotlib import pyplot
+from nnsight.intervention.envoy import Envoy
 
 from gimkit import plots
 from gimkit.circuits import Curve, EdgeScores
@@ -102,7 +104,7 @@ def node_explorer(results: list) -> ipywidgets.VBox:
     return _explorer({"which": ipywidgets.Dropdown(options=options, description="scores")}, draw)
 
 
-def circuit_size(edges: EdgeScores, curve: Curve, roles=None) -> ipywidgets.VBox:
+def circuit_size(edges: EdgeScores, curve: Curve, roles: Mapping | pandas.Series | None = None) -> ipywidgets.VBox:
     """A slider over the sizes of a curve's circuits, with the circuit and its point on the curve.
 
     >>> slider = circuit_size(edges, curve)
@@ -155,7 +157,7 @@ def repair_explorer(scores: SelfRepair, heads: HeadRepair) -> ipywidgets.VBox:
     return _explorer(controls, draw)
 
 
-def subnetwork_explorer(found: Decomposition, module, inputs: torch.Tensor) -> ipywidgets.VBox:
+def subnetwork_explorer(found: Decomposition, module: Envoy | torch.nn.Module, inputs: torch.Tensor) -> ipywidgets.VBox:
     """Sliders for a subnetwork and for how far the parameters move along it, with the changes of outputs and samples.
 
     >>> toy = gimkit.l3d.toys.train("tms", seeds=[0], epochs=1, n=100, tries=1)[0]

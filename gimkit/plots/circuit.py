@@ -1,15 +1,18 @@
 """Circuits as pictures: layers from bottom to top, heads side by side, a line for each edge."""
 
 import textwrap
+from collections.abc import Mapping
 
 import networkx
 import numpy
+import pandas
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.patches import FancyBboxPatch
 
 from gimkit.circuits import Circuit
 from gimkit.errors import GimkitError
+from gimkit.model.graph import Graph
 from gimkit.plots.style import BLUE, DARK, GREY, ORANGE, _axes
 
 MOST_EDGES = 1000  # more are neither read nor drawn in seconds
@@ -18,7 +21,7 @@ STAGGER = (0.0, 0.5, 0.25, 0.75)  # shifts of layers to the right, in columns, s
 PORTS = {"q": -0.16, "k": 0.0, "v": 0.16, "": 0.0}  # where an edge enters its target's box
 
 
-def circuit_graph(circuit: Circuit, roles=None, ax: Axes | None = None) -> Axes:
+def circuit_graph(circuit: Circuit, roles: Mapping | pandas.Series | None = None, ax: Axes | None = None) -> Axes:
     """The edges of a circuit, layer above layer; blue edges help the answer, orange ones hurt it.
 
     >>> ax = circuit_graph(gimkit.score_edges(model, task).top(60, absolute=True))
@@ -74,7 +77,7 @@ def circuit_graph(circuit: Circuit, roles=None, ax: Axes | None = None) -> Axes:
     return ax
 
 
-def _edges(circuit) -> list[tuple[str, str, float]]:
+def _edges(circuit: Circuit) -> list[tuple[str, str, float]]:
     """(source, target, score) of each edge, the strongest last, so that they are drawn on top."""
     sources, targets = circuit.graph.sources, circuit.graph.targets
     found = [(sources[i], targets[j], 1.0 if circuit.scores is None else float(circuit.scores[i, j]))
@@ -82,12 +85,13 @@ def _edges(circuit) -> list[tuple[str, str, float]]:
     return sorted(found, key=lambda edge: abs(edge[2]))
 
 
-def _places(graph, used) -> tuple[dict, float, int]:
+def _places(graph: Graph, used: set[str]) -> tuple[dict[str, tuple[float, int]], float, float]:
     """The centre of each node's box in columns and rows, and the numbers of columns and rows."""
     small = max(graph.layers, graph.heads) <= 12
     at = {name: (int(name[1:].partition(".")[0]), int(name.partition(".h")[2] or graph.heads)) for name in used}
     layers = range(graph.layers) if small else sorted({layer for layer, _ in at.values()})
-    places, most = {}, graph.heads if small else 0
+    places: dict[str, tuple] = {}
+    most = graph.heads if small else 0
     for row, layer in enumerate(layers):
         heads = sorted(head for where, head in at.values() if where == layer and head < graph.heads)
         column = {head: head if small else i for i, head in enumerate(heads)}
@@ -98,7 +102,7 @@ def _places(graph, used) -> tuple[dict, float, int]:
     return places, most + 1.75, 1 + 2 * len(layers) + 0.2
 
 
-def _ends(source: str, target: str, places: dict, rows: float):
+def _ends(source: str, target: str, places: dict, rows: float) -> tuple[tuple[float, float], tuple[float, float]]:
     """Where an edge's line starts and ends; at the input and the logits, right below or above its other end."""
     owner, _, which = target.partition("<")
     start = places.get(source, (None, 0.2 - BOX[1] / 2))
@@ -108,7 +112,7 @@ def _ends(source: str, target: str, places: dict, rows: float):
     return (left if start[0] is None else right, start[1] + BOX[1] / 2), (left, end[1] - BOX[1] / 2)
 
 
-def _box(ax, name: str, x: float, y: float, role: str) -> None:
+def _box(ax: Axes, name: str, x: float, y: float, role: str) -> None:
     """A node's box: its name, its role, and where q, k and v enter."""
     ax.add_patch(FancyBboxPatch((x - BOX[0] / 2, y - BOX[1] / 2), *BOX, boxstyle="round,pad=0,rounding_size=0.05",
                                 facecolor="white", edgecolor=DARK, linewidth=1.8 if role else 0.8, zorder=3))

@@ -1,5 +1,7 @@
 """L3D's circuits in parameter space, as figures."""
 
+from collections.abc import Sequence
+
 import numpy
 import pandas
 import seaborn
@@ -29,7 +31,7 @@ def reads(found: Decomposition, first: str, inputs_first: bool = True) -> numpy.
     return (sizes / sizes.max(1, keepdim=True).values.clamp(min=1e-12)).numpy()
 
 
-def reading_grid(table: numpy.ndarray, names, title: str, ax: Axes | None = None) -> Axes:
+def reading_grid(table: numpy.ndarray, names: Sequence[str], title: str, ax: Axes | None = None) -> Axes:
     """Which inputs each subnetwork reads: a row per subnetwork, dark where it reads, sorted by the input most read.
 
     >>> ax = reading_grid(numpy.eye(3), ["0", "1", "2"], "what W_in reads")
@@ -46,7 +48,7 @@ def reading_grid(table: numpy.ndarray, names, title: str, ax: Axes | None = None
     ax.invert_yaxis()
     ax.set_yticks([i + 0.5 for i in range(len(table))], [names[i] for i in order], fontsize=7)
     inputs = range(0, table.shape[1], 1 if table.shape[1] <= 15 else 5)
-    ax.set_xticks([i + 0.5 for i in inputs], inputs)
+    ax.set_xticks([i + 0.5 for i in inputs], [str(i) for i in inputs])
     ax.grid(False)
     ax.set(xlabel="input", title=_plain(title))
     return ax
@@ -75,7 +77,7 @@ def encoder_plane(original: numpy.ndarray, found: numpy.ndarray, ax: Axes | None
     return ax
 
 
-def sweep_lines(deltas, change: numpy.ndarray, own: int, control: numpy.ndarray | None = None,
+def sweep_lines(deltas: Sequence[float], change: numpy.ndarray, own: int, control: numpy.ndarray | None = None,
                 ax: Axes | None = None) -> Axes:
     """The mean change of every output as the parameters move along a subnetwork; its own output is blue.
 
@@ -100,7 +102,8 @@ def sweep_lines(deltas, change: numpy.ndarray, own: int, control: numpy.ndarray 
     return ax
 
 
-def change_scatter(value, change, relevant, ax: Axes | None = None, what: str = "the circuit's input") -> Axes:
+def change_scatter(value: numpy.ndarray, change: numpy.ndarray, relevant: numpy.ndarray, ax: Axes | None = None,
+                   what: str = "the circuit's input") -> Axes:
     """How far each sample's output moves, against the value of the input that the circuit reads.
 
     >>> ax = change_scatter(numpy.arange(4), numpy.arange(4), numpy.arange(4) > 1)

@@ -1,5 +1,8 @@
 """A saturated softmax, and what the backward rules change, as figures."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy
 import pandas
 import seaborn
@@ -33,7 +36,8 @@ def rule_changes(frame: pandas.DataFrame, ax: Axes | None = None) -> Axes:
 LOWERED = {"first": [0], "second": [1], "both": [0, 1]}
 
 
-def saturation_effects(scores=(6, 6, 0, 0, 0), values=(10, 10, 0, 0, 0), temperature: float = 2.0) -> pandas.DataFrame:
+def saturation_effects(scores: Sequence[float] = (6, 6, 0, 0, 0), values: Sequence[float] = (10, 10, 0, 0, 0),
+                       temperature: float = 2.0) -> pandas.DataFrame:
     """The fall of one softmax row's output as its first two scores are lowered: the true one, and by gradients.
 
     >>> effects = saturation_effects()
@@ -61,16 +65,16 @@ def saturation_effects(scores=(6, 6, 0, 0, 0), values=(10, 10, 0, 0, 0), tempera
         raise GimkitError(f"scores and values are two rows of equal length, not {len(a)} and {len(c)} numbers")
     shares = numpy.linspace(0, 1.5, 61)
 
-    def softmax(x):
+    def softmax(x: numpy.ndarray) -> numpy.ndarray:
         weights = numpy.exp(x - x.max(-1, keepdims=True))
         return weights / weights.sum(-1, keepdims=True)
 
-    def truth(which):
+    def truth(which: Any) -> Any:
         distance = numpy.zeros_like(a)
         distance[which] = a[which] - a.mean()
         return softmax(a) @ c - softmax(a - shares[:, None] * distance) @ c
 
-    def linear(which, t):
+    def linear(which: Any, t: float) -> Any:
         p = softmax(a / t)
         gradient = p * (c - p @ c)
         return shares * (gradient[which] * (a[which] - a.mean())).sum()
@@ -84,7 +88,7 @@ def saturation_effects(scores=(6, 6, 0, 0, 0), values=(10, 10, 0, 0, 0), tempera
                           for (by, lowered), effect in rows.items()], ignore_index=True)
 
 
-def saturation(effects: pandas.DataFrame, axes=None):
+def saturation(effects: pandas.DataFrame, axes: Any = None) -> Any:
     """When gradients lie: the true effect of lowering two attention scores, and the effect that gradients predict.
 
     >>> left, right = saturation(saturation_effects())

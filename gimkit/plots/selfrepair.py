@@ -43,7 +43,8 @@ def grad_vs_tsg(repair: SelfRepair, ax: Axes | None = None) -> Axes:
     return ax
 
 
-def _two_colours(repair: SelfRepair, x, y, ax: Axes | None, head: str | None = None) -> Axes:
+def _two_colours(repair: SelfRepair, x: numpy.ndarray, y: numpy.ndarray, ax: Axes | None,
+                 head: str | None = None) -> Axes:
     """The scatter of both figures: a dot for each row, the diagonal, the rows of largest interaction in orange."""
     frame = repair.frame()
     ax = _axes(ax, 4.8, 4.4)

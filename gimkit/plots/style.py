@@ -1,12 +1,16 @@
 """The one style of all figures: colours, axes, texts, and figures as files."""
 
+from collections.abc import Iterable, Sequence
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy
+import pandas
 import seaborn
 from matplotlib import pyplot
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.transforms import Bbox
 
@@ -18,7 +22,7 @@ DARK = "#333333"
 MARKERS = "osD^vP*Xhp"
 
 
-def panels(n: int, width: float, height: float, **options):
+def panels(n: int, width: float, height: float, **options: Any) -> tuple[Figure, numpy.ndarray]:
     """A figure with n axes side by side, in the kit's style.
 
     >>> figure, (left, right) = panels(2, 10, 4)
@@ -33,7 +37,7 @@ def panels(n: int, width: float, height: float, **options):
         return figure, figure.subplots(1, n, squeeze=False, **options)[0]
 
 
-def _axes(ax, width: float, height: float):
+def _axes(ax: Axes | None, width: float, height: float) -> Axes:
     """The given axes, or new ones in the kit's style."""
     if ax is not None:
         return ax
@@ -41,16 +45,17 @@ def _axes(ax, width: float, height: float):
         return pyplot.subplots(figsize=(width, height), layout="constrained")[1]
 
 
-def _plain(text) -> str:
+def _plain(text: object) -> str:
     """A text for matplotlib without mathematics between dollar signs, and with visible blanks and line ends."""
     text = str(text).replace("$", r"\$")
     return text.replace("\n", "⏎") if text.strip(" ") else "␣" * max(1, len(text))
 
 
-def _name_points(ax, named, points) -> None:
+def _name_points(ax: Any, named: Iterable, points: Sequence) -> None:
     """Write names next to points, in their order, where no other name, point or piece of the diagonal is in the way."""
     ax.figure.draw_without_rendering()  # fixes the limits, so that distances in pixels are known
-    diagonal = numpy.linspace(*ax.get_xlim(), 200)[:, None].repeat(2, 1)
+    low, high = ax.get_xlim()
+    diagonal = numpy.linspace(low, high, 200)[:, None].repeat(2, 1)
     taken = [Bbox.from_extents(x - size, y - size, x + size, y + size) for places, size in ((points, 5), (diagonal, 1))
              for x, y in ax.transData.transform(places)] + [ax.get_legend().get_window_extent()]
     for x, y, name in named:
@@ -72,7 +77,7 @@ plotted numbers are in data/.
 """
 
 
-def save(fig, path, frame, alt: str, **about: str) -> Path:
+def save(fig: Figure, path: str | Path, frame: pandas.DataFrame, alt: str, **about: str) -> Path:
     """Write a figure as png and svg, its numbers as csv in data/, its caption to CAPTIONS.md; reruns give equal bytes.
 
     >>> save(gimkit.plots.node_grid(nodes).figure, "figures/ioi-nodes", nodes.frame(), "Grid: a4.h2 matters most.")

@@ -1,10 +1,12 @@
 """Heads that compensate for one another: ablate a head, and measure what the rest of the model makes up for."""
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
+import numpy
 import pandas
 import torch
-from tqdm.auto import tqdm
+from nnsight.intervention.envoy import Envoy
 
 from gimkit.errors import check_whole, require_finite
 from gimkit.interventions.head_ablation import head_effects
@@ -14,7 +16,10 @@ from gimkit.model.residual_stream import residual_stream_of
 from gimkit.remote import in_trace
 from gimkit.results import Result
 from gimkit.statistics import bootstrap
-from gimkit.tasks.task import answers_of, check_one_token, check_task, rows_of
+from gimkit.tasks.task import Task, batches, check_one_token, check_task, rows_of
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 EFFECTS = ("direct", "direct_live", "total", "total_frozen")
 
@@ -51,7 +56,11 @@ class HeadRepair(Result):
         for i, head in enumerate(self.heads):
             effects = self.effects[:, i].double()
             repaired = (effects[:, 0] - effects[:, 2]).numpy()
-            interval = bootstrap(lambda index, x=repaired: x[index].mean(), len(repaired))
+
+            def mean(index: numpy.ndarray, repaired: numpy.ndarray = repaired) -> float:
+                return repaired[index].mean()
+
+            interval = bootstrap(mean, len(repaired))
             means = effects.mean(0)
             layer, number = places_of(head)
             rows.append((self.task, head, layer, number, *means.tolist(), *interval, float(means[3] - means[2])))
@@ -69,7 +78,7 @@ class HeadRepair(Result):
                     rows.append((self.task, head, part, kind, mean))
         return pandas.DataFrame(rows, columns=["task", "ablated", "part", "kind", "compensation"])
 
-    def plot(self, ax=None):
+    def plot(self, ax: "Axes | None" = None) -> "Axes":
         """Draw the total against the direct effect of each head; returns the matplotlib axes."""
         from gimkit.plots.selfrepair import direct_against_total
 
@@ -87,7 +96,7 @@ def places_of(name: str) -> tuple[int, int]:
     return int(layer), int(head or -1)
 
 
-def head_repair(model, task, *, batch_size: int = 32, remote: bool | str = False) -> HeadRepair:
+def head_repair(model: Envoy, task: Task, *, batch_size: int = 32, remote: bool | str = False) -> HeadRepair:
     """Ablate each head, and compare its direct with its total effect.
 
     >>> repair = gimkit.selfrepair.head_repair(model, gimkit.tasks.ioi(model, n=32))
@@ -138,10 +147,8 @@ def head_repair(model, task, *, batch_size: int = 32, remote: bool | str = False
     layers = [(layer.output, layer.norm_after_attention, layer.mlp, layer.norm_after_mlp) for layer in w.layers]
     places = [(layer, head) for layer in range(len(layers)) for head in range(w.heads)]
     found = []
-    for start in tqdm(range(0, len(task), batch_size), desc=f"heads on {task.name}", delay=2, leave=False):
-        batch = task[start:start + batch_size]
-        answers, ids = answers_of(batch), rows_of(batch)
-        step, chunks = max(1, 512 // len(batch) - 2), []
+    for batch, answers in batches(task, batch_size, "heads"):
+        ids, step, chunks = rows_of(batch), max(1, 512 // len(batch) - 2), []
         for chosen in (places[i:i + step] for i in range(0, len(places), step)):
             rows = torch.cat([ids, batch.clean.repeat(len(chosen), 1)])
             chunks.append(in_trace(model, rows, head_effects, layers, w.final_norm, w.unembedding, softcap, w.heads,
@@ -153,7 +160,8 @@ def head_repair(model, task, *, batch_size: int = 32, remote: bool | str = False
                       *_compensation(effects, gains, places, layers[0][1] is not None))
 
 
-def _compensation(effects: torch.Tensor, gains: torch.Tensor, places: list, norm_after: bool):
+def _compensation(effects: torch.Tensor, gains: torch.Tensor, places: list,
+                  norm_after: bool) -> tuple[tuple[str, ...], torch.Tensor]:
     """Names of the parts, and their compensation [n, heads, parts], from gains [n, heads, layers, heads + 1]."""
     direct, _, total, total_frozen = effects.unbind(-1)
     heads = gains.shape[-1] - 1

@@ -1,20 +1,21 @@
 """From texts to token ids: builds tasks, and reports which prompts a tokenizer cannot encode as a task needs them."""
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence, Sized
 from random import Random
+from typing import Any
 
 import torch
 
 from gimkit.errors import GimkitError, check_whole
-from gimkit.model.tokenizer import answer_id, text_ids
+from gimkit.model.tokenizer import PromptLike, answer_id, text_ids
 from gimkit.tasks.natural import NATURAL
 from gimkit.tasks.task import Pair, Task
 from gimkit.tasks.words import BUNDLED, Words
 from gimkit.tasks.years import decided_years
 
 
-def tokenizer_of(model):
+def tokenizer_of(model: Any) -> Any:
     """The tokenizer of an nnsight model, or the tokenizer itself.
 
     >>> tokenizer_of(model) is model.tokenizer, tokenizer_of(model.tokenizer) is model.tokenizer
@@ -28,7 +29,7 @@ def tokenizer_of(model):
     return tokenizer
 
 
-def encode_pair(tokenizer, clean, corrupt) -> tuple[list[int], list[int]]:
+def encode_pair(tokenizer: Any, clean: PromptLike, corrupt: PromptLike) -> tuple[list[int], list[int]]:
     """The ids of two prompts, texts or chat messages, of equal length.
 
     >>> encode_pair(model.tokenizer, "The doors", "The door")[0] == model.tokenizer("The doors").input_ids
@@ -42,8 +43,8 @@ def encode_pair(tokenizer, clean, corrupt) -> tuple[list[int], list[int]]:
     return a, b
 
 
-def stack(name: str, rows: list, pairs: list[Pair], dropped=(), pad: int = 0, answer_pairs=None,
-          sequences: bool = False) -> Task:
+def stack(name: str, rows: list, pairs: list[Pair], dropped: Sequence[str] = (), pad: int = 0,
+          answer_pairs: tuple[int, int] | None = None, sequences: bool = False) -> Task:
     """A Task made of rows.
 
     >>> stack("own", [([1, 5, 6], [1, 5, 7], [12], [40])], [Pair("a b", "a c", "x", "y")]).clean
@@ -65,7 +66,7 @@ def stack(name: str, rows: list, pairs: list[Pair], dropped=(), pad: int = 0, an
     return Task(name, clean, corrupt, mask, good, bad, tuple(pairs), tuple(dropped), answer_pairs, sequences)
 
 
-def pad_id(tokenizer) -> int:
+def pad_id(tokenizer: Any) -> int:
     """The id that fills shorter rows on the right: the padding token, else the end token, else 0.
 
     >>> pad_id(model.tokenizer)
@@ -75,7 +76,7 @@ def pad_id(tokenizer) -> int:
     return next(option for option in options if option is not None)
 
 
-def _one_token_answers(tokenizer, pair: Pair) -> tuple[list[int], list[int]]:
+def _one_token_answers(tokenizer: Any, pair: Pair) -> tuple[list[int], list[int]]:
     """The ids of a pair's right and wrong answer, a token each.
 
     >>> right, wrong = _one_token_answers(model.tokenizer, task[0])
@@ -88,7 +89,7 @@ def _one_token_answers(tokenizer, pair: Pair) -> tuple[list[int], list[int]]:
     return [answer_id(tokenizer, pair.clean, pair.answer)], [answer_id(tokenizer, pair.clean, pair.wrong)]
 
 
-def words_for(tokenizer) -> tuple[Words, Words]:
+def words_for(tokenizer: Any) -> tuple[Words, Words]:
     """The words and sentences that suit a tokenizer, and all those on the list.
 
     >>> words_for(model.tokenizer)[0] is BUNDLED
@@ -105,10 +106,10 @@ def words_for(tokenizer) -> tuple[Words, Words]:
         return BUNDLED, BUNDLED
     single = {word for word, ids in zip(found, behind) if ids[:-1] == before}
 
-    def both_single(mapping):
+    def both_single(mapping: dict) -> dict:
         return {key: value for key, value in mapping.items() if key in single and value in single}
 
-    def singles(words):
+    def singles(words: Iterable[str]) -> tuple[str, ...]:
         return tuple(word for word in words if word in single)
 
     kinds = {kind: singles(members) for kind, members in NATURAL.kinds.items() if kind in single}
@@ -119,7 +120,7 @@ def words_for(tokenizer) -> tuple[Words, Words]:
         starts=decided_years(tokenizer, NATURAL.starts)), NATURAL
 
 
-def ordered(words, least: int = 2) -> int:
+def ordered(words: Sized, least: int = 2) -> int:
     """The number of ordered pairs of different words; 0 where there are fewer words than a prompt needs.
 
     >>> ordered(["Mary", "John", "Tom"]), ordered(["Mary", "John"], least=3)
@@ -128,10 +129,8 @@ def ordered(words, least: int = 2) -> int:
     return len(words) * (len(words) - 1) if len(words) >= least else 0
 
 
-def build(
-    name: str, model, draw: Callable[[Random, Words], Pair], n: int, seed: int,
-    count_answers: Callable[[Words], int], answers=_one_token_answers
-) -> Task:
+def build(name: str, model: Any, draw: Callable[[Random, Words], Pair], n: int, seed: int,
+          count_answers: Callable[[Words], int], answers: Callable = _one_token_answers) -> Task:
     """A task of n different pairs that suit the tokenizer; `Task.dropped` reports those that did not.
 
     >>> build("own", model, lambda rng, words: Pair("The doors", "The door", "are", "is"), 1, 0, lambda words: 1)[0]
@@ -155,7 +154,8 @@ def build(
     if counts[0] == 0:
         raise GimkitError(f"task {name!r}: no usable prompt pair for this tokenizer: none of the task's {counts[1]:,} "
                           "pairs of answers are single tokens; make your own with gimkit.tasks.pairs")
-    rng, rows, pairs, dropped, seen = Random(seed), [], [], Counter(), set()
+    rng, rows, pairs, seen = Random(seed), [], [], set()
+    dropped: Counter = Counter()
     for _ in range(20 * n + 100):
         pair = draw(rng, words)
         if pair in seen:

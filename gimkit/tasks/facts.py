@@ -5,6 +5,7 @@ Each `_pair` function draws one prompt pair as text, from the words of `words.py
 
 import re
 from random import Random
+from typing import Any
 
 from gimkit.errors import check_known
 from gimkit.tasks.encode import build, ordered
@@ -97,13 +98,13 @@ def induction_pair(rng: Random, times: int = 2, words: Words = BUNDLED) -> Pair:
     return Pair(clean, corrupt, row[cut], other)
 
 
-def _years(tokenizer, pair: Pair) -> tuple[list[int], list[int]]:
+def _years(tokenizer: Any, pair: Pair) -> tuple[list[int], list[int]]:
     """The ids of tokens that lead to later years only, and of those that lead to the year itself or earlier ones."""
     year, end = re.findall(r"\d+", pair.clean)
     return split_by_year(next_years(tokenizer, pair.clean, end), int(year))
 
 
-def greater_than(model, n: int = 64, seed: int = 0) -> Task:
+def greater_than(model: Any, n: int = 64, seed: int = 0) -> Task:
     """A year after another one: any later year of the century is right.
 
     >>> gimkit.tasks.greater_than(model, n=1)[0].clean
@@ -120,7 +121,7 @@ def greater_than(model, n: int = 64, seed: int = 0) -> Task:
     return build("greater_than", model, greater_than_pair, n, seed, lambda words: len(words.starts), _years)
 
 
-def agreement(model, n: int = 64, seed: int = 0) -> Task:
+def agreement(model: Any, n: int = 64, seed: int = 0) -> Task:
     """Subject-verb agreement, with another noun in between; corrupt: the subject in the other number.
 
     >>> gimkit.tasks.agreement(model, n=1)[0]
@@ -135,7 +136,7 @@ def agreement(model, n: int = 64, seed: int = 0) -> Task:
                  count_answers=lambda words: 2 * len(words.nouns) * len(words.verbs))
 
 
-def pronoun(model, n: int = 64, seed: int = 0) -> Task:
+def pronoun(model: Any, n: int = 64, seed: int = 0) -> Task:
     """The pronoun that goes with a first name; corrupt: a name of the other gender.
 
     >>> gimkit.tasks.pronoun(model, n=1)[0]
@@ -150,7 +151,7 @@ def pronoun(model, n: int = 64, seed: int = 0) -> Task:
                  count_answers=lambda words: 2 * len(words.women) * len(words.men))
 
 
-def capital(model, n: int = 64, seed: int = 0) -> Task:
+def capital(model: Any, n: int = 64, seed: int = 0) -> Task:
     """The capital of a country; corrupt: another country, whose capital is the wrong answer.
 
     >>> gimkit.tasks.capital(model, n=1)[0]
@@ -170,7 +171,7 @@ def _of_two_kinds(words: Words) -> int:
     return sum(sizes) ** 2 - sum(size**2 for size in sizes)
 
 
-def hypernymy(model, n: int = 64, seed: int = 0) -> Task:
+def hypernymy(model: Any, n: int = 64, seed: int = 0) -> Task:
     """The kind that a thing belongs to; corrupt: a thing of another kind.
 
     >>> gimkit.tasks.hypernymy(model, n=1)[0]
@@ -184,7 +185,7 @@ def hypernymy(model, n: int = 64, seed: int = 0) -> Task:
     return build("hypernymy", model, hypernymy_pair, n, seed, count_answers=_of_two_kinds)
 
 
-def induction(model, n: int = 64, seed: int = 0, times: int = 2) -> Task:
+def induction(model: Any, n: int = 64, seed: int = 0, times: int = 2) -> Task:
     """A sequence of random words that is repeated and cut in its last round; the answer is its next word.
 
     >>> gimkit.tasks.induction(model, n=1)[0]

@@ -5,17 +5,18 @@ from dataclasses import dataclass
 
 import pandas
 import torch
+from nnsight.intervention.envoy import Envoy
 
 from gimkit.errors import check_whole
 from gimkit.interventions.metric import values_at_answers
 from gimkit.model.architecture import unembedding_of
 from gimkit.remote.trace import in_trace
-from gimkit.tasks.task import Task, answer_rows, answers_of, check_task, per_pair
+from gimkit.tasks.task import Task, answer_rows, batches, check_task, per_pair
 
 BAR = 0.75  # accuracy at which a task counts as solved: half way from chance to all
 
 
-def metric(model, task: Task, *, batch_size: int = 32, remote: bool | str = False) -> torch.Tensor:
+def metric(model: Envoy, task: Task, *, batch_size: int = 32, remote: bool | str = False) -> torch.Tensor:
     """The task's metric after each clean prompt, [n]: the logit difference of right and wrong answers.
 
     >>> metric(model, task).shape
@@ -30,10 +31,9 @@ def metric(model, task: Task, *, batch_size: int = 32, remote: bool | str = Fals
     """
     check_task(model, task)
     rows, batch_size = answer_rows(task), check_whole("batch_size", batch_size)
-    batches = (rows[start:start + batch_size] for start in range(0, len(rows), batch_size))
-    values = [in_trace(model, batch.clean, values_at_answers, unembedding_of(model), answers_of(batch), remote=remote,
+    values = [in_trace(model, batch.clean, values_at_answers, unembedding_of(model), answers, remote=remote,
                        gradients=False)[0]
-              for batch in batches]
+              for batch, answers in batches(rows, batch_size, "metric")]
     return per_pair(task, torch.cat(values))
 
 
@@ -77,7 +77,7 @@ class Card:
                 + ("" if self.solved else f"\nThe model fails this task: its accuracy is below {BAR}."))
 
 
-def card(model, task: Task, *, remote: bool | str = False) -> Card:
+def card(model: Envoy, task: Task, *, remote: bool | str = False) -> Card:
     """The data card of a task for a model: accuracy, mean logit difference, lengths, answer pairs, dropped prompts.
 
     >>> gimkit.tasks.card(model, task).accuracy

@@ -4,23 +4,25 @@ Each `_pair` function draws one prompt pair as text, from the words of `words.py
 """
 
 from random import Random
-from typing import Literal
+from typing import Any, Literal
 
 from gimkit.errors import check_known
 from gimkit.tasks.encode import build, ordered
 from gimkit.tasks.task import Pair, Task
 from gimkit.tasks.words import BUNDLED, Words, held_out_names
 
+Corrupt = Literal["s2", "third"]
+Order = Literal["both", "ABBA", "BABA"]
 Which = Literal["all", "trained", "held-out"]  # templates or pairs of names, as the bundled models met them in training
 WHICH = ("all", "trained", "held-out")
 
 
-def _choose(options: dict, which: str, rng: Random) -> str:
+def _choose(options: dict, which: Which, rng: Random) -> str:
     """One of the sentences under `which`, or under any key where `which` is not one."""
     return rng.choice(options[which] if which in options else [row for rows in options.values() for row in rows])
 
 
-def draw_names(rng: Random, count: int, which: str, words: Words = BUNDLED) -> list[str]:
+def draw_names(rng: Random, count: int, which: Which, words: Words = BUNDLED) -> list[str]:
     """Different names. trained: no two of them are a held-out pair; held-out: the first two are such a pair.
 
     >>> held_out_names(*draw_names(Random(0), 2, "held-out"))
@@ -44,8 +46,8 @@ def join(opening: str, clause: str) -> str:
     return opening + (clause[0].upper() + clause[1:] if opening.endswith(". ") else clause)
 
 
-def ioi_pair(rng: Random, corrupt="s2", order="both", templates="all", names="all", times=1,
-             words: Words = BUNDLED) -> Pair:
+def ioi_pair(rng: Random, corrupt: Corrupt = "s2", order: Order = "both", templates: Which = "all",
+             names: Which = "all", times: int = 1, words: Words = BUNDLED) -> Pair:
     """Two people, both named `times` times, then one of them acts and the other receives; arguments as in `ioi`.
 
     >>> ioi_pair(Random(0)).answer
@@ -64,10 +66,12 @@ def ioi_pair(rng: Random, corrupt="s2", order="both", templates="all", names="al
     clause = _choose(words.clauses, templates, rng)
     obj = rng.choice(words.places[place])
     swapped = {"s2": io, "third": third}[corrupt]
-    return Pair(*(join(opening, clause.format(S=name, obj=obj)) for name in (subject, swapped)), io, subject)
+    clean, corrupt_prompt = (join(opening, clause.format(S=name, obj=obj)) for name in (subject, swapped))
+    return Pair(clean, corrupt_prompt, io, subject)
 
 
-def odd_pair(rng: Random, people=3, templates="all", names="all", words: Words = BUNDLED) -> Pair:
+def odd_pair(rng: Random, people: int = 3, templates: Which = "all", names: Which = "all",
+             words: Words = BUNDLED) -> Pair:
     """All people but one are named twice, in any order; corrupt: another person is the one named once.
 
     >>> odd_pair(Random(0), people=2).answer
@@ -85,8 +89,8 @@ def odd_pair(rng: Random, people=3, templates="all", names="all", words: Words =
     return Pair(clean, corrupt, odd, wrong)
 
 
-def ioi(model, n: int = 64, seed: int = 0, corrupt: Literal["s2", "third"] = "s2",
-        order: Literal["both", "ABBA", "BABA"] = "both", templates: Which = "all", names: Which = "all") -> Task:
+def ioi(model: Any, n: int = 64, seed: int = 0, corrupt: Corrupt = "s2", order: Order = "both",
+        templates: Which = "all", names: Which = "all") -> Task:
     """Indirect object identification: the answer is the person who receives, not the one who acts.
 
     >>> gimkit.tasks.ioi(model, n=1)[0]
@@ -117,7 +121,7 @@ def ioi(model, n: int = 64, seed: int = 0, corrupt: Literal["s2", "third"] = "s2
                  count_answers=lambda words: ordered(words.names, least=3))
 
 
-def ioi_twice(model, n: int = 64, seed: int = 0, corrupt: Literal["s2", "third"] = "s2", templates: Which = "all",
+def ioi_twice(model: Any, n: int = 64, seed: int = 0, corrupt: Corrupt = "s2", templates: Which = "all",
               names: Which = "all", times: int = 2) -> Task:
     """IOI with a sentence in between that names both people once more, so that the evidence is there twice.
 
@@ -139,7 +143,7 @@ def ioi_twice(model, n: int = 64, seed: int = 0, corrupt: Literal["s2", "third"]
                  count_answers=lambda words: ordered(words.names, least=3))
 
 
-def odd_one_out(model, n: int = 64, seed: int = 0, people: int = 3, templates: Which = "all",
+def odd_one_out(model: Any, n: int = 64, seed: int = 0, people: int = 3, templates: Which = "all",
                 names: Which = "all") -> Task:
     """All people but one are named twice, and the answer is that one; the place of a name does not help.
 

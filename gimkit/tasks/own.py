@@ -1,6 +1,7 @@
 """Your own task, from prompts as texts or chat messages, or from token ids."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 
@@ -9,8 +10,11 @@ from gimkit.model.tokenizer import answer_ids, is_text, text_of, token_text, unk
 from gimkit.tasks.encode import encode_pair, pad_id, stack, tokenizer_of
 from gimkit.tasks.task import Pair, Task
 
+Prompts = Sequence | Mapping | torch.Tensor  # texts, chat messages, or token ids [n, seq]
 
-def pairs(clean, corrupt, answers, mask=None, model=None, name: str = "own", glue: str | None = None) -> Task:
+
+def pairs(clean: Prompts, corrupt: Prompts, answers: Sequence | torch.Tensor, mask: Any = None, model: Any = None,
+          name: str = "own", glue: str | None = None) -> Task:
     """A Task from your own prompt pairs.
 
     >>> own = gimkit.tasks.pairs(clean=["The doors"], corrupt=["The door"], answers=[("are", "is")], model=model)
@@ -53,7 +57,7 @@ def pairs(clean, corrupt, answers, mask=None, model=None, name: str = "own", glu
     return _from_ids(clean, corrupt, answers, mask, name)
 
 
-def _from_texts(clean, corrupt, answers, mask, model, name, glue) -> Task:
+def _from_texts(clean: Any, corrupt: Any, answers: Any, mask: Any, model: Any, name: str, glue: str | None) -> Task:
     """A task of prompts as texts or chat messages."""
     if model is None:
         raise GimkitError("prompts given as strings need model=…, a model with a tokenizer or the tokenizer")
@@ -74,7 +78,7 @@ def _from_texts(clean, corrupt, answers, mask, model, name, glue) -> Task:
     return stack(name, list(zip(*zip(*rows), good, bad)), texts, pad=pad_id(tokenizer), sequences=sequences)
 
 
-def _from_ids(clean, corrupt, answers, mask, name) -> Task:
+def _from_ids(clean: Any, corrupt: Any, answers: Any, mask: Any, name: str) -> Task:
     """A task of token ids."""
     clean, corrupt = check_ids(clean, what="clean"), check_ids(corrupt, what="corrupt")
     if clean.ndim != 2:
@@ -97,7 +101,7 @@ def _from_ids(clean, corrupt, answers, mask, name) -> Task:
     return Task(name, clean, corrupt, mask, good, bad, texts, sequences=sequences)
 
 
-def _two_sets(answer) -> list[list]:
+def _two_sets(answer: Any) -> list[list]:
     """[[good, …], [bad, …]] out of (good, bad), where each is one answer or several."""
     answer = answer.tolist() if hasattr(answer, "tolist") else answer
     if isinstance(answer, str) or not hasattr(answer, "__len__") or len(answer) != 2:
@@ -109,7 +113,7 @@ def _two_sets(answer) -> list[list]:
     return sets
 
 
-def _ids(answer, tokenizer=None, prompt=None, glue: str | None = None) -> list[int]:
+def _ids(answer: Any, tokenizer: Any = None, prompt: Any = None, glue: str | None = None) -> list[int]:
     """The tokens of one answer: a text, an id, or several ids in a list."""
     if isinstance(answer, str):
         if prompt is None:
@@ -127,8 +131,8 @@ def _answers(sides: list, name: str) -> tuple[tuple, tuple, bool]:
         if sequences and (len(good) > 1 or len(bad) > 1):
             raise GimkitError(f"{name}, row {row}: a task with answers of several tokens has one good and one bad "
                               "answer for each pair, not sets of them")
-        check_answers(*([answer[0] if len(answer) == 1 else tuple(answer) for answer in part] for part in (good, bad)),
-                      f"{name}, row {row},")
-    if sequences:
-        return *(tuple(tuple(pair[side][0]) for pair in sides) for side in (0, 1)), True
-    return *(tuple(tuple(answer[0] for answer in pair[side]) for pair in sides) for side in (0, 1)), False
+        right, wrong = ([answer[0] if len(answer) == 1 else tuple(answer) for answer in part] for part in (good, bad))
+        check_answers(right, wrong, f"{name}, row {row},")
+    rights, wrongs = (tuple(tuple(pair[side][0] if sequences else (answer[0] for answer in pair[side]))
+                            for pair in sides) for side in (0, 1))
+    return rights, wrongs, sequences

@@ -1,9 +1,12 @@
 """A task: prompt pairs with answers, as token ids and as texts."""
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple, overload
+from typing import Any, NamedTuple, overload
 
 import torch
+from nnsight.intervention.envoy import Envoy
+from tqdm.auto import tqdm
 
 from gimkit.errors import GimkitError, check_answers, check_ids, check_length
 from gimkit.interventions.metric import Answers
@@ -71,7 +74,7 @@ class Task(Result):
         return self.mask.long().cumsum(1).argmax(1)
 
 
-def check_task(model, task) -> None:
+def check_task(model: Envoy, task: Any) -> None:
     """Refuse what is no task, an empty task, and a task whose prompts or answers the model cannot take.
 
     >>> check_task(model, task[:0])
@@ -89,13 +92,14 @@ def check_task(model, task) -> None:
         check_length(last + (max(map(len, sets)) if task.sequences else 1), context, what)
         if not all(sets):
             raise GimkitError(f"{what} has no {'bad' if sets[0] else 'good'} answer; give at least one")
-        check_answers(*(([tuple(ids)] for ids in sets) if task.sequences else sets), what)
+        good, bad = ([tuple(ids)] if task.sequences else ids for ids in sets)
+        check_answers(good, bad, what)
     for name, ids in (("clean prompts", task.clean), ("corrupt prompts", task.corrupt),
                       ("answers", [answer for sets in (*task.good, *task.bad) for answer in sets])):
         check_ids(ids, vocabulary, f"{task.name}, {name},")
 
 
-def check_one_token(task, what: str) -> None:
+def check_one_token(task: Task, what: str) -> None:
     """Refuse a task with answers of several tokens.
 
     >>> check_one_token(task, "head_roles")
@@ -109,7 +113,7 @@ def check_one_token(task, what: str) -> None:
                           "score_nodes, score_edges or run, or other answers")
 
 
-def answer_rows(task):
+def answer_rows(task: Task) -> Task:
     """The rows to run for a task: its own, or where answers have several tokens two rows for each pair.
 
     These are the prompts followed by the good answer, and by the bad answer, each without its last token.
@@ -135,7 +139,7 @@ def answer_rows(task):
                    bad=tuple(ids if row % 2 else () for row, ids in enumerate(answers)))
 
 
-def per_pair(task, values: torch.Tensor, dim: int = 0) -> torch.Tensor:
+def per_pair(task: Task, values: torch.Tensor, dim: int = 0) -> torch.Tensor:
     """Values of the rows of `answer_rows`, along one axis, as values of the pairs: the two rows of a pair add up.
 
     >>> per_pair(task, torch.ones(64)).shape
@@ -144,7 +148,7 @@ def per_pair(task, values: torch.Tensor, dim: int = 0) -> torch.Tensor:
     return values.unflatten(dim, (-1, 2)).sum(dim + 1) if task.sequences else values
 
 
-def rows_of(task) -> torch.Tensor:
+def rows_of(task: Task) -> torch.Tensor:
     """Clean rows, then corrupt ones, [2n, seq]. Padding comes after the answer's position, so no mask is needed.
 
     >>> rows_of(task).shape
@@ -153,7 +157,7 @@ def rows_of(task) -> torch.Tensor:
     return torch.cat([task.clean, task.corrupt])
 
 
-def answers_of(rows, metric: str = "logit") -> Answers:
+def answers_of(rows: Task, metric: str = "logit") -> Answers:
     """The metric, the answer's position, [n], and the ids of good and bad answers, [n, most].
 
     >>> [part.shape for part in answers_of(task)[1:]]
@@ -174,7 +178,22 @@ def answers_of(rows, metric: str = "logit") -> Answers:
     return Answers(metric, places, padded(rows.good, most), padded(rows.bad, most))
 
 
-def padded(answers, most: int = 0) -> torch.Tensor:
+def batches(rows: Task, batch_size: int, label: str, metric: str = "logit") -> Iterator[tuple[Task, Answers]]:
+    """The rows and their answers of each batch, behind a progress bar.
+
+    >>> [len(batch) for batch, answers in batches(task, 32, "gim")]
+    [32, 32]
+
+    Args:
+        rows, metric: as in `answers_of`.
+        label: what the progress bar shows beside the task's name.
+    """
+    for start in tqdm(range(0, len(rows), batch_size), desc=f"{rows.name} {label}", delay=2, leave=False):
+        batch = rows[start:start + batch_size]
+        yield batch, answers_of(batch, metric)
+
+
+def padded(answers: Sequence[Sequence[int]], most: int = 0) -> torch.Tensor:
     """Sets of answer ids as [n, most], with -1 where a row has fewer.
 
     >>> padded([(5,), (6, 7)])

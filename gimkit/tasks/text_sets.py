@@ -1,9 +1,12 @@
 """Six public data sets with a Yes or No answer: their place on the hub, their columns and their prompts."""
 
-from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator
+from typing import Literal, NamedTuple
 
 from gimkit.errors import GimkitError
+
+Rows = Iterable[dict]
+Items = Iterator[tuple[str, str | None, bool | None]]  # passage, question or claim or None, label or None
 
 
 class Table(NamedTuple):
@@ -30,8 +33,7 @@ class TextSet(NamedTuple):
     """
 
     tables: tuple[Table, ...]
-    # The tables' rows -> (passage, question or claim or None, label or None where it is neither Yes nor No).
-    read: Callable[..., Iterator[tuple[str, str | None, bool | None]]]
+    read: Callable[..., Items]  # from the tables' rows; no label where it is neither Yes nor No
     instruction: str  # one sentence
     passage: str  # the prompt's word for the passage
     question: str = ""  # and for the question
@@ -39,7 +41,7 @@ class TextSet(NamedTuple):
     def ask(self, passage: str, question: str | None) -> str:
         """Instruction, passage and question as one text."""
         parts = [self.instruction, f"{self.passage}: {passage.strip()}"]
-        return "\n\n".join(parts + ([f"{self.question}: {question.strip()}"] if self.question else []))
+        return "\n\n".join(parts + ([f"{self.question}: {question.strip()}"] if question else []))
 
 
 def _label(row: dict, column: str, labels: dict) -> bool | None:
@@ -50,27 +52,27 @@ def _label(row: dict, column: str, labels: dict) -> bool | None:
     return labels[row[column]]
 
 
-def _boolq(rows):
+def _boolq(rows: Rows) -> Items:
     """Passages and questions; the labels are True and False."""
     for row in rows:
         question = row["question"].strip().rstrip("?") + "?"  # typed into a search engine, mostly without one
         yield row["passage"], question, _label(row, "answer", {True: True, False: False})
 
 
-def _fever(rows):
+def _fever(rows: Rows) -> Items:
     """Claims, each with its evidence: lists of page, line and text, one for each sentence."""
     for row in rows:
         label = _label(row, "label", {"SUPPORTS": True, "REFUTES": False, "NOT ENOUGH INFO": None})
         yield " ".join(sentence[2] for sentence in row["evidence"]), row["claim"], label
 
 
-def _movies(rows):
+def _movies(rows: Rows) -> Items:
     """Reviews; the labels are 0 and 1."""
     for row in rows:
         yield row["review"], None, _label(row, "label", {0: False, 1: True})
 
 
-def _scifact(claims, corpus):
+def _scifact(claims: Rows, corpus: Rows) -> Items:
     """Claims, each with the abstract annotated for it; without evidence a claim is neither Yes nor No."""
     abstracts = {str(row["doc_id"]): " ".join(row["abstract"]) for row in corpus}
     for row in claims:
@@ -81,7 +83,7 @@ def _scifact(claims, corpus):
         yield abstracts.get(document, ""), row["claim"], label
 
 
-def _hatexplain(rows):
+def _hatexplain(rows: Rows) -> Items:
     """Posts with three annotators' labels, 0 hateful, 1 normal, 2 offensive; two must agree on hateful or normal."""
     for row in rows:
         annotators = row["annotators"]  # in `datasets` a dict of lists, on its card a list of dicts
@@ -90,13 +92,14 @@ def _hatexplain(rows):
         yield " ".join(row["post_tokens"]), None, hateful if hateful or normal else None
 
 
-def _twitter(rows):
+def _twitter(rows: Rows) -> Items:
     """Tweets; the labels are 0 negative, 1 neutral, 2 positive."""
     for row in rows:
         yield row["text"], None, _label(row, "label", {0: False, 1: None, 2: True})
 
 
-TEXT_SETS = {
+Name = Literal["boolq", "fever", "movies", "scifact", "hatexplain", "twitter"]
+TEXT_SETS: dict[Name, TextSet] = {
     "boolq": TextSet(
         (Table("google/boolq", "validation", ("question", "answer", "passage")),), _boolq,
         "Read the passage, then answer the question about it with Yes or No.", "Passage", "Question"),

@@ -3,8 +3,10 @@
 from collections import Counter
 from dataclasses import dataclass
 from random import Random
+from typing import Any
 
 import torch
+from nnsight.intervention.envoy import Envoy
 from tqdm.auto import tqdm
 
 from gimkit.errors import GimkitError, check_flag, check_known, check_whole
@@ -14,7 +16,7 @@ from gimkit.model.tokenizer import answer_id, text_ids, text_of
 from gimkit.remote.trace import in_trace
 from gimkit.results import Result
 from gimkit.tasks.encode import tokenizer_of
-from gimkit.tasks.text_sets import TEXT_SETS, Table
+from gimkit.tasks.text_sets import TEXT_SETS, Name, Table
 
 LONGEST = 1024
 
@@ -37,7 +39,7 @@ class Texts(Result):
         return len(self.prompts)
 
 
-def load_texts(name: str, model, n: int = 100, seed: int = 0, data=None, *, true_positives: bool = True,
+def load_texts(name: Name, model: Envoy, n: int = 100, seed: int = 0, data: Any = None, *, true_positives: bool = True,
                remote: bool | str = False) -> Texts:
     """Examples of BoolQ, FEVER, Movies, SciFact, HateXplain or Twitter, as prompts that end where the answer starts.
 
@@ -87,7 +89,8 @@ def load_texts(name: str, model, n: int = 100, seed: int = 0, data=None, *, true
     longest = min(LONGEST, limits(model)[1] or LONGEST)
     examples = list(dict.fromkeys(text_set.read(*tables)))
     Random(seed).shuffle(examples)
-    kept, dropped = [], Counter()
+    kept: list[tuple] = []
+    dropped: Counter = Counter()
     with tqdm(total=n, desc=name, delay=2, leave=False) as progress:
         for passage, question, label in examples:
             if label is None or true_positives and not label:
@@ -112,24 +115,25 @@ def load_texts(name: str, model, n: int = 100, seed: int = 0, data=None, *, true
         raise GimkitError(f"data set {name!r}: no usable example for this model: {'; '.join(notes) or 'it is empty'}")
     if len(kept) < n:
         notes.append(f"only {len(kept)} of {n} examples were found")
-    return Texts(name, *zip(*kept), tuple(notes))
+    prompts, targets, passages = zip(*kept)
+    return Texts(name, prompts, targets, passages, tuple(notes))
 
 
-def _prompt(tokenizer, question: str) -> str | list[dict]:
+def _prompt(tokenizer: Any, question: str) -> str | list[dict]:
     """The whole prompt: a message where the tokenizer has a chat template, else a text that ends in "Answer:"."""
     if getattr(tokenizer, "chat_template", None) is None:
         return question + "\n\nAnswer:"
     return [{"role": "user", "content": question}]
 
 
-def _answers_yes(model, ids: torch.Tensor, yes: int, no: int, remote: bool | str) -> bool:
+def _answers_yes(model: Envoy, ids: torch.Tensor, yes: int, no: int, remote: bool | str) -> bool:
     """Whether the model's logit of Yes is above that of No after a prompt [seq]."""
     values, _ = in_trace(model, ids[None], last_values, unembedding_of(model), [yes, no], remote=remote,
                          gradients=False)
     return bool(values[0, 0] > 0)
 
 
-def _checked(name: str, table: Table, rows) -> list[dict]:
+def _checked(name: str, table: Table, rows: Any) -> list[dict]:
     """The rows as a list; GimkitError where one lacks a column."""
     rows = list(rows)
     for row in rows:
@@ -142,7 +146,7 @@ def _checked(name: str, table: Table, rows) -> list[dict]:
     return rows
 
 
-def _from_hub(table: Table):
+def _from_hub(table: Table) -> Any:
     """A table's rows from the hub."""
     try:
         from datasets import load_dataset

@@ -4,6 +4,7 @@ The words are common English ones. A bundled model knows these and no others, an
 together, nor a held-out opening or clause. Any other model gets the words of `natural.py`.
 """
 
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 
@@ -26,7 +27,7 @@ class Words(NamedTuple):
     ask_odd: dict[str, tuple[str, ...]]
     capitals: dict[str, str]
     ask_capital: tuple[str, ...]
-    kinds: dict[str, tuple[str, ...]]
+    kinds: Mapping[str, Sequence[str]]
     ask_kind: tuple[str, ...]
     nouns: dict[str, str]  # subjects, singular and plural
     near: tuple[str, ...]
@@ -54,7 +55,7 @@ class Start(NamedTuple):
     wrong: str  # the next digits for this year
 
 
-def two_digits(centuries) -> tuple[Start, ...]:
+def two_digits(centuries: Iterable[int]) -> tuple[Start, ...]:
     """Every year except the first two and the last one of each century; the last two digits are the answer.
 
     >>> len(two_digits([17]))

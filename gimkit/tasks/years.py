@@ -1,13 +1,14 @@
 """How a tokenizer splits years, for greater-than: which next tokens lead to which years."""
 
 from collections import defaultdict
+from typing import Any
 
 from gimkit.errors import GimkitError
 from gimkit.model.tokenizer import text_ids
 from gimkit.tasks.words import Start
 
 
-def next_years(tokenizer, prompt: str, end: str) -> dict[int, set[int]]:
+def next_years(tokenizer: Any, prompt: str, end: str) -> dict[int, set[int]]:
     """{next token: the years that it can lead to}, after a prompt that ends in a year's first digits.
 
     >>> next_years(model.tokenizer, "in 17", "17")[model.tokenizer.convert_tokens_to_ids("32")]
@@ -47,7 +48,7 @@ def split_by_year(years: dict[int, set[int]], start: int) -> tuple[list[int], li
     return later, not_later
 
 
-def decided_years(tokenizer, starts: tuple[Start, ...]) -> tuple[Start, ...]:
+def decided_years(tokenizer: Any, starts: tuple[Start, ...]) -> tuple[Start, ...]:
     """The years for which the next token decides, after two digits of the end, or else after three.
 
     >>> decided_years(model.tokenizer, (Start("1732", "17", "33", "32"),))[0].end

@@ -24,7 +24,7 @@ from gimkit.model.prompt import Prompt, PromptLike, Target, read_prompt, right_m
 from gimkit.model.tokenizer import token_text
 from gimkit.remote import in_trace
 from gimkit.results import Result
-from gimkit.rules import RULES, Preset, Rules
+from gimkit.rules import PLAIN, RULES, Preset, Rules, name_of, rules_of
 from gimkit.tokens.perturbation import METHODS as PERTURBATIONS
 from gimkit.tokens.perturbation import Perturbation, perturbed
 
@@ -176,7 +176,7 @@ def attribute(model: Envoy, prompt: PromptLike, target: Target = None, *, method
         scores, answers = by_backend(model, backend, reverse, forward if has_forward else NO_FORWARD.format(method),
                                      remote)
     require_finite(scores)
-    return label_scores(model, encoded, scores, answers, method if isinstance(method, str) else "own rules")
+    return label_scores(model, encoded, scores, answers, name_of(method))
 
 
 def label_scores(model: Envoy, prompt: Prompt, scores: torch.Tensor, answers: list, method: str) -> TokenScores:
@@ -200,7 +200,7 @@ def _backward(model: Envoy, prompt: Prompt, method: str | Rules, steps: int,
     parts = architecture_of(model)
     ids, baseline, answers, free = prompt
     padded = torch.nn.functional.pad(free, (0, len(prompt.forced)))  # forced tokens of the answer are never replaced
-    rules = "gradient" if method in ("ig", "deeplift", "pattern-difference") else method
+    rules = PLAIN if method in ("ig", "deeplift", "pattern-difference") else rules_of(method)
     # Rows of the batch: the prompt; for "ig" one a step; for methods that compare two runs, the baseline prompt too.
     rows, body, arguments = ids[None], token_scores, (baseline, answers)
     if method == "ig":

@@ -19,7 +19,7 @@ from gimkit.model.apply import apply, check_differentiable, check_unedited
 from gimkit.model.architecture import architecture_of, unembedding_of
 from gimkit.model.prompt import Answer, Prompt, PromptLike, Target, check_metric, inner_positions, read_prompt
 from gimkit.remote import in_trace
-from gimkit.rules import Preset
+from gimkit.rules import Preset, rules_of
 from gimkit.tokens.faithfulness import MOST_REMOVED, TokenFaithfulness, matched, removals
 
 MOST_TOKENS = 2**13  # of one forward pass
@@ -76,7 +76,7 @@ def layer_scores(model: Envoy, prompt: PromptLike, target: Target = None, *, met
             found.append(scores)
         scores = torch.stack(found)
     else:
-        edited = apply(model, method)
+        edited = apply(model, rules_of(method))
         scores, _ = in_trace(edited, encoded.ids[None], stream_scores, unembedding_of(model), blocks, answers,
                              remote=remote)
     require_finite(scores)
