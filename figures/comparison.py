@@ -59,7 +59,7 @@ def drawing(curves: pandas.DataFrame):
     >>> figure, rows, text = drawing(curves)
 
     Args:
-        curves: of `benchmarks.compare.compare`; its rows of these tasks and methods are drawn, with absolute ranking.
+        curves: of `benchmarks.compare.curves`; its rows of these tasks and methods are drawn, with absolute ranking.
     Returns:
         The matplotlib figure, the rows that it shows, and its alternative text.
     Raises:

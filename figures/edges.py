@@ -4,7 +4,7 @@ import pandas
 import torch
 from tqdm.auto import tqdm
 
-from benchmarks.compare import compare
+from benchmarks.compare import compare, curves
 from figures import comparison, papers
 from figures.parts import Request
 from gimkit.interventions.layer_scores import along_path
@@ -61,8 +61,8 @@ def _compared(request: Request) -> pandas.DataFrame:
 
 def _curves(request: Request, name: str) -> pandas.DataFrame:
     """The curves of `benchmarks.compare` for one task, with the CPU seconds of scoring."""
-    table, found = compare(request.name, [name], list(comparison.DRAWN), n=request.n, seeds=DRAWS, seed=request.seed)
-    return found.merge(table[["task", "seed", "method", "cpu_seconds"]], on=["task", "seed", "method"])
+    runs = compare(request.name, [name], list(comparison.DRAWN), n=request.n, seeds=DRAWS, seed=request.seed)
+    return curves(runs).merge(runs[["task", "seed", "method", "cpu_seconds"]].drop_duplicates())
 
 
 def faithfulness(request: Request):

@@ -8,20 +8,20 @@ import pytest
 import torch
 
 import gimkit
-from benchmarks.compare import AREAS, COMPARED, TASKS, compare, main, over_seeds
+from benchmarks.compare import AREAS, COMPARED, TASKS, by_seed, compare, curves, main, over_seeds
 from benchmarks.measuring import growing
 from figures.comparison import DRAWN, DRAWN_TASKS, drawing
 
 
 def test_random_edges_lose():
-    table, curves = compare("mini-llama", ["ioi"], ["gim", "random"], n=8)
-    table = table.set_index("method")
+    runs = compare("mini-llama", ["ioi"], ["gim", "random"], n=8)
+    table, found = by_seed(runs).set_index("method"), curves(runs)
     assert table.cpr["gim"] > 0.8 > 0.5 > table.cpr["random"]
     assert table.cmd["gim"] < 0.3 < table.cmd["random"]
     for area in ("cpr", "cmd"):
         assert (table[f"{area}_low"] <= table[area]).all() and (table[area] <= table[f"{area}_high"]).all()
     for ranking, area, value in (("signed", "cpr", lambda f: f), ("absolute", "cmd", lambda f: abs(1 - f))):
-        own = curves[(curves.method == "gim") & (curves.ranking == ranking)]
+        own = found[(found.method == "gim") & (found.ranking == ranking)]
         assert numpy.trapezoid(value(own.faithfulness), own.share) == pytest.approx(table[area]["gim"])
         assert own.requested.tolist() == [int(share * own.requested.max()) for share in own.share]
         assert (own.edges <= own.requested).all() and own.edges.max() == own.requested.max()
@@ -49,21 +49,47 @@ def refuse(*_, **__):
 
 def test_an_unsolved_task_is_reported(monkeypatch):
     monkeypatch.setattr(gimkit, "faithfulness", refuse)
-    table, curves = compare("mini-llama", ["capital"], ["random"], n=2, seeds=2)
-    assert table[list(AREAS)].isna().all(axis=None) and set(table.note) == {"the model does not solve it"}
-    assert over_seeds(table).solved.tolist() == [0] and curves.empty
+    runs = compare("mini-llama", ["capital"], ["random"], n=2, seeds=2)
+    assert by_seed(runs)[list(AREAS)].isna().all(axis=None) and set(runs.note) == {"the model does not solve it"}
+    assert over_seeds(runs).solved.tolist() == [0] and curves(runs).empty
     with pytest.raises(gimkit.GimkitError, match="nothing to draw: the figure is of gradient"):
-        drawing(curves)
+        drawing(curves(runs))
 
 
-def test_means_over_seeds():
-    table = pandas.DataFrame({"model": "m", "task": "ioi", "seed": [0, 1, 0, 1], "method": ["gim"] * 2 + ["random"] * 2,
-                              "cpu_seconds": [1.0, 3.0, 0.0, 0.0], "growth_mib": [10.0, 30.0, 0.0, 0.0]}
-                             | dict.fromkeys(AREAS, [0.5, 1.0, 0.25, float("nan")]))
-    means = over_seeds(table).set_index("method")
-    assert means.cpr["gim"] == 0.75 and means.cpu_seconds["gim"] == 2 and means.growth_mib["gim"] == 20
-    assert means.cpr["random"] == 0.25 and means.solved.to_dict() == {"gim": 2, "random": 1}
-    assert "seed" not in means
+def made_up_runs():
+    """Two draws of four prompts; each circuit keeps a share of its prompt's gap, and the other method half as much."""
+    kept = numpy.random.default_rng(0).uniform(0.5, 1.5, (2, 4))
+    rows = [(seed, method, ranking, share, prompt, 2 + 3 * share * factor * kept[seed, prompt], 2.0, 5.0)
+            for seed in (0, 1) for method, factor in (("gim", 1), ("gradient", 0.5))
+            for ranking in ("signed", "absolute") for share in (0.0, 0.5, 1.0) for prompt in range(4)]
+    columns = ["seed", "method", "ranking", "share", "prompt", "metric", "empty", "full"]
+    return kept, pandas.DataFrame(rows, columns=columns).assign(
+        model="m", task="ioi", requested=1, edges=1, cpu_seconds=1.0, growth_mib=2.0, note="")
+
+
+def test_means_over_draws_and_a_lead_that_is_paired():
+    kept, runs = made_up_runs()
+    table = over_seeds(runs).set_index("method")
+    # faithfulness is share x kept, so its area over the shares is half of what the whole circuit keeps
+    assert table.cpr["gim"] == pytest.approx(kept.mean() / 2) and table.solved["gim"] == 2
+    assert table.cpr_min["gim"] == pytest.approx(kept.mean(1).min() / 2)
+    assert table.cpr_max["gim"] == pytest.approx(kept.mean(1).max() / 2)
+    assert table.cpr_ahead["gradient"] == pytest.approx(kept.mean() / 4) and table.cpr_ahead["gim"] == 0
+    drawn = numpy.random.default_rng(1).integers(0, 4, (4000, 2, 4))  # an independent bootstrap within draws
+    resampled = numpy.take_along_axis(kept[None], drawn, 2).mean((1, 2)) / 2
+    assert table[["cpr_low", "cpr_high"]].loc["gim"].tolist() == pytest.approx(
+        numpy.quantile(resampled, [0.025, 0.975]).tolist(), abs=0.06)
+    assert (table.cpr_ahead_low["gradient"], table.cpr_ahead_high["gradient"]) == (
+        pytest.approx(table.cpr_low["gim"] / 2), pytest.approx(table.cpr_high["gim"] / 2))
+
+
+def test_a_run_continues_where_it_stopped(tmp_path, monkeypatch):
+    first = compare("mini-llama", ["capital"], ["gim"], n=2, folder=tmp_path)
+    monkeypatch.setattr(gimkit, "score_edges", refuse)
+    again = compare("mini-llama", ["capital"], ["gim"], n=2, folder=tmp_path)
+    pandas.testing.assert_frame_equal(first, again, check_dtype=False)
+    with pytest.raises(gimkit.GimkitError, match="does not solve"):
+        compare("mini-llama", ["capital"], ["gim"], n=3, folder=tmp_path)
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
@@ -109,9 +135,10 @@ def test_the_command_writes_rows_and_curves(tmp_path, capsys):
     assert main(["mini-llama", "-n", "4", "--tasks", "capital", "--methods", "gim", "random", "--seeds", "2",
                  "--csv", str(table)]) == 0
     out = capsys.readouterr().out
-    written, curves = pandas.read_csv(table), pandas.read_csv(tmp_path / "t-curves.csv")
+    written, points = pandas.read_csv(table), pandas.read_csv(tmp_path / "t-curves.csv")
     assert written[["seed", "method"]].to_numpy().tolist() == [[0, "gim"], [0, "random"], [1, "gim"], [1, "random"]]
     mean = f"{written[written.method == 'gim'].cpr.mean():.2f}"
-    assert any("gim" in line and mean in line for line in out.splitlines()) and "Means over seeds" in out
-    assert len(curves) == 2 * 2 * 2 * 10 and {"share", "requested", "edges", "faithfulness"} <= set(curves)
+    assert any("gim" in line and mean in line for line in out.splitlines()) and "Means over draws" in out
+    assert len(points) == 2 * 2 * 2 * 10 and {"share", "requested", "edges", "faithfulness"} <= set(points)
+    assert pandas.read_csv(tmp_path / "t-mean.csv").method.tolist() == ["gim", "random"]
     assert main(["mini-llama", "--tasks", "iio"]) == 2

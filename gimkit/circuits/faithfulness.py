@@ -199,7 +199,8 @@ def faithfulness(model: Envoy, task: Task, edges: EdgeScores, *, absolute: bool,
         raise GimkitError("sizes are increasing shares of all edges between 0 and 1")
     masks = [prune(cut(edges.scores, graph, int(share * graph.n_edges), absolute), graph) for share in sizes]
     keep = torch.stack([torch.zeros_like(graph.real), graph.real, *masks])
-    values = run_masks(model, w, task, keep, metric, remote)
+    different, which = torch.unique(keep, dim=0, return_inverse=True)  # sizes may give the same circuit
+    values = run_masks(model, w, task, different, metric, remote)[which]
     empty, full = values[0], values[1]
     if float(full.mean() - empty.mean()) <= 0:
         raise GimkitError(f"on {task.name} the clean prompts' {metric} ({full.mean():.3g}) does not beat the corrupt "

@@ -20,7 +20,8 @@ def run_circuits(model, w, b: int, keep: torch.Tensor, answers) -> torch.Tensor:
     it keeps and the corrupt value of the others.
 
     keep: [circuits, sources, targets] of 0 and 1. The rows are b corrupt prompts, then b clean ones per circuit; where
-    query heads share keys and values, as often again as heads share one, so that each head can read its own.
+    query heads share keys and values, as often again as heads share one, so that each head can read its own. Only the
+    attention itself needs these copies: projections and MLPs run on one of them.
     Divergences are from the last circuit's distribution: there it must keep all edges.
     """
     circuits, group = len(keep), w.heads // w.key_heads
@@ -42,10 +43,13 @@ def run_circuits(model, w, b: int, keep: torch.Tensor, answers) -> torch.Tensor:
         if group > 1:  # each copy of the rows holds the heads that read its keys and values
             copies = z[b:].unflatten(-1, (w.heads, -1)).unflatten(0, (group, -1))
             mixed = torch.stack([copies[h % group, :, :, h] for h in range(w.heads)], -2).flatten(-2)
-            z = torch.cat([z[:b], mixed.repeat(group, 1, 1)])
+            z = torch.cat([z[:b], mixed])
             projection.input = z
         attention = projection.output
         weight = matrix_of(projection, layer.output, z, attention)[0]
+        if group > 1:
+            z, attention = copied(z, b, group), copied(attention, b, group)
+            projection.output = attention
         after = read_after(model, layer.norm_after_attention, attention)
         put_heads(gaps[:, known:known + w.heads], weight, z, after)
         behind = [stream, attention if after is None else after.y]
@@ -61,8 +65,11 @@ def run_circuits(model, w, b: int, keep: torch.Tensor, answers) -> torch.Tensor:
             reads = model.get(path)(reads)
         theirs = mlp.input
         check_reads(layer.mlp, theirs, reads[:b])
-        mlp.input = torch.cat([theirs[:b], reads[b:].repeat(group, 1, 1).to(theirs.dtype)])
+        mlp.input = torch.cat([theirs[:b], reads[b:].to(theirs.dtype)])
         m = tensor_of(mlp.output)
+        if group > 1:
+            m, rest = copied(m, b, group), mlp.output[1:] if isinstance(mlp.output, tuple) else None
+            mlp.output = m if rest is None else (m, *rest)
         after = read_norm(model, layer.norm_after_mlp)
         m = m if after is None else after.y
         behind.append(m)
@@ -86,6 +93,11 @@ def whole_circuit(model, clean, corrupt, w, keep: torch.Tensor, answers) -> tupl
     with model.trace(input_ids=clean, use_cache=False):
         own = values_at_answers(model, w.unembedding, answers)[0].save()
     return whole, own
+
+
+def copied(x: torch.Tensor, b: int, group: int) -> torch.Tensor:
+    """The rows of the circuits again for each copy, behind the b corrupt rows."""
+    return torch.cat([x[:b], x[b:].repeat(group, *[1] * (x.dim() - 1))])
 
 
 def gap(x: torch.Tensor, b: int, circuits: int) -> torch.Tensor:
