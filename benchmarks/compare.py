@@ -24,7 +24,7 @@ MEASURED = ("ranking", "share", "requested", "edges", "prompt", "metric", "empty
 
 
 def compare(name: str, tasks=TASKS, methods=COMPARED, n: int = 32, seeds: int = 1, seed: int = 0,
-            folder: Path | None = None) -> pandas.DataFrame:
+            scored: int | None = None, folder: Path | None = None) -> pandas.DataFrame:
     """Score the edges of a model by every method on some prompts, cut circuits, and run them on other prompts.
 
     >>> runs = compare("mini-llama", ["ioi"], ["gim", "random"], n=4)
@@ -33,14 +33,15 @@ def compare(name: str, tasks=TASKS, methods=COMPARED, n: int = 32, seeds: int = 
     >>> len(runs)                                 # two methods, signed and absolute ranking, ten sizes, four prompts
     160
 
-    Half of each draw of prompts gives the scores, the other half evaluates the circuits, as MIB has a train and a
+    The first prompts of each draw give the scores, the others evaluate the circuits, as MIB has a train and a
     validation split. A task that the model does not solve has one row with a note, and empty numbers.
 
     Args:
         name: as in `gimkit.load`.
         tasks: of `gimkit.tasks`.
         methods: of `gimkit.score_edges`.
-        n: prompt pairs for scores, and as many others for the evaluation; all 2n are different.
+        n: prompt pairs for the evaluation of circuits.
+        scored: other prompt pairs, for scores; n when None.
         seeds: draws of each task.
         seed: of the first draw.
         folder: for the rows of each task, draw and method, so that an interrupted run can continue.
@@ -57,20 +58,21 @@ def compare(name: str, tasks=TASKS, methods=COMPARED, n: int = 32, seeds: int = 
             check_known(what, one, known)
     check_whole("n", n)
     check_whole("seeds", seeds)
+    scored = n if scored is None else check_whole("scored", scored)
     model, found, warm = gimkit.load(name), [], False
     work = [(task, draw, method) for task in tasks for draw in range(seed, seed + seeds) for method in methods]
     for task, draw, method in tqdm(work, desc=f"edges of {name}", delay=2, leave=False):
-        about = {"model": name, "task": task, "seed": draw, "method": method, "n": n}
+        about = {"model": name, "task": task, "seed": draw, "method": method, "n": n, "scored": scored}
 
         def measure(task=task, draw=draw, method=method):
             nonlocal warm
-            drawn = getattr(gimkit.tasks, task)(model, n=2 * n, seed=draw)
+            drawn = getattr(gimkit.tasks, task)(model, n=scored + n, seed=draw)
             if not warm:
-                gimkit.score_edges(model, drawn[:len(drawn) // 2], "gradient")  # no method has the first trace's cost
+                gimkit.score_edges(model, drawn[:scored], "gradient")  # no method has the cost of the first trace
                 warm = True
-            return _circuit_runs(model, drawn, method, draw)
+            return _circuit_runs(model, drawn[:scored], drawn[scored:], method, draw)
 
-        path = folder and Path(folder) / Path(name).name / f"{task}-{draw}-{method}-{n}.csv"
+        path = folder and Path(folder) / Path(name).name / f"edges-{task}-{draw}-{method}-{scored}-{n}.csv"
         rows = cached_table(path, about, measure) if path else measure()
         found.append(rows.assign(model=name, task=task, seed=draw, method=method))
     runs = pandas.concat(found, ignore_index=True)
@@ -78,9 +80,8 @@ def compare(name: str, tasks=TASKS, methods=COMPARED, n: int = 32, seeds: int = 
     return runs[first + [column for column in runs if column not in first]]
 
 
-def _circuit_runs(model, drawn, method: str, seed: int) -> pandas.DataFrame:
-    """The metric of each circuit on each prompt of the second half of a draw, from scores on the first half."""
-    scored, evaluated = drawn[:len(drawn) // 2], drawn[len(drawn) // 2:]
+def _circuit_runs(model, scored, evaluated, method: str, seed: int) -> pandas.DataFrame:
+    """The metric of each circuit on each evaluated prompt, from scores on other prompts."""
     start = time.process_time()
     edges, growth = growing(gimkit.score_edges, model, scored, method, seed=seed)
     about = {"cpu_seconds": time.process_time() - start, "growth_mib": growth}
@@ -211,8 +212,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("model", metavar="NAME", help="a bundled name, a folder or a hub id")
     parser.add_argument("--tasks", nargs="+", metavar="TASK", default=TASKS, help="default: all of gimkit.tasks")
     parser.add_argument("--methods", nargs="+", metavar="METHOD", default=COMPARED, help="default: all")
-    parser.add_argument("-n", type=int, default=32, help="prompt pairs a task for scores, and as many others to "
-                        "evaluate circuits (default: %(default)s)")
+    parser.add_argument("-n", type=int, default=32, help="prompt pairs a task to evaluate circuits (default: "
+                        "%(default)s)")
+    parser.add_argument("--scored", type=int, help="other prompt pairs, for the scores (default: as many)")
     parser.add_argument("--seeds", type=int, default=1, help="draws of prompts (default: %(default)s)")
     parser.add_argument("--csv", type=Path, help="write a row per draw here, means over draws to NAME-mean.csv, the "
                         "curves to NAME-curves.csv")
@@ -223,7 +225,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _print_comparison(options) -> None:
     """Print the table, and save the tables where wanted."""
     runs = compare(options.model, options.tasks, options.methods, n=options.n, seeds=options.seeds,
-                   folder=options.parts)
+                   scored=options.scored, folder=options.parts)
     table = over_seeds(runs)
     print("Scores are from some prompts, circuits run on others. Means over draws, 95% bootstrap intervals over\n"
           "prompts; ahead: what GIM has more of, on the same prompts.")

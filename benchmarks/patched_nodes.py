@@ -40,11 +40,12 @@ def recall(score: numpy.ndarray, exact: numpy.ndarray, most: int) -> float:
 def within_layers(score: numpy.ndarray, exact: numpy.ndarray, layer: numpy.ndarray) -> float:
     """Spearman's correlation inside each layer, mean over layers: blind to how scores shrink with depth.
 
-    >>> within_layers(numpy.array([1.0, 2.0, 30.0, 40.0]), numpy.array([10.0, 20.0, 3.0, 4.0]),
-    ...               numpy.array([0, 0, 1, 1])).item()
+    >>> round(within_layers(numpy.array([1.0, 2.0, 30.0, 40.0]), numpy.array([10.0, 20.0, 3.0, 4.0]),
+    ...                     numpy.array([0, 0, 1, 1])), 3)
     1.0
     """
-    return numpy.mean([stats.spearmanr(score[layer == one], exact[layer == one]).statistic for one in set(layer)])
+    return float(numpy.mean([stats.spearmanr(score[own], exact[own]).statistic
+                             for own in (layer == one for one in set(layer))]))
 
 
 def size_of(score: numpy.ndarray, exact: numpy.ndarray) -> float:
