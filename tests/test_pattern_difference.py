@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 from nnsight import NNsight
-from test_layerwise import blocks_of, prompt_of, run
+from test_layers import blocks_of, prompt_of, run
 from test_rules import relative
 from tiny import build
 from transformers import AttentionInterface, AttentionMaskInterface

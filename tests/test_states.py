@@ -7,7 +7,7 @@ import pytest
 import torch
 from made_up import random_task
 from nnsight import NNsight
-from test_edits import tokenizer
+from test_apply import tokenizer
 from test_rules import gradient
 from tiny import build, token_ids
 

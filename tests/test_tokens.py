@@ -9,7 +9,7 @@ from made_up import random_task
 from nnsight import NNsight, TransformersModel
 from oracle import oracle_gradient
 from small_tokenizers import bytes_and_merges, pieces
-from test_edits import tokenizer
+from test_apply import tokenizer
 from test_rules import for_oracle, relative
 from tiny import build, token_ids
 

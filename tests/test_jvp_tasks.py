@@ -6,7 +6,7 @@ from in_float64 import precise
 from made_up import literal_metric, random_task
 from nnsight import NNsight
 from test_edges import literal_scores
-from test_forward import NAMES, broken, in_block, refusing  # noqa: F401
+from test_jvp_tokens import NAMES, broken, in_block, refusing  # noqa: F401
 from test_nodes import changed, places, rows, value_of
 from test_rules import PARTS, SUBSETS, relative
 from tiny import build

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 from nnsight import NNsight
-from test_edits import tokenizer
+from test_apply import tokenizer
 from tiny import build
 
 import gimkit
