@@ -4,11 +4,12 @@ import runpy
 
 import pytest
 import torch
+from IPython.core.interactiveshell import InteractiveShell
 from scipy import stats
 from test_notebooks import PATHS, exercises
 
 import gimkit
-from gimkit.interventions.gradients import scale_grad
+from gimkit.interventions.gradients import scale_grad, with_grad_of
 from gimkit.model.architecture import architecture_of
 from gimkit.notebook import checks
 from gimkit.statistics import bootstrap
@@ -208,6 +209,11 @@ def unit(v):
     return v / v.norm()
 
 
+def norm_with_correction(x, y, weight, eps):
+    sigma = (x.detach().var(-1, keepdim=True) + eps).sqrt()
+    return with_grad_of(y, weight * (x - x.mean(-1, keepdim=True)) / sigma)
+
+
 WRONG = [
     ("sparse_reconstruction", reconstruct(score=lambda h: h), "compare .h."),
     ("sparse_reconstruction", reconstruct(rows=True), "whole batch"),
@@ -248,6 +254,7 @@ WRONG = [
     ("split_gradients", lambda q, k, v: (q, k, v), "nothing is scaled"),
     ("split_gradients", lambda q, k, v: tuple(scale_grad(x, 0.5) for x in (q, k, v)), "two products"),
     ("split_gradients", lambda q, k, v: tuple(x.detach() for x in (q, k, v)), "no gradient any more"),
+    ("frozen_norm", norm_with_correction, "correction=0"),
     ("frozen_norm", lambda x, y, weight, eps: y, "plain gradient"),
     ("frozen_norm", frozen(sigma_of=lambda x: x), "plain gradient"),
     ("frozen_norm", frozen(mean_of=torch.Tensor.detach), "centring stays differentiable"),
@@ -518,6 +525,37 @@ def test_a_wrong_answer_on_a_model_hears_why(name, which, answer, lesson, models
     check = getattr(checks, name)
     with pytest.raises(AssertionError, match=lesson):
         check(answer, models[which])
+
+
+def test_jupyter_shows_a_wrong_answer_as_one_box_without_a_traceback(capsys):
+    shell = InteractiveShell()
+    shell.user_ns |= {"checks": checks, "scale_grad": scale_grad}
+    done = shell.run_cell("checks.split_gradients(lambda q, k, v: (q, k, v))")
+    said = capsys.readouterr().out
+    top, *middle, bottom = said.rstrip().splitlines()
+    assert isinstance(done.error_in_exec, AssertionError) and "nothing is scaled yet" in said
+    assert top.startswith("┌") and bottom.startswith("└") and all(line.startswith("│") for line in middle)
+    assert "Traceback" not in said and "assert" not in said and "answers.py" not in said
+
+
+def shape_without_save(model, module, prompt):
+    with model.trace(prompt):
+        output = module.output
+    return output.shape
+
+
+def strengths_without_save(model, prompt, where):
+    paths = [block.mlp for block in architecture_of(model).blocks]
+    with model.trace(prompt, use_cache=False, remote=where):
+        norms = torch.stack([model.get(path).output[0, -1].norm() for path in paths])
+    return norms
+
+
+@pytest.mark.parametrize("name, answer, value", [("read_a_trace", shape_without_save, "output"),
+                                                 ("strengths", strengths_without_save, "norms")])
+def test_a_forgotten_save_is_named(name, answer, value, models):
+    with pytest.raises(AssertionError, match=f"^{value} has no value after the trace.*save"):
+        getattr(checks, name)(answer, models["model"])
 
 
 def test_a_right_interval_passes_whatever_it_draws(capsys):

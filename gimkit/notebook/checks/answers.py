@@ -1,6 +1,49 @@
 """Helpers of all checks: is there an answer, is it right, and which mistake is it."""
 
+import functools
+import textwrap
+from collections.abc import Callable
+
 import torch
+
+
+class WrongAnswer(AssertionError):
+    """A wrong answer to an exercise. Jupyter shows its sentence in a box and no traceback."""
+
+    def _render_traceback_(self) -> list[str]:
+        lines = textwrap.wrap(str(self), 88)
+        width = max(map(len, lines))
+        edge = "─" * (width + 2)
+        return [f"┌{edge}┐", *(f"│ {line:<{width}} │" for line in lines), f"└{edge}┘"]
+
+
+def exercise(check: Callable[..., None]) -> Callable[..., None]:
+    """A check that raises `WrongAnswer`, for a lesson of its own and for a value that was not saved in a trace.
+
+    >>> exercise(recognise)([2.0], [([2.0], "This is twice the effect.")])
+    Traceback (most recent call last):
+    gimkit.notebook.checks.answers.WrongAnswer: This is twice the effect.
+
+    Args:
+        check: a function that prints "Correct: ..." or raises AssertionError.
+    Returns:
+        The same function, with the other error.
+    """
+    @functools.wraps(check)
+    def checked(*given) -> None:
+        try:
+            check(*given)
+        except UnboundLocalError as error:  # what nnsight does not save has no value after the block
+            name = str(error).split("'")[1]
+            lesson = (f"{name} has no value after the trace. A value made inside the `with` block is lost at its end "
+                      "unless you save it: write .save() behind it.")
+        except AssertionError as error:
+            lesson = str(error)
+        else:
+            return
+        raise WrongAnswer(lesson)
+
+    return checked
 
 
 def unwritten(answer, task: str) -> bool:

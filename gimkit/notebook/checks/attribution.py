@@ -5,22 +5,23 @@ import torch
 from gimkit.circuits import score_nodes
 from gimkit.model.apply import apply
 from gimkit.model.architecture import architecture_of
-from gimkit.notebook.checks.answers import close, recognise, unwritten
+from gimkit.notebook.checks.answers import close, exercise, recognise, unwritten
 from gimkit.tasks import ioi
 
 
+@exercise
 def attribution_patching(answer, model) -> None:
     """Exercise 04.1: `answer(model, module, task, right, wrong)` estimates each example's effect of a module, [n].
 
     >>> attribution_patching(lambda *given: None, model)
-    Your turn: trace clean and corrupt rows, return (clean - corrupt) . gradient for each example.
+    Your turn: return one score per example: shape [n].
     """
     task = ioi(model, n=5, seed=5)
     right, wrong = (torch.tensor([ids[0] for ids in answers]) for answers in (task.good, task.bad))
     path = architecture_of(model).blocks[1].mlp
     for name, edited in (("gradient", model), ("gim", apply(model))):
         result = answer(edited, edited.get(path), task, right, wrong)
-        if unwritten(result, "trace clean and corrupt rows, return (clean - corrupt) . gradient for each example."):
+        if unwritten(result, "return one score per example: shape [n]."):
             return
         assert isinstance(result, torch.Tensor) and result.shape == (5,), (
             f"Return one number per example: shape [5] here, not {list(torch.as_tensor(result).shape)}. Sum over "

@@ -4,9 +4,10 @@ import numpy
 import torch
 
 from gimkit.circuits import Graph
-from gimkit.notebook.checks.answers import close, random_numbers, recognise, unwritten
+from gimkit.notebook.checks.answers import close, exercise, random_numbers, recognise, unwritten
 
 
+@exercise
 def cut_circuit(answer) -> None:
     """Exercise 05.1: `answer(scores, real, n, absolute)` is True on the n real edges of highest score, or |score|.
 
@@ -44,16 +45,17 @@ def cut_circuit(answer) -> None:
     print("Correct: n edges by score, or by |score|, and only edges that the model has.")
 
 
+@exercise
 def areas(answer) -> None:
     """Exercise 05.2: `answer(shares, faithfulness)` is (CPR, CMD), the areas under f and |1 - f| by trapezoids.
 
     >>> areas(lambda shares, faithfulness: None)
-    Your turn: return two areas, under f and under |1 - f|.
+    Your turn: return two numbers, (CPR, CMD).
     """
     shares = torch.tensor([0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0], dtype=torch.float64)
     kept = torch.tensor([0, 0, 0.03, 0.1, 0.3, 0.7, 0.9, 1.1, 1.2, 1.0], dtype=torch.float64)
     result = answer(shares.clone(), kept.clone())
-    if unwritten(result, "return two areas, under f and under |1 - f|."):
+    if unwritten(result, "return two numbers, (CPR, CMD)."):
         return
     pair = isinstance(result, tuple | list) or (isinstance(result, torch.Tensor) and result.dim() == 1)
     assert pair and len(result) == 2, "Return two numbers: (CPR, CMD)."
@@ -87,17 +89,18 @@ def areas(answer) -> None:
     print(f"Correct: CPR {wanted[0]:.3f} and CMD {wanted[1]:.3f} for a curve that overshoots.")
 
 
+@exercise
 def shuffled_scores(answer) -> None:
     """Exercise 05.3: `answer(scores, real, generator)` shuffles the scores of the real edges over the real edges.
 
     >>> shuffled_scores(lambda *given: None)
-    Your turn: return the scores, each on another real edge.
+    Your turn: return scores of the same shape, [sources, targets].
     """
     real = Graph(2, 2, False, 8).real
     scores = (random_numbers(*real.shape).exp() * real).float()
     given, draw = scores.clone(), torch.Generator().manual_seed(0)
     result = answer(given, real.clone(), draw)
-    if unwritten(result, "return the scores, each on another real edge."):
+    if unwritten(result, "return scores of the same shape, [sources, targets]."):
         return
     assert isinstance(result, torch.Tensor) and result.shape == real.shape, (
         f"Return one score for each cell: shape {list(real.shape)}.")

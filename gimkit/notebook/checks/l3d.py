@@ -2,7 +2,7 @@
 
 import torch
 
-from gimkit.notebook.checks.answers import close, random_numbers, recognise, unwritten
+from gimkit.notebook.checks.answers import close, exercise, random_numbers, recognise, unwritten
 
 
 def _largest(h, count: int):
@@ -10,17 +10,18 @@ def _largest(h, count: int):
     return (h >= h.flatten().topk(count).values[-1]).to(h.dtype)
 
 
+@exercise
 def sparse_reconstruction(answer) -> None:
     """Exercise 06.1: `answer(gradients, v_in, v_out, k)`, [b, p], from [b, p], [v, p], [v, p] and a share.
 
     >>> sparse_reconstruction(lambda *given: None)
-    Your turn: h = V_in g, keep the batch's largest, sum the directions of V_out.
+    Your turn: return one reconstruction per sample: shape [b, p].
     """
     for seed, (b, v, p, k) in enumerate(((6, 5, 7, 0.2), (9, 4, 3, 0.5))):
         gradients, v_in, v_out = (random_numbers(rows, p, seed=3 * seed + i) for i, rows in enumerate((b, v, v)))
         gradients[0] *= 4  # a sample with large gradients, which takes more than its share
         result = answer(*(part.clone() for part in (gradients, v_in, v_out)), k)
-        if unwritten(result, "h = V_in g, keep the batch's largest, sum the directions of V_out."):
+        if unwritten(result, "return one reconstruction per sample: shape [b, p]."):
             return
         assert isinstance(result, torch.Tensor) and result.shape == gradients.shape, (
             f"Return a reconstruction of every gradient: shape {list(gradients.shape)}, not "
@@ -46,18 +47,19 @@ def sparse_reconstruction(answer) -> None:
     print("Correct: this is L3D's forward pass; training only changes V_in and V_out.")
 
 
+@exercise
 def planted_direction(answer) -> None:
     """Exercise 06.2: `answer(gradients)` is the unit direction [p] along which gradients [n, p] mostly lie.
 
     >>> planted_direction(lambda gradients: None)
-    Your turn: the direction that the gradients of one circuit's samples share.
+    Your turn: return one direction: shape [p].
     """
     for seed in range(3):
         direction = random_numbers(8, seed=seed)
         direction /= direction.norm()
         gradients = random_numbers(40, 1, seed=10 + seed) * direction + 0.05 * random_numbers(40, 8, seed=20 + seed)
         result = answer(gradients.clone())
-        if unwritten(result, "the direction that the gradients of one circuit's samples share."):
+        if unwritten(result, "return one direction: shape [p]."):
             return
         assert isinstance(result, torch.Tensor) and result.shape == (8,), (
             f"Return one direction: shape [8] here, not {list(torch.as_tensor(result).shape)}.")

@@ -4,19 +4,28 @@ import torch
 
 from gimkit.model.apply import apply
 from gimkit.model.architecture import architecture_of
-from gimkit.notebook.checks.answers import close, gradients_of, random_numbers, recognise, same_bits, unwritten
+from gimkit.notebook.checks.answers import (
+    close,
+    exercise,
+    gradients_of,
+    random_numbers,
+    recognise,
+    same_bits,
+    unwritten,
+)
 from gimkit.rules import Rules
 
 
+@exercise
 def split_gradients(answer) -> None:
     """Exercise 02.1: `answer(q, k, v)` is q, k, v, the same values with gradients times 1/4, 1/4 and 1/2.
 
     >>> split_gradients(lambda q, k, v: None)
-    Your turn: return q, k, v with the same values and gradients times 1/4, 1/4 and 1/2.
+    Your turn: return three tensors, q, k and v, each of its own shape.
     """
     inputs = [random_numbers(2, 4, 6, seed=i).float().requires_grad_(True) for i in range(3)]
     result = answer(*inputs)
-    if unwritten(result, "return q, k, v with the same values and gradients times 1/4, 1/4 and 1/2."):
+    if unwritten(result, "return three tensors, q, k and v, each of its own shape."):
         return
     assert isinstance(result, tuple | list) and len(result) == 3, "Return three tensors: q, k, v."
     factors = []
@@ -39,18 +48,19 @@ def split_gradients(answer) -> None:
     print("Correct: every bit of the values, and shares 1/4 + 1/4 + 1/2 = 1.")
 
 
+@exercise
 def frozen_norm(answer) -> None:
     """Exercise 02.2: `answer(x, y, weight, eps)` is y = LayerNorm(x), its gradient with a constant denominator.
 
     >>> frozen_norm(lambda *given: None)
-    Your turn: return y's value with the gradient of a LayerNorm whose denominator is constant.
+    Your turn: return one tensor of the shape of y.
     """
     x, eps = random_numbers(2, 3, 8).requires_grad_(True), 0.1
     weight, bias = 1 + random_numbers(8, seed=1) / 2, random_numbers(8, seed=2)
     y = torch.nn.functional.layer_norm(x, (8,), weight, bias, eps)
     upstream = random_numbers(2, 3, 8, seed=3)
     result = answer(x, y, weight, eps)
-    if unwritten(result, "return y's value with the gradient of a LayerNorm whose denominator is constant."):
+    if unwritten(result, "return one tensor of the shape of y."):
         return
     same_bits(result, y.detach(), "y")
     [gradient] = gradients_of(result, upstream, [x], "your norm")
@@ -63,6 +73,9 @@ def frozen_norm(answer) -> None:
         (plain + centred, "Two gradients were added, y's own and the frozen one. Use y.detach() + (s - s.detach())."),
         (g / sigma, "The mean was detached too. Only the denominator is frozen; centring stays differentiable."),
         ((upstream - upstream.mean(-1, keepdim=True)) / sigma, "The norm's weight is missing from the gradient."),
+        (centred * sigma / (x.detach().var(-1, keepdim=True) + eps).sqrt(),
+         "The variance is divided by width - 1: torch's var() does so unless you write correction=0. A norm divides by "
+         "the width."),
         (centred * sigma / (sigma**2 - eps).sqrt(), "eps is missing: sigma is the root of the variance plus eps."),
     ])
     assert close(gradient, centred), (
@@ -70,11 +83,12 @@ def frozen_norm(answer) -> None:
     print("Correct: y in every bit, and dL/dx = (w g - mean of w g) / sigma.")
 
 
+@exercise
 def tempered_attention(answer) -> None:
     """Exercise 02.3: `answer(attend, q, k, v, scaling, temperature)`: attend's value, the gradients of q and k at T.
 
     >>> tempered_attention(lambda *given: None)
-    Your turn: return attend's value, with the softmax gradient at the given temperature.
+    Your turn: return one tensor of the shape of attend's output.
     """
     q, k, v = (random_numbers(1, 2, 5, 4, seed=i).requires_grad_(True) for i in range(3))
     scaling, temperature, upstream = 1.5, 2.0, random_numbers(1, 2, 5, 4, seed=4)
@@ -83,7 +97,7 @@ def tempered_attention(answer) -> None:
         return torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling)
 
     result = answer(attend, q, k, v, scaling, temperature)
-    if unwritten(result, "return attend's value, with the softmax gradient at the given temperature."):
+    if unwritten(result, "return one tensor of the shape of attend's output."):
         return
     plain = attend(q, k, v, scaling)
     same_bits(result, plain.detach(), "the output")
@@ -112,14 +126,15 @@ def tempered_attention(answer) -> None:
     print("Correct: one kernel, called twice; the value and v at T = 1, the gradients of q and k at T = 2.")
 
 
+@exercise
 def halved_products(answer, model) -> None:
     """Exercise 02.4: `answer(model)` is an edited copy of a gated model; half of the gradient passes each product.
 
     >>> halved_products(lambda model: None, model)
-    Your turn: return an edited copy in which every act(gate) * up passes on half of its gradient.
+    Your turn: return an edited copy of the model.
     """
     edited = answer(model)
-    if unwritten(edited, "return an edited copy in which every act(gate) * up passes on half of its gradient."):
+    if unwritten(edited, "return an edited copy of the model."):
         return
     assert hasattr(edited, "trace"), "Return the edited model that model.edit() gives you."
     ids = torch.tensor([[1, 7, 12, 5, 30, 9]])

@@ -2,7 +2,7 @@
 
 import torch
 
-from gimkit.notebook.checks.answers import close, random_numbers, recognise, unwritten
+from gimkit.notebook.checks.answers import close, exercise, random_numbers, recognise, unwritten
 
 
 def row_effects(scores, values, i: int = 0, j: int = 1, to=None) -> torch.Tensor:
@@ -27,6 +27,7 @@ def row_effects(scores, values, i: int = 0, j: int = 1, to=None) -> torch.Tensor
     return torch.stack([single, second, joint, (joint - single - second) / joint])
 
 
+@exercise
 def ablation_effects(answer) -> None:
     """Exercise 01.1: `answer(scores, values, i, j)` is (effect of i, of j, of both, interaction).
 
@@ -69,16 +70,17 @@ def ablation_effects(answer) -> None:
           .format(*(float(number) for number in toy)))
 
 
+@exercise
 def softmax_backward(answer) -> None:
     """Exercise 01.2: `answer(scores, g, temperature)` is dL/dscores under the temperature rule, g = dL/dweights.
 
     >>> softmax_backward(lambda *given: None)
-    Your turn: return p_T * (g - sum of p_T * g), where p_T is the softmax of scores / temperature.
+    Your turn: return one gradient per score: the shape of scores.
     """
     scores, g = random_numbers(2, 3, 5) * 3, random_numbers(2, 3, 5, seed=1)
     scores[0, :, 4] = -torch.inf  # masked
     result = answer(scores.clone(), g.clone(), 2.0)
-    if unwritten(result, "return p_T * (g - sum of p_T * g), where p_T is the softmax of scores / temperature."):
+    if unwritten(result, "return one gradient per score: the shape of scores."):
         return
     assert isinstance(result, torch.Tensor) and result.shape == scores.shape, (
         f"The gradient has one number per score: shape {list(scores.shape)}, rows along the last axis.")
@@ -109,6 +111,7 @@ def softmax_backward(answer) -> None:
     print("Correct: equal to autograd at T = 1, and to T x autograd of softmax(a / T) at T = 2.")
 
 
+@exercise
 def hidden_from_the_gradient(scores) -> None:
     """Exercise 01.3: five scores where the gradient predicts less than 1% of a joint effect of 0.1 logits or more.
 

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 
 from gimkit.model.architecture import architecture_of
-from gimkit.notebook.checks.answers import close, recognise, unwritten
+from gimkit.notebook.checks.answers import close, exercise, recognise, unwritten
 from gimkit.notebook.checks.saturation import row_effects
 from gimkit.selfrepair import head_repair
 from gimkit.tasks import ioi
@@ -27,6 +27,7 @@ WHY = {
 }
 
 
+@exercise
 def predicted_signs(signs) -> None:
     """Exercise 03.1: "+", "0" or "-" for each row of ROWS: the joint effect is above, equal to or below the sum.
 
@@ -64,17 +65,18 @@ def _check_shape(result, n: int) -> None:
         f"Return one number per example: shape [{n}] here, not {list(torch.as_tensor(result).shape)}.")
 
 
+@exercise
 def direct_effect(answer, model) -> None:
     """Exercise 03.2: `answer(model, task, right, wrong, layer, head)` is the direct effect of ablating a head, [n].
 
     >>> direct_effect(lambda *given: None, model)
-    Your turn: the change of the head's output, through o_proj, the final norm's scale and lm_head.
+    Your turn: return one effect per example: shape [n].
     """
     task, repair = _repair(model)
     right, wrong = _answers(task)
     for layer, head in ((4, 2), (2, 3)):
         result = answer(model, task, right, wrong, layer, head)
-        if unwritten(result, "the change of the head's output, through o_proj, the final norm's scale and lm_head."):
+        if unwritten(result, "return one effect per example: shape [n]."):
             return
         _check_shape(result, len(task))
         direct, live, total, _ = repair.effects[:, repair.heads.index(f"a{layer}.h{head}")].T
@@ -117,17 +119,18 @@ def _pieces(model, task, layer: int, head: int) -> tuple:
         unembed[right] - unembed[wrong])
 
 
+@exercise
 def no_compensation(answer, model) -> None:
     """Exercise 03.3: `answer(model, task, right, wrong, layer, head)` is the effect, [n], while later parts are held.
 
     >>> no_compensation(lambda *given: None, model)
-    Your turn: ablate the head, and give every later head and MLP its clean output back.
+    Your turn: return one effect per example: shape [n].
     """
     task, repair = _repair(model)
     right, wrong = _answers(task)
     for layer, head in ((2, 3), (3, 0)):
         result = answer(model, task, right, wrong, layer, head)
-        if unwritten(result, "ablate the head, and give every later head and MLP its clean output back."):
+        if unwritten(result, "return one effect per example: shape [n]."):
             return
         _check_shape(result, len(task))
         direct, live, total, _ = repair.effects[:, repair.heads.index(f"a{layer}.h{head}")].T

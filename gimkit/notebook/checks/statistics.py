@@ -3,24 +3,25 @@
 import numpy
 import torch
 
-from gimkit.notebook.checks.answers import close, random_numbers, recognise, unwritten
+from gimkit.notebook.checks.answers import close, exercise, random_numbers, recognise, unwritten
 from gimkit.statistics import bootstrap
 
 SEEDS = range(306_000, 306_008)  # for these no mean is near an end of an interval, whichever prompts are resampled
 
 
+@exercise
 def spearman(answer) -> None:
     """Exercise 04.2: `answer(a, b)` is Spearman's rank correlation of two vectors; equal values have their mean rank.
 
     >>> spearman(lambda a, b: None)
-    Your turn: return Pearson's correlation of the two vectors' ranks.
+    Your turn: return one number.
     """
     from scipy import stats  # slow to import
 
     for a, b, tied in ((random_numbers(12).exp(), random_numbers(12, seed=1) + random_numbers(12), False),
                        (torch.tensor([2.0, 0, 1, 0, 2, 3, 0, 1]), torch.tensor([1.0, 0, 0, 1, 5, 4, 0, 4]), True)):
         result = answer(a.clone(), b.clone())
-        if unwritten(result, "return Pearson's correlation of the two vectors' ranks."):
+        if unwritten(result, "return one number."):
             return
         result, wanted = torch.as_tensor(result, dtype=torch.float64), stats.spearmanr(a, b).statistic
         assert result.numel() == 1, f"Return one number; this has shape {list(result.shape)}."
@@ -41,11 +42,12 @@ def spearman(answer) -> None:
     print("Correct: equal to scipy.stats.spearmanr, with ties and without.")
 
 
+@exercise
 def bootstrap_interval(answer) -> None:
     """Exercise 04.3: `answer(correlate, a, b)` is the 95% interval over examples; a, b: [examples, nodes].
 
     >>> bootstrap_interval(lambda correlate, a, b: None)
-    Your turn: draw examples again and again, return the 2.5% and 97.5% quantiles of the correlations.
+    Your turn: return two numbers, (low, high).
     """
     from scipy import stats  # slow to import
 
@@ -60,7 +62,7 @@ def bootstrap_interval(answer) -> None:
         return float(stats.spearmanr(x, y).statistic)
 
     result = answer(correlate, a.clone(), b.clone())
-    if unwritten(result, "draw examples again and again, return the 2.5% and 97.5% quantiles of the correlations."):
+    if unwritten(result, "return two numbers, (low, high)."):
         return
     assert len(result) == 2, "Return two numbers: the low and the high end."
     result = torch.tensor([float(end) for end in result])
@@ -116,14 +118,15 @@ def _made_up(seed: int) -> numpy.ndarray:
     return numpy.random.default_rng(seed).normal(0.1, 1.0, 100)
 
 
+@exercise
 def replicated(answer) -> None:
     """Exercise 07.1: `answer(measure, seeds)` is the share of other seeds' means that lie inside a seed's interval.
 
     >>> replicated(lambda measure, seeds: None)
-    Your turn: return how often another seed's mean lies inside a seed's interval.
+    Your turn: return one number between 0 and 1.
     """
     result = answer(_made_up, SEEDS)
-    if unwritten(result, "return how often another seed's mean lies inside a seed's interval."):
+    if unwritten(result, "return one number between 0 and 1."):
         return
     values = [_made_up(seed) for seed in SEEDS]
     means = numpy.array([each.mean() for each in values])

@@ -7,7 +7,7 @@ from nnsight.tracing.tracer import _saves
 
 from gimkit.interventions.residual_stream import tensor_of
 from gimkit.model.architecture import architecture_of
-from gimkit.notebook.checks.answers import close, recognise, unwritten
+from gimkit.notebook.checks.answers import close, exercise, recognise, unwritten
 
 IN_THE_SANDBOX = {
     "A": ("yes", "A puts neutral tokens in and reads logits: no gradient, so every key is enough."),
@@ -20,17 +20,18 @@ IN_THE_SANDBOX = {
 }
 
 
+@exercise
 def read_a_trace(answer, model) -> None:
     """Exercise 00.1: `answer(model, module, prompt)` is the shape of a module's output, [1, tokens, width].
 
     >>> read_a_trace(lambda *given: None, model)
-    Your turn: trace the prompt, save the module's output, return its shape.
+    Your turn: return the shape of the module's output.
     """
     module = model.get(architecture_of(model).blocks[0].mlp)
     width, vocabulary = model.config.get_text_config().hidden_size, model.config.get_text_config().vocab_size
     for prompt in ("Mary and John went home .", "Mary and John went home . John gave a ring to"):
         shape = answer(model, module, prompt)
-        if unwritten(shape, "trace the prompt, save the module's output, return its shape."):
+        if unwritten(shape, "return the shape of the module's output."):
             return
         assert isinstance(shape, tuple | list), (
             f"Return the shape, {type(shape).__name__} is something else: inside the trace write "
@@ -65,11 +66,12 @@ def _numbers(value) -> int:
     return sum(map(_numbers, value)) if isinstance(value, list | tuple) else 1
 
 
+@exercise
 def strengths(answer, model) -> None:
     """Exercise 08.1: `answer(model, prompt, where)` is the norm of each MLP's output at the last token, [layers].
 
     >>> strengths(lambda *given: None, model)
-    Your turn: one trace with remote=where that saves one norm per layer.
+    Your turn: return one norm per layer: shape [layers].
     """
     prompt, parts = "Mary and John went home . John gave a ring to", architecture_of(model)
     with model.trace(prompt, use_cache=False):
@@ -77,7 +79,7 @@ def strengths(answer, model) -> None:
     seen, real = [], type(model)._remote_backend
     with mock.patch.object(type(model), "_remote_backend", lambda *given: _CountingBackend(real(*given), seen)):
         result = answer(model, prompt, "local")
-    if unwritten(result, "one trace with remote=where that saves one norm per layer."):
+    if unwritten(result, "return one norm per layer: shape [layers]."):
         return
     result = torch.stack(list(result)) if isinstance(result, list | tuple) else result
     assert isinstance(result, torch.Tensor), f"Return a tensor [layers], not {type(result).__name__}."
@@ -98,6 +100,7 @@ def strengths(answer, model) -> None:
     print(f"Correct: {layers} numbers came back in one request.")
 
 
+@exercise
 def sandbox_calls(answers) -> None:
     """Exercise 08.2: for each of five calls, "yes", "forward" or "no".
 
