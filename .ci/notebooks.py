@@ -1,7 +1,7 @@
 """Run notebooks and write them as they are committed: `python .ci/notebooks.py notebooks/01*.py`.
 
-From the paired py:percent script: converted, executed, and stripped of metadata, of progress bars, and of widgets
-(which die with their kernel).
+From the paired py:percent script: converted, executed, and stripped of metadata, of progress bars, and of widgets,
+which die with their kernel: their picture stays.
 """
 
 import re
@@ -12,8 +12,8 @@ import jupytext
 import nbformat
 from nbclient import NotebookClient
 
-WIDGET = "application/vnd.jupyter.widget-view+json"
-PROGRESS = re.compile(r"\d%\|.*it/s\]")  # a progress bar, which is over
+WIDGET, PICTURES = "application/vnd.jupyter.widget-view+json", ("image/png", "image/svg+xml", "text/html")
+PROGRESS = re.compile(r"\d%\|.*(it/s|s/it)\]")  # a progress bar, which is over
 
 
 def build(script: Path) -> None:
@@ -29,8 +29,10 @@ def build(script: Path) -> None:
     for cell in notebook.cells:
         cell.metadata = {}
         if cell.cell_type == "code":
+            for widget in [out for out in cell.outputs if WIDGET in out.get("data", {})]:
+                widget.data = {kind: data for kind, data in widget.data.items() if kind in PICTURES}
             cell.outputs = [out for out in cell.outputs
-                            if WIDGET not in out.get("data", {}) and not PROGRESS.search(out.get("text", ""))]
+                            if out.get("data") != {} and not PROGRESS.search(out.get("text", ""))]
     nbformat.write(notebook, path)
     print(f"wrote {path}")
 

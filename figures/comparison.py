@@ -8,7 +8,7 @@ from matplotlib import pyplot
 
 from benchmarks.compare import TASKS
 from gimkit.errors import GimkitError
-from gimkit.plots.style import DARK, _plain
+from gimkit.plots.style import DARK, _plain, method_colour
 
 DRAWN_TASKS, DRAWN = TASKS[:6], {"gradient": "EAP", "ig-inputs": "EAP-IG", "gp": "EAP-GP", "gim": "GIM"}
 
@@ -43,7 +43,8 @@ def faithfulness_by_edges(curves: pandas.DataFrame, axes=None) -> list:
         part = curves[(curves["task"] == name) & (curves["requested"] > 0)]
         ax.axhline(1, color=DARK, linestyle="--", linewidth=0.9)
         seaborn.lineplot(part, x="requested", y="faithfulness", hue="method", style="method", hue_order=methods,
-                         style_order=methods, markers=True, dashes=False, palette="colorblind",
+                         style_order=methods, markers=True, dashes=False,
+                         palette=[method_colour(method) for method in methods],
                          errorbar=("pi", 100), ax=ax, legend=ax is axes[0])
         ax.set(xscale="log", xlabel="edges asked for", ylabel="faithfulness", title=_plain(name))
         ax.tick_params(labelbottom=True)

@@ -5,7 +5,7 @@ import seaborn
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from gimkit.plots.style import BLUE, DARK, GREEN, GREY, MARKERS, ORANGE, _plain, panels
+from gimkit.plots.style import BLUE, DARK, GREY, MARKERS, ORANGE, _plain, method_colour, panels
 
 MEASURES = {"comprehensiveness": "comprehensiveness (high is good)", "sufficiency": "sufficiency (low is good)"}
 
@@ -21,7 +21,7 @@ def toy(frame) -> Figure:
     bars = {("truth", "first"): ("truth: first ablated", GREY), ("truth", "second"): ("truth: second ablated", GREY),
             ("sum of single", "both"): ("sum of these two", GREY), ("truth", "both"): ("truth: both at once", DARK),
             ("gradient", "both"): ("gradient", ORANGE), (tempered, "both"): (tempered, BLUE)}
-    figure, axes = panels(len(rows), 5.4 * len(rows), 3.4)
+    figure, axes = panels(len(rows), 5.4 * len(rows), 3.4, sharex=True)
     for name, ax in zip(rows, axes):
         values = frame[frame["row"] == name].set_index(["by", "lowered"])["effect"]
         drawn = ax.barh(range(len(bars)), [values[key] for key in bars], height=0.7,
@@ -55,7 +55,7 @@ def temperature_sweep(frame, pooled: str) -> Figure:
                     linewidth=2.4, elinewidth=1.2, capsize=3, marker="o", markersize=5, label=_plain(pooled), zorder=4)
         ax.set_xscale("log")
         ax.minorticks_off()
-        ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        ax.set_xticks(ticks, [f"{tick:g}" if tick in (1, 2, 5, 10, 100) else "" for tick in ticks])
         ax.set(xlabel="softmax temperature of the backward pass", ylabel=label)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=7, frameon=False, fontsize=9)
     return figure
@@ -90,10 +90,10 @@ def ladder(frame, pooled: str) -> Figure:
 
 
 def faithfulness_table(frame, pooled: str) -> Figure:
-    """Both measures as tables, methods by tasks; the darker the better, the best of a column is bold.
+    """Both measures as tables, methods by tasks; darker is better. Bold: the best of a column, and all in its interval.
 
     Args:
-        frame: columns method, task, measure, value.
+        frame: columns method, task, measure, value, low, high.
         pooled: as in `temperature_sweep`.
     """
     methods, tasks = list(frame["method"].unique()), list(frame["task"].unique())
@@ -104,10 +104,12 @@ def faithfulness_table(frame, pooled: str) -> Figure:
         good = grid if measure == "comprehensiveness" else -grid
         colours = (good - good.min()) / (good.max() - good.min())  # within each column, for tasks differ in scale
         seaborn.heatmap(colours, annot=grid, fmt=".2f", cmap="Blues", vmin=0, vmax=1.25, cbar=False, ax=ax,
-                        linewidths=0.5, annot_kws={"size": 8.5}, yticklabels=ax is axes[0])
+                        linewidths=0.5, annot_kws={"size": 9}, yticklabels=ax is axes[0])
+        ends = frame[frame["measure"] == measure].set_index(["method", "task"])[["low", "high"]]
         for text in ax.texts:
-            row, column = int(text.get_position()[1]), int(text.get_position()[0])
-            if good.iloc[row, column] == good.iloc[:, column].max():
+            task = tasks[int(text.get_position()[0])]
+            low, high = ends.loc[good[task].idxmax(), task]
+            if low <= grid[task].iloc[int(text.get_position()[1])] <= high:
                 text.set_fontweight("bold")
         ax.axvline(len(tasks) - 1, color="white", linewidth=5)
         ax.tick_params(axis="both", length=0)
@@ -126,7 +128,8 @@ def layers(frame) -> Figure:
     figure, axes = panels(2, 11, 3.8)
     methods = list(frame["method"].unique())
     for (measure, label), ax in zip(MEASURES.items(), axes):
-        for name, colour, marker in zip(methods, (BLUE, GREEN, ORANGE, DARK), MARKERS):
+        for name, marker in zip(methods, MARKERS):
+            colour = method_colour(name)
             own = frame[(frame["measure"] == measure) & (frame["method"] == name)]
             ax.fill_between(own["layer"], own["low"], own["high"], color=colour, alpha=0.15, linewidth=0)
             ax.plot(own["layer"], own["value"], color=colour, marker=marker, markersize=6, label=_plain(name))
@@ -165,8 +168,7 @@ def runtimes(frame) -> Figure:
     """
     means = frame.groupby("method", sort=False)["ratio"].mean().sort_values()
     figure, (ax,) = panels(1, 6.5, 1.0 + 0.36 * len(means))
-    colours = [BLUE if name == "EAP-GP" else GREY for name in means.index]
-    ax.barh(range(len(means)), means, color=colours, height=0.7)
+    ax.barh(range(len(means)), means, color=[method_colour(name) for name in means.index], height=0.7)
     for row, name in enumerate(means.index):
         own = frame[frame["method"] == name]["ratio"]
         ax.scatter(own, [row] * len(own), color=DARK, s=10, zorder=3, linewidth=0)

@@ -94,8 +94,12 @@ def test_the_ladder_draws_a_dot_per_task_and_rule_set():
     assert numpy.asarray(dots[:, 0]) == pytest.approx(0.25 * numpy.arange(1, 8))
 
 
-def test_the_table_names_the_best_of_each_column():
+def test_the_table_names_the_best_of_each_column_and_what_ties_with_it():
     frame = tokens.intervals(rows(["gradient", "gim"]))
+    widened = frame.assign(low=-9.0, high=9.0)
+    assert all(text.get_fontweight() == "bold" for ax in papers.faithfulness_table(widened, tokens.POOLED).axes
+               for text in ax.texts)
+    frame = frame.assign(low=frame.value, high=frame.value)
     for ax in papers.faithfulness_table(frame, tokens.POOLED).axes:
         bold = [text.get_position()[1] for text in ax.texts if text.get_fontweight() == "bold"]
         assert bold == [1.5] * 3  # the second method in both tasks and in their mean

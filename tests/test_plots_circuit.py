@@ -42,14 +42,9 @@ def lines(ax):
 
 
 def boxes(ax):
-    """{label: (middle x, middle y)} of the nodes' boxes."""
-    names = {text.get_text(): text.get_position() for text in ax.texts}
-    found = {}
-    for patch in (patch for patch in ax.patches if isinstance(patch, FancyBboxPatch)):
-        x, y = patch.get_x() + patch.get_width() / 2, patch.get_y() + patch.get_height() / 2
-        name = min(names, key=lambda n: (n in "qkv", abs(names[n][0] - x) + abs(names[n][1] - y)))
-        found[name] = x, y
-    return found
+    """{name: (middle x, middle y)} of the nodes' boxes."""
+    return {patch.get_gid(): (patch.get_x() + patch.get_width() / 2, patch.get_y() + patch.get_height() / 2)
+            for patch in ax.patches if isinstance(patch, FancyBboxPatch)}
 
 
 def test_every_edge_runs_from_its_source_to_its_port():
@@ -81,8 +76,8 @@ def test_colour_is_the_sign_and_width_the_size():
     assert colours == [to_rgba(c)[:3] for c in (plots.BLUE, plots.ORANGE, plots.ORANGE, plots.BLUE)]
     widths, alphas = [line.get_linewidth() for line in drawn], [to_rgba(line.get_edgecolor())[3] for line in drawn]
     assert widths == sorted(set(widths)) and alphas == sorted(set(alphas)) and alphas[-1] == 1.0
-    legend = circuit_graph(circuit).get_legend()
-    assert "4" in legend.get_title().get_text() and len(legend.get_texts()) == 2
+    strongest, other = circuit_graph(circuit).get_legend().get_texts()
+    assert "|score| 4" in strongest.get_text() and other.get_text() == "against it"
 
 
 @pytest.mark.parametrize("graph, n", [(MINI, 200), (MINI, 761), (Graph(12, 12, False, 768), 200),
@@ -113,7 +108,11 @@ def test_roles_and_labels():
     circuit = by_name(MINI, "input->a0.h1<k>", "a0.h1->m0", "m0->logits")
     ax = circuit_graph(circuit, {"a0.h1": "previous-token-like, $odd$", "a4.h4": "not drawn", "m0": ""})
     texts = [text.get_text() for text in ax.texts]
-    assert "previous-token-\nlike\n\\$odd\\$" in texts and "not drawn" not in texts
+    assert texts.count("a0.h1") == texts.count("m0") == 1
+    [*_, role] = ax.get_legend().get_texts()
+    assert role.get_text() == "previous-token-like, \\$odd\\$" and "not drawn" not in role.get_text()
+    at = {patch.get_gid(): patch.get_facecolor() for patch in ax.patches if isinstance(patch, FancyBboxPatch)}
+    assert at["a0.h1"] == ax.get_legend().get_patches()[-1].get_facecolor() != at["m0"]
     assert [texts.count(which) for which in "qkv"] == [1, 1, 1]  # the head's, not the MLP's
     assert ax.get_title() == str(circuit)
     ax.figure.canvas.draw()

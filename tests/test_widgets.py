@@ -1,5 +1,6 @@
 """Widgets without a browser: move a control, look at the figure that is shown."""
 
+import base64
 from itertools import combinations
 
 import pytest
@@ -35,17 +36,47 @@ def controls(explorer):
 
 def test_saturation_explorer_redraws(shown):
     explorer = widgets.saturation_explorer()
-    assert all(not slider.continuous_update for slider in controls(explorer).values())
+    assert all(not getattr(control, "continuous_update", False) for control in controls(explorer).values())
     assert widths(shown[-1].axes[1]) == pytest.approx([0.0348, 0.0348, 0.0696, 1.1607, 0.1329, 2.3278], abs=1e-4)
     controls(explorer)["temperature"].value = 3.0
     *truth, plain, tempered = widths(shown[-1].axes[1])
     assert truth == pytest.approx([0.0348, 0.0348, 0.0696, 1.1607], abs=1e-4) and plain == pytest.approx(0.1329, 1e-3)
     assert tempered != pytest.approx(2.3278, abs=0.1)
+    controls(explorer)["both equal"].value = False
     controls(explorer)["score 2"].value = 0.0
     expected = plots.saturation_effects((6, 0, 0, 0, 0)).query("share == 1 and by == 'truth'")["effect"].tolist()
     first, second, _, both, *_ = widths(shown[-1].axes[1])
     assert [first, second, both] == pytest.approx(expected)
-    assert len(shown) == 3
+
+
+def test_equal_scores_move_together_up_to_16_and_the_axes_stay(shown):
+    explorer = widgets.saturation_explorer()
+    first, second = (controls(explorer)[f"score {number}"] for number in (1, 2))
+    limits = [[ax.get_xlim(), ax.get_ylim()] for ax in shown[-1].axes]
+    first.value = 16
+    assert second.value == 16
+    second.value = 12
+    assert first.value == 12
+    controls(explorer)["both equal"].value = False
+    second.value = 3
+    assert first.value == 12
+    assert [[ax.get_xlim(), ax.get_ylim()] for ax in shown[-1].axes] == limits
+    controls(explorer)["both equal"].value = True
+    assert second.value == 12
+
+
+def test_the_axes_hold_every_number_of_the_sliders():
+    for pair in ((16, 16), (16, 0), (0, 16), (8, 8), (12, 10)):
+        for temperature in (1, 2, 5):
+            effect = plots.saturation_effects((*pair, 0, 0, 0), temperature=temperature).query("share <= 1")["effect"]
+            assert -1 <= effect.min() and effect.max() <= 12, (pair, temperature)
+
+
+def test_without_a_kernel_a_picture_is_in_its_place(shown):
+    explorer = widgets.saturation_explorer()
+    bundle = explorer._repr_mimebundle_()
+    assert "application/vnd.jupyter.widget-view+json" in bundle
+    assert base64.b64decode(bundle["image/png"]).startswith(b"\x89PNG")
 
 
 NAMES = ["norm", "temperature", "q/k/v", "gate"]
@@ -84,8 +115,8 @@ def test_rule_explorer_wants_every_subset(missing):
 def test_a_tab_per_method_with_escaped_tokens():
     results = [TokenScores(("<b>", "John"), torch.tensor([1.0, -2.0]), "Mary", method) for method in ("gim", "ig")]
     tabs = widgets.token_tabs(results)
-    assert tabs.titles == ("gim", "ig")
-    html = tabs.children[0].value
+    assert tabs.children[0].titles == ("gim", "ig")
+    html = tabs.children[0].children[0].value
     assert "&lt;b&gt;" in html and "<b>gim</b>" in html and 'title="-2.000"' in html
 
 
@@ -132,7 +163,7 @@ def test_circuit_size_shows_the_circuit_and_its_point(shown, absolute, greedy):
         assert title == str(cut(int(curve.shares[which] * edges.graph.n_edges), absolute))
         assert point == (curve.shares[which], pytest.approx(kept))
     size.value = 2
-    assert "first of all" in [text.get_text() for text in shown[-1].axes[0].texts]
+    assert "first of all" in [text.get_text() for text in shown[-1].axes[0].get_legend().get_texts()]
 
 
 def test_circuit_size_wants_the_scores_of_the_curve():

@@ -1,5 +1,10 @@
-"""Widgets for notebooks: a figure is redrawn from existing numbers whenever a control is moved."""
+"""Widgets for notebooks: a figure is redrawn from existing numbers whenever a control is moved.
 
+Each one carries its first picture, which a viewer without a kernel shows in its place.
+"""
+
+import base64
+import io
 from collections.abc import Mapping
 from itertools import combinations
 
@@ -19,7 +24,31 @@ from gimkit.notebook.explorer import curve_circuits
 from gimkit.selfrepair import HeadRepair, SelfRepair
 
 
-def saturation_explorer() -> ipywidgets.VBox:
+class Pictured(ipywidgets.VBox):
+    """A widget with a picture in its place where no kernel runs, as on GitHub.
+
+    >>> Pictured([ipywidgets.Label("live")], figure=plots.saturation(plots.saturation_effects())[0].figure)
+    Pictured(children=(Label(value='live'),))
+
+    Args:
+        children: widgets.
+        figure: a matplotlib figure, the picture.
+    """
+
+    def __init__(self, children=(), figure=None, **options):
+        super().__init__(children, **options)
+        self._figure = figure
+
+    def _repr_mimebundle_(self, **options):
+        bundle = super()._repr_mimebundle_(**options)
+        if bundle and self._figure is not None:
+            png = io.BytesIO()
+            self._figure.savefig(png, format="png", dpi=80, facecolor="white", metadata={"Software": None})
+            bundle["image/png"] = base64.b64encode(png.getvalue()).decode()
+        return bundle
+
+
+def saturation_explorer() -> Pictured:
     """Sliders for two attention scores and the temperature, with `gimkit.plots.saturation` of one attention row.
 
     >>> explorer = saturation_explorer()                         # scores [6, 6, 0, 0, 0], values [10, 10, 0, 0, 0]
@@ -28,17 +57,30 @@ def saturation_explorer() -> ipywidgets.VBox:
         return ipywidgets.FloatSlider(value=value, min=low, max=high, step=step, description=name,
                                       style={"description_width": "initial"}, continuous_update=False)
 
-    controls = {"first": slider(6, 0, 8, 0.5, "score 1"), "second": slider(6, 0, 8, 0.5, "score 2"),
-                "temperature": slider(2, 1, 5, 0.25, "temperature")}
+    first, second = (slider(6, 0, 16, 0.5, f"score {number}") for number in (1, 2))
+    equal = ipywidgets.Checkbox(value=True, description="both equal", indent=False)
+    controls = {"first": first, "second": second, "equal": equal, "temperature": slider(2, 1, 5, 0.25, "temperature")}
 
-    def draw(first, second, temperature):
-        left, _ = plots.saturation(plots.saturation_effects((first, second, 0, 0, 0), temperature=temperature))
-        _show(left.figure)
+    def follow(_):
+        if equal.value:
+            second.value = first.value
+
+    def lead(change):
+        if equal.value:
+            first.value = change["new"]
+
+    first.observe(follow, "value")
+    equal.observe(follow, "value")
+    second.observe(lead, "value")
+
+    def draw(first, second, equal, temperature):
+        effects = plots.saturation_effects((first, second, 0, 0, 0), temperature=temperature)
+        return plots.saturation(effects, limits=(-1, 12))[0].figure
 
     return _explorer(controls, draw)
 
 
-def rule_explorer(changes: dict, tokens: dict) -> ipywidgets.VBox:
+def rule_explorer(changes: dict, tokens: dict) -> Pictured:
     """A checkbox for each rule: how far the chosen rules move the gradient, and the tokens' scores under them.
 
     >>> tokens = {frozenset(rules): gimkit.attribute(model, "Mary and John went home", "and", method=method)
@@ -71,24 +113,26 @@ def rule_explorer(changes: dict, tokens: dict) -> ipywidgets.VBox:
             bar.set_alpha(1.0 if rules == chosen else 0.3)
         plots.token_bars(tokens[chosen], ax=right)
         right.set(ylim=(-most, most), title=f"Tokens for {tokens[chosen].target!r} under: {_title(chosen, names)}")
-        _show(figure)
+        return figure
 
     return _explorer(controls, draw)
 
 
-def token_tabs(results: list) -> ipywidgets.Tab:
-    """A tab for each attribution method; a token's score appears under the pointer.
+def token_tabs(results: list) -> Pictured:
+    """A tab for each attribution method, on one colour scale; a token's score appears under the pointer.
 
     >>> tabs = token_tabs([gimkit.attribute(model, "Mary and John went", method=m) for m in ("gim", "gradient")])
 
     Args:
         results: `TokenScores` of one prompt.
     """
-    return ipywidgets.Tab(children=[ipywidgets.HTML(scores._repr_html_()) for scores in results],
+    most = max(float(scores.scores.abs().max()) for scores in results)
+    tabs = ipywidgets.Tab(children=[ipywidgets.HTML(scores._repr_html_(most)) for scores in results],
                           titles=[scores.method for scores in results])
+    return Pictured([tabs], _drawn(lambda: plots.token_heat({s.method: s for s in results}).figure))
 
 
-def node_explorer(results: list) -> ipywidgets.VBox:
+def node_explorer(results: list) -> Pictured:
     """A menu of methods, with the chosen one's grid of heads and MLPs.
 
     >>> explorer = node_explorer([gimkit.score_nodes(model, task, method=m) for m in ("exact", "gim", "gradient")])
@@ -98,13 +142,15 @@ def node_explorer(results: list) -> ipywidgets.VBox:
     """
     options = [(f"{scores.method} on {scores.task}", i) for i, scores in enumerate(results)]
 
+    most = max(float(scores.frame().query("kind in ('head', 'mlp')")["score"].abs().max()) for scores in results)
+
     def draw(which):
-        _show(plots.node_grid(results[which]).figure)
+        return plots.node_grid(results[which], most=most).figure
 
     return _explorer({"which": ipywidgets.Dropdown(options=options, description="scores")}, draw)
 
 
-def circuit_size(edges: EdgeScores, curve: Curve, roles: Mapping | pandas.Series | None = None) -> ipywidgets.VBox:
+def circuit_size(edges: EdgeScores, curve: Curve, roles: Mapping | pandas.Series | None = None) -> Pictured:
     """A slider over the sizes of a curve's circuits, with the circuit and its point on the curve.
 
     >>> slider = circuit_size(edges, curve)
@@ -127,13 +173,13 @@ def circuit_size(edges: EdgeScores, curve: Curve, roles: Mapping | pandas.Series
         share, kept = curve.shares[which], curve.faithfulness[which]
         below.plot(share, kept, "o", color=plots.ORANGE, markersize=12)
         below.set_title(f"{len(circuits[which])} edges keep {kept:.2f}")
-        _show(figure)
+        return figure
 
     return _explorer({"which": ipywidgets.SelectionSlider(options=options, value=len(options) // 2, description="size",
                                                           continuous_update=False)}, draw)
 
 
-def repair_explorer(scores: SelfRepair, heads: HeadRepair) -> ipywidgets.VBox:
+def repair_explorer(scores: SelfRepair, heads: HeadRepair) -> Pictured:
     """Menus of layers and heads, with the head's attention rows and the parts that compensate for the head.
 
     >>> explorer = repair_explorer(gimkit.self_repair(model, task[:8]), gimkit.selfrepair.head_repair(model, task[:8]))
@@ -147,17 +193,20 @@ def repair_explorer(scores: SelfRepair, heads: HeadRepair) -> ipywidgets.VBox:
     controls = {"layer": ipywidgets.Dropdown(options=layers, value=layers[-1], description="layer"),
                 "head": ipywidgets.Dropdown(options=numbers, value=numbers[-1], description="head")}
 
+    most = 1.3 * float(heads.compensation.mean(0).abs().max())
+
     def draw(layer, head):
         with seaborn.axes_style("whitegrid"):
             figure, (left, right) = pyplot.subplots(1, 2, figsize=(12, 4.2), layout="constrained")
         plots.ablation_effect(scores, ax=left, head=f"a{layer}.h{head}")
         plots.head_compensation(heads, f"a{layer}.h{head}", ax=right)
-        _show(figure)
+        right.set_xlim(-most, most)
+        return figure
 
     return _explorer(controls, draw)
 
 
-def subnetwork_explorer(found: Decomposition, module: Envoy | torch.nn.Module, inputs: torch.Tensor) -> ipywidgets.VBox:
+def subnetwork_explorer(found: Decomposition, module: Envoy | torch.nn.Module, inputs: torch.Tensor) -> Pictured:
     """Sliders for a subnetwork and for how far the parameters move along it, with the changes of outputs and samples.
 
     >>> toy = gimkit.l3d.toys.train("tms", seeds=[0], epochs=1, n=100, tries=1)[0]
@@ -175,6 +224,9 @@ def subnetwork_explorer(found: Decomposition, module: Envoy | torch.nn.Module, i
     deltas = torch.linspace(-3, 3, 25)
     swept = [interventions.sweep(module, found.subnetwork(which), deltas, inputs).numpy()
              for which in range(len(found))]
+    highest = 1.05 * max(float(change.max()) for change in swept)
+    furthest = 1.05 * max(float(interventions.change(module, found.subnetwork(which), delta, inputs).max())
+                          for which in range(len(found)) for delta in (-3.0, 3.0))
     controls = {"which": ipywidgets.IntSlider(value=0, min=0, max=len(found) - 1, description="subnetwork",
                                               continuous_update=False),
                 "delta": ipywidgets.FloatSlider(value=1.0, min=-3.0, max=3.0, step=0.25, description="delta",
@@ -192,20 +244,27 @@ def subnetwork_explorer(found: Decomposition, module: Envoy | torch.nn.Module, i
         left.set_title(f"subnetwork {which}, kept for {float(found.p_act[which]):.0%} of the samples")
         plots.change_scatter(inputs[:, read].numpy(), far.numpy(), active[:, read].numpy(), right, f"input {read}")
         right.set_title(f"delta {delta:g}")
-        _show(figure)
+        left.set_ylim(0, highest)
+        right.set_ylim(0, furthest)
+        return figure
 
     return _explorer(controls, draw)
 
 
-def _explorer(controls: dict, draw) -> ipywidgets.VBox:
-    """The controls in a row, above the output of draw(**their values)."""
-    return ipywidgets.VBox([ipywidgets.HBox(list(controls.values())), ipywidgets.interactive_output(draw, controls)])
+def _explorer(controls: dict, draw) -> Pictured:
+    """The controls in a row, above the figure that draw(**their values) returns."""
+    def redraw(**values):
+        display(_drawn(lambda: draw(**values)))
+
+    first = _drawn(lambda: draw(**{name: control.value for name, control in controls.items()}))
+    return Pictured([ipywidgets.HBox(list(controls.values())), ipywidgets.interactive_output(redraw, controls)], first)
 
 
-def _show(figure) -> None:
-    """Display a figure once; it is closed, so that it is not shown again at the end of the cell."""
+def _drawn(draw):
+    """The figure that draw() returns; it is closed, so that it is not shown again at the end of the cell."""
+    figure = draw()
     pyplot.close(figure)
-    display(figure)
+    return figure
 
 
 def _title(rules, names: list) -> str:

@@ -2,18 +2,20 @@
 
 import textwrap
 from collections.abc import Mapping
+from typing import Any
 
 import networkx
 import numpy
 import pandas
+import seaborn
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
-from matplotlib.patches import FancyBboxPatch
+from matplotlib.patches import FancyBboxPatch, Patch
 
 from gimkit.circuits import Circuit
 from gimkit.errors import GimkitError
 from gimkit.model.graph import Graph
-from gimkit.plots.style import BLUE, DARK, GREY, ORANGE, _axes
+from gimkit.plots.style import BLUE, DARK, GREY, ORANGE, _axes, _plain
 
 MOST_EDGES = 1000  # more are neither read nor drawn in seconds
 BOX = (0.47, 0.66)  # width and height of a node, in columns and rows
@@ -27,13 +29,15 @@ def circuit_graph(circuit: Circuit, roles: Mapping | pandas.Series | None = None
     >>> ax = circuit_graph(gimkit.score_edges(model, task).top(60, absolute=True))
 
     A head's edges enter its box at q, k or v and leave at its top. An MLP is half a layer above the heads that it
-    reads. Edges with larger |score| are thicker and less transparent, so that a few of 200 stand out. Edges are sums
-    over token positions: a node's place in its layer is its number and no position. With at most 12 layers and heads
-    a node has the same place in every circuit; else layers and heads that are not in the circuit take no space.
+    reads. Where boxes are too small for readable names, they have none. Edges with larger |score| are thicker and less
+    transparent, so that a few of 200 stand out. Edges are sums over token positions: a node's place in its layer is its
+    number and no position. With at most 12 layers and heads a node has the same place in every circuit; else layers and
+    heads that are not in the circuit take no space.
 
     Args:
         circuit: a `Circuit`; without scores all edges look the same.
-        roles: mapping from a node to a text for its box, such as `head_roles(model, task).set_index("node")["role"]`.
+        roles: mapping from a node to its role, such as `head_roles(model, task).set_index("node")["role"]`. Boxes of
+            one role have one colour, which the legend names.
         ax: matplotlib axes; made when None.
 
     Raises:
@@ -62,18 +66,28 @@ def circuit_graph(circuit: Circuit, roles: Mapping | pandas.Series | None = None
             min_source_margin=0, min_target_margin=0, connectionstyle=f"arc3,rad={0.06 * bend}",
             edge_color=[BLUE if score > 0 else ORANGE for *_, score in drawn],
             width=[0.5 + 3.5 * share**0.7 for share in shares], alpha=[0.15 + 0.85 * share**0.5 for share in shares])
+    ax.set(xlim=(-0.6, columns - 0.4), ylim=(-0.3, rows + 0.3), title=_plain(textwrap.fill(str(circuit), 70)))
+    ax.axis("off")
+    keys: dict[str, Any] = {}
+    if circuit.scores is not None and edges:
+        keys = {f"for the answer (thickest: |score| {most:.2g})": Line2D([], [], color=BLUE, linewidth=3),
+                "against it": Line2D([], [], color=ORANGE, linewidth=3)}
+    named = sorted({str(roles[name]) for name in used if roles.get(name)})
+    fill = dict(zip(named, seaborn.color_palette("pastel", 10)))
+    keys |= {_plain(role): Patch(facecolor=colour, edgecolor=DARK) for role, colour in fill.items()}
+    if keys:
+        ax.legend(list(keys.values()), list(keys), loc="upper center", bbox_to_anchor=(0.5, 0), ncols=2,
+                  frameon=False, fontsize=9)
+    figure: Any = ax.figure
+    figure.draw_without_rendering()  # fixes the size of the axes, and so the room in a box
+    points = ax.transData.transform(BOX) - ax.transData.transform((0, 0))
+    room = tuple(72 / figure.dpi * points)
     for name in sorted(used):
-        _box(ax, name, *places[name], roles.get(name) or "")
+        _box(ax, name, *places[name], fill.get(str(roles.get(name)), "white"), room)
     for name, y in (("input", 0), ("logits", rows)):
         ax.add_patch(FancyBboxPatch((-0.5, y - 0.2), columns, 0.4, boxstyle="round,pad=0,rounding_size=0.05",
-                                    facecolor="#eeeeee", edgecolor=DARK, zorder=3))
+                                    facecolor="#eeeeee", edgecolor=DARK, zorder=3, gid=name))
         ax.text(columns / 2 - 0.5, y, name, ha="center", va="center", fontsize=9, zorder=4)
-    if circuit.scores is not None and edges:
-        ax.legend([Line2D([], [], color=colour, linewidth=3) for colour in (BLUE, ORANGE)],
-                  ["for the answer", "against it"], loc="upper center", bbox_to_anchor=(0.5, 0), ncols=2, frameon=False,
-                  title=f"thickest: |score| {most:.2g}", fontsize=8, title_fontsize=8)
-    ax.set(xlim=(-0.6, columns - 0.4), ylim=(-0.3, rows + 0.3), title=str(circuit))
-    ax.axis("off")
     return ax
 
 
@@ -112,14 +126,12 @@ def _ends(source: str, target: str, places: dict, rows: float) -> tuple[tuple[fl
     return (left if start[0] is None else right, start[1] + BOX[1] / 2), (left, end[1] - BOX[1] / 2)
 
 
-def _box(ax: Axes, name: str, x: float, y: float, role: str) -> None:
-    """A node's box: its name, its role, and where q, k and v enter."""
+def _box(ax: Axes, name: str, x: float, y: float, colour: Any, room: tuple[float, ...]) -> None:
+    """A node's box in its role's colour: its name, and where q, k and v enter, as far as there is room (in points)."""
     ax.add_patch(FancyBboxPatch((x - BOX[0] / 2, y - BOX[1] / 2), *BOX, boxstyle="round,pad=0,rounding_size=0.05",
-                                facecolor="white", edgecolor=DARK, linewidth=1.8 if role else 0.8, zorder=3))
-    head = name[0] == "a"
-    lines = [line for part in role.split(", ") for line in textwrap.wrap(part, 16)]
-    ax.text(x, y + (0.2 if lines else 0.05 * head), name, ha="center", va="center", fontsize=8, zorder=4)
-    ax.text(x, y - 0.03, "\n".join(lines).replace("$", r"\$"), ha="center", va="center", linespacing=0.9, zorder=4,
-            fontsize=6 if len(lines) < 3 else 5)
-    for which in "qkv" if head else "":
-        ax.text(x + PORTS[which], y - 0.27, which, ha="center", va="center", fontsize=5, color=GREY, zorder=4)
+                                facecolor=colour, edgecolor=DARK, linewidth=0.8, zorder=3, gid=name))
+    ports = name[0] == "a" and room[0] >= 34 and room[1] >= 25
+    if room[0] >= 6 * len(name) and room[1] >= 12:
+        ax.text(x, y + 0.14 * ports, name, ha="center", va="center", fontsize=9, zorder=4)
+    for which in "qkv" if ports else "":
+        ax.text(x + PORTS[which], y - 0.2, which, ha="center", va="center", fontsize=9, color=GREY, zorder=4)

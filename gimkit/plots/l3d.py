@@ -4,7 +4,6 @@ from collections.abc import Sequence
 
 import numpy
 import pandas
-import seaborn
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -46,7 +45,7 @@ def reading_grid(table: numpy.ndarray, names: Sequence[str], title: str, ax: Axe
     order = numpy.lexsort((-table.max(1), table.argmax(1)))
     ax.pcolormesh(table[order], cmap="Blues", vmin=0, vmax=1, edgecolor="white", linewidth=0.5)
     ax.invert_yaxis()
-    ax.set_yticks([i + 0.5 for i in range(len(table))], [names[i] for i in order], fontsize=7)
+    ax.set_yticks([i + 0.5 for i in range(len(table))], [names[i] for i in order], fontsize=9)
     inputs = range(0, table.shape[1], 1 if table.shape[1] <= 15 else 5)
     ax.set_xticks([i + 0.5 for i in inputs], [str(i) for i in inputs])
     ax.grid(False)
@@ -73,7 +72,7 @@ def encoder_plane(original: numpy.ndarray, found: numpy.ndarray, ax: Axes | None
         ax.annotate(str(i), (1.12 * x, 1.12 * y), ha="center", va="center", fontsize=9)
     most = 1.3 * numpy.abs(original).max()
     ax.set(xlim=(-most, most), ylim=(-most, most), aspect="equal", xlabel="hidden unit 0", ylabel="hidden unit 1")
-    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2, fontsize=8, frameon=False)
+    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2, fontsize=9, frameon=False)
     return ax
 
 
@@ -98,7 +97,7 @@ def sweep_lines(deltas: Sequence[float], change: numpy.ndarray, own: int, contro
     if control is not None:
         ax.plot(deltas, control.mean(1), ":", color=ORANGE, linewidth=1.8, label="random direction")
     ax.set(xlabel="delta", ylabel="mean |change| of the output")
-    ax.legend(fontsize=8, frameon=True)
+    ax.legend(fontsize=9, frameon=True)
     return ax
 
 
@@ -120,12 +119,12 @@ def change_scatter(value: numpy.ndarray, change: numpy.ndarray, relevant: numpy.
         ax.scatter(value[where], change[where], s=10, color=colour, alpha=0.6, linewidth=0, label=label,
                    rasterized=True)
     ax.set(xlabel=what, ylabel="|change| of the outputs")
-    ax.legend(fontsize=8, frameon=True)
+    ax.legend(fontsize=9, frameon=True)
     return ax
 
 
 def coefficient_scatter(guessed: numpy.ndarray, true: numpy.ndarray, r2: float, ax: Axes | None = None) -> Axes:
-    """The coefficients of subnetworks against the true ones, a colour per subnetwork.
+    """The coefficients of subnetworks against the true ones, a dot per subnetwork and output.
 
     >>> ax = coefficient_scatter(numpy.eye(3), numpy.eye(3), r2=1.0)
 
@@ -135,8 +134,7 @@ def coefficient_scatter(guessed: numpy.ndarray, true: numpy.ndarray, r2: float, 
         ax: matplotlib axes; made when None.
     """
     ax = _axes(ax, 4.2, 3.6)
-    for which, colour in enumerate(seaborn.color_palette("husl", len(guessed))):
-        ax.scatter(true[which], guessed[which], color=colour, s=16, linewidth=0)
+    ax.scatter(true, guessed, color=BLUE, s=16, alpha=0.7, linewidth=0)
     ax.axhline(0, color=DARK, linewidth=0.8)
     ax.set(xlabel="true coefficient", ylabel="coefficient of the subnetwork (unit norm)",
            title=f"{len(guessed)} subnetworks, $r^2$ = {r2:.2f}")
@@ -168,12 +166,12 @@ def error_bars(frame: pandas.DataFrame, targets: dict, ax: Axes | None = None) -
             ax.plot([targets[group]] * 2, [row - 0.35, row + 0.35], color=ORANGE, linewidth=2.4, zorder=2)
     ax.plot([], [], color=ORANGE, linewidth=2.4, label="the paper's number (one seed)")
     ax.plot([], [], "D", color=BLUE, markersize=5, label="mean, 95% interval over seeds")
-    ax.set_yticks(range(len(groups)), [_plain(group) for group in groups], fontsize=8)
+    ax.set_yticks(range(len(groups)), [_plain(group) for group in groups], fontsize=9)
     ax.invert_yaxis()
     ax.set_xlim(0, None)
     ax.grid(False, axis="y")
     ax.set(xlabel="error: |g − ĝ|² / |g|², as in the reference implementation")
-    ax.legend(fontsize=8, frameon=True, loc="best")
+    ax.legend(fontsize=9, frameon=True, loc="best")
     return ax
 
 
@@ -198,7 +196,7 @@ def selection_dots(table: pandas.DataFrame, ax: Axes | None = None) -> Axes:
     ax.invert_yaxis()
     ax.grid(False, axis="y")
     ax.set(xlabel="AUROC of the impact of the best subnetwork, new samples", xlim=(None, 1.02))
-    ax.legend(fontsize=8, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.55 / (0.34 * len(kinds))), ncols=3)
+    ax.legend(fontsize=9, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.55 / (0.34 * len(kinds))), ncols=3)
     return ax
 
 
@@ -222,14 +220,14 @@ def beside_gim(shares: pandas.Series, scores: pandas.Series, rhos: list, chosen:
         where = [b == block for b in blocks]
         left.scatter(scores[where], shares[where], marker=marker, color=BLUE, s=36, linewidth=0, label=f"block {block}")
     for head in scores.sort_values(ascending=False).index[:6]:
-        left.annotate(head, (scores[head], shares[head]), (4, 4), textcoords="offset points", fontsize=8)
+        left.annotate(head, (scores[head], shares[head]), (4, 4), textcoords="offset points", fontsize=9)
     left.margins(0.12)
     left.set(xlabel=f"|GIM score| of the head on {task} (logits)", ylabel="share of the subnetwork's squared norm",
              title=f"Subnetwork {chosen}, which selects {task}: ρ = {rhos[chosen]:.2f}")
-    left.legend(fontsize=8, frameon=True)
+    left.legend(fontsize=9, frameon=True)
     others = [rho for which, rho in enumerate(rhos) if which != chosen]
     right.hist(others, bins=numpy.linspace(-1, 1, 17), color=GREY, label="other subnetworks")
     right.axvline(rhos[chosen], color=BLUE, linewidth=2.4, label=f"subnetwork {chosen}")
     right.set(xlabel="rank correlation with GIM's scores", ylabel="subnetworks", title="The control: all others")
-    right.legend(fontsize=8, frameon=True)
+    right.legend(fontsize=9, frameon=True)
     return figure

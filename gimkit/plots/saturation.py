@@ -24,7 +24,7 @@ def rule_changes(frame: pandas.DataFrame, ax: Axes | None = None) -> Axes:
     """
     ax = _axes(ax, 5.5, 1.0 + 0.27 * len(frame))
     bars = ax.barh(range(len(frame)), frame["change"], color=BLUE, height=0.75)
-    ax.bar_label(bars, fmt="%.3f", padding=3, fontsize=8)
+    ax.bar_label(bars, fmt="%.3f", padding=3, fontsize=9)
     ax.set_yticks(range(len(frame)), [_plain(rules) for rules in frame["rules"]])
     ax.invert_yaxis()
     ax.margins(x=0.2, y=0.01)
@@ -88,7 +88,7 @@ def saturation_effects(scores: Sequence[float] = (6, 6, 0, 0, 0), values: Sequen
                           for (by, lowered), effect in rows.items()], ignore_index=True)
 
 
-def saturation(effects: pandas.DataFrame, axes: Any = None) -> Any:
+def saturation(effects: pandas.DataFrame, axes: Any = None, limits: tuple[float, float] | None = None) -> Any:
     """When gradients lie: the true effect of lowering two attention scores, and the effect that gradients predict.
 
     >>> left, right = saturation(saturation_effects())
@@ -96,6 +96,7 @@ def saturation(effects: pandas.DataFrame, axes: Any = None) -> Any:
     Args:
         effects: the table of `saturation_effects`.
         axes: two matplotlib axes; made when None.
+        limits: of the axis of falls, where figures are compared; as the numbers need when None.
     Returns:
         Both axes. Left, the output's fall on the way to ablation; right, at ablation.
     """
@@ -130,4 +131,7 @@ def saturation(effects: pandas.DataFrame, axes: Any = None) -> Any:
     right.axvline(0, color=DARK, linewidth=0.8)
     right.grid(False, axis="y")
     right.set(xlabel="fall of the output (logits)", title="At ablation")
+    if limits:
+        left.set_ylim(limits)
+        right.set_xlim(limits)
     return left, right

@@ -6,10 +6,10 @@ from matplotlib.axes import Axes
 from gimkit.circuits import NodeScores
 from gimkit.circuits.faithfulness import rank_correlation
 from gimkit.circuits.metric import UNITS
-from gimkit.plots.style import BLUE, DARK, DIVERGING, ORANGE, _axes, _name_points, _plain
+from gimkit.plots.style import BLUE, DARK, DIVERGING, ORANGE, _axes, _equal_axes, _name_points, _plain, method_colour
 
 
-def node_grid(scores: NodeScores, ax: Axes | None = None) -> Axes:
+def node_grid(scores: NodeScores, ax: Axes | None = None, most: float | None = None) -> Axes:
     """Heads and MLPs as a grid, a row for each layer, the MLP in the last column; blue helps the answer, orange hurts.
 
     >>> ax = node_grid(gimkit.score_nodes(model, task, method="gim"))
@@ -20,6 +20,7 @@ def node_grid(scores: NodeScores, ax: Axes | None = None) -> Axes:
     Args:
         scores: of the heads and MLPs of one model.
         ax: matplotlib axes; made when None.
+        most: the end of the colour scale, for grids that are compared; the largest |score| when None.
     """
     table = scores.frame().query("kind in ('head', 'mlp')").copy()
     heads = int(table["head"].max()) + 1
@@ -28,9 +29,9 @@ def node_grid(scores: NodeScores, ax: Axes | None = None) -> Axes:
     grid.columns = [*range(heads), "MLP"]
     small = max(grid.shape) <= 12
     ax = _axes(ax, 2.2 + (0.6 if small else 0.3) * grid.shape[1], 1.2 + (0.45 if small else 0.25) * len(grid))
-    most = max(float(grid.abs().to_numpy().max()), 1e-12)
+    most = most or max(float(grid.abs().to_numpy().max()), 1e-12)
     seaborn.heatmap(grid, ax=ax, cmap=DIVERGING, vmin=-most, vmax=most, annot=small, fmt=".2f", linewidths=0.5,
-                    annot_kws={"size": 8}, cbar_kws={"label": f"score ({UNITS.get(scores.metric, 'unit unknown')})"})
+                    annot_kws={"size": 9}, cbar_kws={"label": f"score ({UNITS.get(scores.metric, 'unit unknown')})"})
     ax.axvline(heads, color="white", linewidth=5)
     ax.invert_yaxis()  # the network is drawn from the bottom up
     ax.tick_params(axis="both", length=0)
@@ -60,11 +61,10 @@ def method_scatter(scores: NodeScores, exact: NodeScores, ax: Axes | None = None
         part = table[table["kind"] == kind]
         ax.scatter(part["score"], part["method_score"], color=colour, marker=marker, s=32, label=name,
                    edgecolor="white", linewidth=0.6, zorder=3)
-    ax.margins(0.12)
-    ax.axline((0, 0), slope=1, color=DARK, linestyle="--", linewidth=0.9)
+    _equal_axes(ax, table["score"], table["method_score"])
     ax.set(xlabel=f"exact patching ({UNITS.get(exact.metric, 'unit unknown')})",
            ylabel=_plain(f"{scores.method} ({UNITS.get(scores.metric, 'unit unknown')})"),
-           title=f"{_plain(f'{scores.method} against exact patching on {exact.task}')}\nSpearman's ρ = {rho}")
+           title=f"{_plain(f'{scores.method} on {exact.task}')}\nSpearman's ρ = {rho}")
     ax.legend(frameon=True, loc="lower right")
     order = table["score"].abs().sort_values(ascending=False).index
     _name_points(ax, table.loc[order[:8], ["score", "method_score", "node"]].to_numpy().tolist(),
@@ -85,12 +85,11 @@ def faithfulness_curves(curves: list, ax: Axes | None = None) -> Axes:
         ax: matplotlib axes; made when None.
     """
     ax = _axes(ax, 6.5, 4.0)
-    colours = dict(zip(dict.fromkeys(curve.method for curve in curves), seaborn.color_palette("colorblind", 10)))
     for curve in curves:
-        ax.plot(curve.shares, curve.faithfulness, "o--" if curve.absolute else "o-", color=colours[curve.method],
+        ax.plot(curve.shares, curve.faithfulness, "o--" if curve.absolute else "o-", color=method_colour(curve.method),
                 markersize=4, label=_plain(curve.label))
     for level in (0, 1):
         ax.axhline(level, color=DARK, linewidth=0.8, linestyle=":")
     ax.set(xscale="log", xlabel="share of all edges", ylabel="faithfulness", title="What the circuits keep")
-    ax.legend(frameon=True, fontsize=8)
+    ax.legend(frameon=True, fontsize=9)
     return ax

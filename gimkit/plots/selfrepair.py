@@ -3,7 +3,7 @@
 import numpy
 from matplotlib.axes import Axes
 
-from gimkit.plots.style import BLUE, DARK, GREY, ORANGE, _axes, _name_points, _plain
+from gimkit.plots.style import BLUE, DARK, GREY, ORANGE, _axes, _equal_axes, _name_points, _plain
 from gimkit.selfrepair import HeadRepair, SelfRepair
 
 
@@ -59,13 +59,12 @@ def _two_colours(repair: SelfRepair, x: numpy.ndarray, y: numpy.ndarray, ax: Axe
         ax.scatter(x[which], y[which], s=12, color=colour, alpha=0.6, linewidth=0, label=label, zorder=3,
                    rasterized=True)
     if frame.empty:
-        ax.set(xlim=(-1, 1), ylim=(-1, 1))
         ax.text(0.5, 0.75, f"no row has two contributions above {repair.threshold:g}", ha="center", color=DARK,
                 transform=ax.transAxes)
-    ax.axline((0, 0), slope=1, color=DARK, linestyle="--", linewidth=0.9)
+    _equal_axes(ax, x if len(x) else [-1, 1], y)
     whose = f" of {head}" if head else ""
     ax.set(title=_plain(f"{shown.sum()} attention rows{whose} on {repair.name}"))
-    ax.legend(frameon=True, fontsize=8)
+    ax.legend(frameon=True, fontsize=9, loc="lower right")
     return ax
 
 
@@ -92,8 +91,7 @@ def direct_against_total(repair: HeadRepair, ax: Axes | None = None) -> Axes:
     spread = numpy.maximum([frame["high"] - frame["repaired"], frame["repaired"] - frame["low"]], 0)
     ax.errorbar(x, y, yerr=spread, fmt="o", color=BLUE, ecolor=BLUE, markersize=5, linewidth=1, zorder=3,
                 label="total effect")
-    ax.axline((0, 0), slope=1, color=DARK, linestyle="--", linewidth=0.9)
-    ax.margins(0.1)
+    _equal_axes(ax, x, [y - spread[0], y + spread[1], frame["total_frozen"]])
     ax.set(xlabel="direct effect (logits)", ylabel="total effect (logits)",
            title=_plain(f"Ablated heads on {repair.task}"))
     ax.legend(frameon=True, loc="best")
@@ -125,7 +123,7 @@ def head_compensation(repair: HeadRepair, head: str, ax: Axes | None = None, mos
     ax = _axes(ax, 5.0, 1.0 + 0.3 * len(values))
     colours = [BLUE if value > 0 else ORANGE for value in values]
     bars = ax.barh(range(len(values)), values, color=colours, height=0.75)
-    ax.bar_label(bars, fmt="%+.2f", padding=3, fontsize=8)
+    ax.bar_label(bars, fmt="%+.2f", padding=3, fontsize=9)
     ax.set_yticks(range(len(values)), [_plain(part) for part in values.index])
     ax.invert_yaxis()
     ax.axvline(0, color=DARK, linewidth=0.8)

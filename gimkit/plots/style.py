@@ -9,7 +9,7 @@ import matplotlib
 import numpy
 import pandas
 import seaborn
-from matplotlib import pyplot
+from matplotlib import colors, pyplot
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.transforms import Bbox
@@ -20,6 +20,10 @@ BLUE, ORANGE, GREEN, PINK, GREY = (seaborn.color_palette("colorblind")[i] for i 
 DIVERGING = seaborn.blend_palette([ORANGE, "#f7f7f7", BLUE], as_cmap=True)  # orange against, blue for
 DARK = "#333333"
 MARKERS = "osD^vP*Xhp"
+COLOURS = dict(zip(("gim", "gradient", "freeze", "ig", "relp", "gp", "attnlrp", "random", "temperature", "gim-ig"),
+                   seaborn.color_palette("colorblind"), strict=True)) | {"exact": DARK}
+SAME = {"eap": "gradient", "eap-ig": "ig", "eap-gp": "gp", "ig-inputs": "ig", "ig-activations": "ig", "nap-ig": "ig",
+        "occlusion": "exact", "leave-one-out": "exact", "shapley": "exact", "atp*": "attnlrp"}  # other names
 
 
 def panels(n: int, width: float, height: float, **options: Any) -> tuple[Figure, numpy.ndarray]:
@@ -35,6 +39,29 @@ def panels(n: int, width: float, height: float, **options: Any) -> tuple[Figure,
     figure = Figure(figsize=(width, height), layout="constrained")
     with seaborn.axes_style("whitegrid"):
         return figure, figure.subplots(1, n, squeeze=False, **options)[0]
+
+
+def method_colour(method: str) -> tuple:
+    """The colour of a method, the same in every figure; grey for one without a colour of its own.
+
+    >>> method_colour("GIM") == BLUE, method_colour("EAP") == method_colour("gradient") == ORANGE
+    (True, True)
+
+    Args:
+        method: a name of `gimkit`, or of a paper, in any case.
+    """
+    name = method.lower().partition(",")[0]
+    return colors.to_rgb(COLOURS.get(SAME.get(name, name), GREY))
+
+
+def _equal_axes(ax: Axes, x: Any, y: Any) -> None:
+    """The same limits and the same unit on both axes, so that the diagonal has one slope in all figures."""
+    values = numpy.concatenate([numpy.ravel(x), numpy.ravel(y), [0.0]])
+    low, high = float(values.min()), float(values.max())
+    room = 0.08 * (high - low) or 1.0
+    ax.set(xlim=(low - room, high + room), ylim=(low - room, high + room), aspect="equal")
+    ax.locator_params(nbins=6)
+    ax.axline((0, 0), slope=1, color=DARK, linestyle="--", linewidth=0.9)
 
 
 def _axes(ax: Axes | None, width: float, height: float) -> Axes:
@@ -60,7 +87,7 @@ def _name_points(ax: Any, named: Iterable, points: Sequence) -> None:
              for x, y in ax.transData.transform(places)] + [ax.get_legend().get_window_extent()]
     for x, y, name in named:
         for dx, dy in (*product((7, -7), (0, -7, 7)), (0, 12), (0, -12), *product((7, -7), (-14, 14))):
-            text = ax.annotate(name, (x, y), (dx, dy), textcoords="offset points", fontsize=8, color=DARK,
+            text = ax.annotate(name, (x, y), (dx, dy), textcoords="offset points", fontsize=9, color=DARK,
                                ha={7: "left", 0: "center", -7: "right"}[dx], va="center")
             box = text.get_window_extent()
             inside = ax.bbox.x0 < box.x0 and box.x1 < ax.bbox.x1

@@ -83,9 +83,9 @@ class TokenScores(Result):
         """The target, with its metric unless that is a logit."""
         return f"{self.target!r}" + (f" ({self.metric})" if self.metric != "logit" else "")
 
-    def _repr_html_(self) -> str:
-        """The prompt, each token's background coloured by its score: blue for the target, orange against; escaped."""
-        most = max(float(self.scores.abs().max()), 1e-12)
+    def _repr_html_(self, most: float | None = None) -> str:
+        """The prompt, each token's ground coloured by its score, up to `most`: blue for the target, orange against."""
+        most = most or max(float(self.scores.abs().max()), 1e-12)
         spans = []
         for token, score in zip(self.tokens, self.scores.tolist()):
             colour = "31, 119, 180" if score > 0 else "222, 143, 5"
