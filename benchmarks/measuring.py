@@ -43,6 +43,38 @@ def growing(run, *arguments, **options):
     return result, _resident("VmHWM") - before
 
 
+def cost(run, model, *arguments, **options) -> tuple:
+    """The result of run(model, ...), and {"seconds", "cpu_seconds", "peak_mib"}: on the GPU all memory in use.
+
+    >>> cost(gimkit.score_nodes, model, task[:2])[1].keys()
+    dict_keys(['seconds', 'cpu_seconds', 'peak_mib'])
+    """
+    device = next(model._module.parameters()).device
+    on_gpu = device.type == "cuda"
+    if on_gpu:
+        import torch
+
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+    start, cpu = time.perf_counter(), time.process_time()
+    result, peak = growing(run, model, *arguments, **options)
+    if on_gpu:
+        torch.cuda.synchronize(device)
+        peak = torch.cuda.max_memory_allocated(device) / 2**20
+    return result, {"seconds": time.perf_counter() - start, "cpu_seconds": time.process_time() - cpu, "peak_mib": peak}
+
+
+def free_mib(model) -> float:
+    """Memory that is free where a model is, in MiB."""
+    device = next(model._module.parameters()).device
+    if device.type == "cuda":
+        import torch
+
+        return torch.cuda.mem_get_info(device)[0] / 2**20
+    lines = Path("/proc/meminfo").read_text().splitlines() if sys.platform.startswith("linux") else []
+    return next((int(line.split()[1]) / 1024 for line in lines if line.startswith("MemAvailable")), 4096.0)
+
+
 def _resident(key: str) -> float:
     """A memory line of this process in MiB: VmRSS is the present size, VmHWM the largest since the last reset."""
     lines = Path("/proc/self/status").read_text().splitlines()

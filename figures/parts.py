@@ -67,7 +67,8 @@ class Request:
             self.made[name] = TASKS[name](self.model, n=self.n, seed=self.seed)
         return self.made[name]
 
-    def part(self, kind: str, prompts: Task, method: str, measure: Callable[[], pandas.DataFrame]) -> pandas.DataFrame:
+    def part(self, kind: str, prompts: Task, method: str, measure: Callable[[], pandas.DataFrame],
+             **settings) -> pandas.DataFrame:
         """The table that measure() returns, or the stored one in runs/figures/MODEL/KIND/TASK-METHOD.csv.
 
         >>> request = Request("mini-llama", n=4)
@@ -82,10 +83,11 @@ class Request:
             prompts: the task.
             method: of the file's name.
             measure: makes the table.
+            settings: what else must be the same.
         """
         digest = hashlib.sha256(prompts.clean.numpy().tobytes() + repr((prompts.good, prompts.bad)).encode())
         about = {"model": self.name, "weights": self.weights, "seed": self.seed, "n": len(prompts),
-                 "prompts": digest.hexdigest()[:16], "gimkit": gimkit.__version__}
+                 "prompts": digest.hexdigest()[:16], "gimkit": gimkit.__version__} | settings
         stem = re.sub(r"[^\w=+.-]", "_", f"{prompts.name}-{method}")
         path = self.folder / self.label / kind / f"{stem}.csv"
         return cached_table(path, about, measure)

@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -103,10 +104,13 @@ def _trusted(path: Path, about: dict, reading: dict) -> str | None:
         head, _, body = text.partition("\n")
         found = json.loads(head.removeprefix("# "))
         rows, digest = found.pop("rows"), found.pop("sha256")
-        fits = found == about and digest == _hash(body) and rows == len(_table(text, reading))
+        complete = digest == _hash(body) and rows == len(_table(text, reading))
+        changed = [key for key in {**found, **about} if found.get(key) != about.get(key)]
     except (AttributeError, KeyError, TypeError, ValueError):  # another kind of file, cut off or damaged
         return None
-    return text if fits else None
+    if changed and complete:
+        warnings.warn(f"{path} was measured with another {', '.join(changed)}: it is measured again", stacklevel=3)
+    return text if complete and not changed else None
 
 
 def _table(text: str, reading: dict) -> pandas.DataFrame:

@@ -16,6 +16,7 @@ from gimkit.model.tokenizer import answer_id, text_ids, text_of
 from gimkit.remote.trace import in_trace
 from gimkit.results import Result
 from gimkit.tasks.encode import tokenizer_of
+from gimkit.tasks.hub import rows_from_hub
 from gimkit.tasks.text_sets import TEXT_SETS, Name, Table
 
 LONGEST = 1024
@@ -148,17 +149,7 @@ def _checked(name: str, table: Table, rows: Any) -> list[dict]:
 
 def _from_hub(table: Table) -> Any:
     """A table's rows from the hub."""
-    try:
-        from datasets import load_dataset
-    except ImportError:
-        raise GimkitError(f"{table.hub} is read with the datasets library: install gimkit with its extra [data] "
-                          "(pip install datasets), or give the rows as data=") from None
-    try:
-        if table.config is None:
-            return load_dataset(table.hub, split=table.split)
-        export = f"hf://datasets/{table.hub}@refs/convert/parquet/{table.config}/{table.split}/*.parquet"
-        return load_dataset("parquet", data_files=export, split="train")
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise GimkitError(f"cannot read {table.hub} from the Hugging Face hub ({reason}): check the network, or give "
-                          "the rows as data=") from error
+    if table.config is None:
+        return rows_from_hub(table.hub, split=table.split)
+    export = f"hf://datasets/{table.hub}@refs/convert/parquet/{table.config}/{table.split}/*.parquet"
+    return rows_from_hub(table.hub, "parquet", data_files=export, split="train")

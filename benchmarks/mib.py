@@ -1,0 +1,175 @@
+"""MIB's circuit track on one model: `python -m benchmarks.mib MODEL`. Scores, CPR, CMD, and a folder to submit."""
+
+import argparse
+import hashlib
+import sys
+from pathlib import Path
+from typing import get_args
+
+import pandas
+
+import gimkit
+from benchmarks.measuring import cost, free_mib
+from benchmarks.mib_rows import made_rows
+from benchmarks.tables import show
+from figures.parts import Request
+from gimkit.circuits import edges, nodes
+from gimkit.circuits.faithfulness import SIZES
+from gimkit.cli import run_command
+from gimkit.errors import GimkitError, check_known
+from gimkit.tasks.measure import metric
+from gimkit.tasks.mib import Name
+
+TASKS = get_args(Name)
+LEVELS = {"edge": (gimkit.score_edges, edges.METHODS), "node": (gimkit.score_nodes, nodes.METHODS)}
+DEFAULT = {"edge": ("gradient", "gim", "ig-inputs", "random"), "node": ("gradient", "gim", "nap-ig", "random")}
+SHORT = {"openai-community/gpt2": "gpt2", "gpt2": "gpt2", "Qwen/Qwen2.5-0.5B": "qwen2.5",
+         "google/gemma-2-2b": "gemma2", "meta-llama/Llama-3.1-8B": "llama3"}  # the leaderboard's names
+COLUMNS = ("task", "method", "cpr", "cpr_low", "cpr_high", "cmd", "cmd_low", "cmd_high", "accuracy", "scored",
+           "evaluated", "pairs", "seconds", "cpu_seconds", "peak_mib")
+
+
+def pairs_at_once(model, score, task, most: int = 32) -> int:
+    """How many prompt pairs a scoring pass takes: what one pair needs, by trial, into 60% of the memory that is free.
+
+    >>> pairs_at_once(model, gimkit.score_edges, task)
+    32
+
+    Args:
+        model: an nnsight model.
+        score: `gimkit.score_edges` or `gimkit.score_nodes`.
+        task: its longest pair is tried, by GIM.
+        most: pairs.
+    """
+    longest = int(task.mask.sum(1).argmax())
+    peak = cost(score, model, task[longest:longest + 1], "gim")[1]["peak_mib"]
+    return int(min(most, max(1, 0.6 * free_mib(model) // max(1, peak)))) if peak == peak else 1
+
+
+def evaluate(model, scores, task, sizes=SIZES) -> dict:
+    """CPR by signed scores and CMD by absolute ones, with 95% intervals over the prompt pairs.
+
+    >>> sorted(evaluate(model, edges, task[:4], sizes=(0.1, 1.0)))
+    ['cmd', 'cmd_high', 'cmd_low', 'cpr', 'cpr_high', 'cpr_low']
+
+    Raises:
+        GimkitError: the clean prompts do not beat the corrupt ones.
+    """
+    row = {}
+    for area, absolute in (("cpr", False), ("cmd", True)):
+        curve = gimkit.faithfulness(model, task, scores, absolute=absolute, sizes=sizes)
+        row |= dict(zip((area, f"{area}_low", f"{area}_high"), getattr(curve, area)()))
+    return row
+
+
+def measure(model, level: str, method: str, scored, evaluated, pairs: int,
+            submission: tuple[Path, str] | None = None) -> pandas.DataFrame:
+    """One row: a method's scores on one half of a task, its circuits on the other.
+
+    Args:
+        model: an nnsight model.
+        level: "edge" or "node".
+        method: of `gimkit.score_edges` or `gimkit.score_nodes`.
+        scored, evaluated: tasks.
+        pairs: scored at once.
+        submission: where scores and circuits are written, and a cell's name, such as "ioi_gpt2".
+    """
+    score, _ = LEVELS[level]
+    scores, spent = cost(score, model, scored, method, batch_size=pairs)
+    row = {"task": scored.name, "method": method, "scored": len(scored), "evaluated": len(evaluated),
+           "accuracy": float((metric(model, evaluated) > 0).float().mean()), "pairs": pairs, **spent}
+    if submission:
+        submit(scores, submission[0] / f"{method}_{level}", submission[1])
+    try:
+        row |= evaluate(model, scores, evaluated)
+    except GimkitError as error:
+        row["note"] = str(error)
+    return pandas.DataFrame([row])
+
+
+def submit(scores, folder: Path, cell: str) -> None:
+    """Write what the leaderboard takes, in three folders: importances, and nine circuits each by two rankings.
+
+    FOLDER/importances/CELL/importances.pt; FOLDER/circuits-signed/CELL/0.1.pt, ..., 50.pt with at most that per cent of
+    edges (CPR); FOLDER/circuits-absolute/CELL/ likewise by absolute scores (CMD). A submission is one of the three.
+    """
+    scores.save(folder / "importances" / cell / "importances.pt")
+    for ranking, absolute in (("signed", False), ("absolute", True)):
+        for share in SIZES[:-1]:
+            count = int(share * (scores.graph.n_edges if isinstance(scores, edges.EdgeScores) else len(scores.nodes)))
+            circuit = scores.top(count, absolute=absolute)
+            circuit.save(folder / f"circuits-{ranking}" / cell / f"{100 * share:g}.pt")
+
+
+def rows_for(options, name: str, split: str, n: int | None, model):
+    """A task's prompt pairs: from the hub, from FOLDER/TASK-SPLIT.jsonl, or made up."""
+    data = None
+    if options.rows == "made":
+        data = made_rows(name, split, n or 100)
+    elif options.rows:
+        data = Path(options.rows) / f"{name}-{split}.jsonl"
+    task = gimkit.tasks.mib(name, model, split=split, n=n, data=data)
+    print(f"{name}, {split}: {len(task)} pairs of up to {task.clean.shape[1]} tokens; dropped: "
+          f"{'; '.join(task.dropped) or 'nothing'}", flush=True)
+    return task
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Measure every method on every task; bad input gives one line and exit code 2."""
+    parser = argparse.ArgumentParser("python -m benchmarks.mib", description=__doc__)
+    parser.add_argument("model", metavar="MODEL", help="as in gimkit.load")
+    parser.add_argument("--tasks", nargs="+", metavar="TASK", default=TASKS, help="of MIB, default: all six")
+    parser.add_argument("--methods", nargs="+", metavar="METHOD", help="default: gradient, gim, integrated, random")
+    parser.add_argument("--level", choices=LEVELS, default="edge")
+    parser.add_argument("-n", type=int, default=100, help="train rows for the scores (default: %(default)s)")
+    parser.add_argument("--evaluate", type=int, metavar="N", help="validation rows for the circuits (default: all)")
+    parser.add_argument("--split", choices=("validation", "test"), default="validation", help="of the evaluation")
+    parser.add_argument("--rows", metavar="FOLDER", help="rows in FOLDER/TASK-SPLIT.jsonl, or 'made' for those of "
+                        "benchmarks.mib_rows (default: the hub's)")
+    parser.add_argument("--parts", type=Path, default=Path("runs/mib"), help="folder of the finished parts, from which "
+                        "an interrupted run continues (default: %(default)s)")
+    parser.add_argument("--csv", type=Path, help="write the table here")
+    parser.add_argument("--submit", type=Path, metavar="DIR", help="write the leaderboard's folders here")
+    return run_command(_run, parser.parse_args(arguments))
+
+
+def _run(options) -> None:
+    methods = options.methods or DEFAULT[options.level]
+    for method in methods:
+        check_known("method", method, LEVELS[options.level][1])
+    for name in options.tasks:
+        check_known("MIB task", name, TASKS)
+    request = Request(options.model, folder=options.parts)
+    model, tables = request.model, []
+    for name in options.tasks:
+        try:
+            scored = rows_for(options, name, "train", options.n, model)
+            evaluated = rows_for(options, name, options.split, options.evaluate, model)
+        except GimkitError as error:
+            if len(options.tasks) == 1:
+                raise
+            print(f"{name}: left out: {error}", flush=True)
+            continue
+        pairs = pairs_at_once(model, LEVELS[options.level][0], scored)
+        cell = f"{name.replace('_', '-')}_{SHORT.get(options.model, request.label)}"
+        held_out = hashlib.sha256(evaluated.clean.numpy().tobytes()).hexdigest()[:16]
+        for method in methods:
+            def one(method=method, scored=scored, evaluated=evaluated, pairs=pairs, cell=cell) -> pandas.DataFrame:
+                return measure(model, options.level, method, scored, evaluated, pairs,
+                               (options.submit, cell) if options.submit else None)
+
+            table = request.part(options.level, scored, method, one, evaluated=held_out, submit=bool(options.submit))
+            tables.append(table)
+            print(table.to_string(index=False, header=len(tables) == 1, float_format="{:.3f}".format), flush=True)
+    if not tables:
+        raise GimkitError("no task has usable rows for this model")
+    table = pandas.concat(tables, ignore_index=True)
+    for note in table.get("note", pandas.Series(dtype=str)).dropna().unique():
+        print(note)
+    show(table.reindex(columns=COLUMNS).assign(level=options.level, model=options.model), options.csv,
+         "CPR: circuits by signed scores; CMD: by absolute scores. 95% bootstrap intervals over the evaluated pairs.\n"
+         "seconds, cpu_seconds, peak_mib: of scoring, so many pairs at once.")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
