@@ -18,7 +18,7 @@ from gimkit.circuits.patching import run_masks
 from gimkit.errors import GimkitError, check_flag, check_number, require_finite
 from gimkit.model.apply import check_unedited
 from gimkit.model.graph import greedy_edges, prune, top_edges
-from gimkit.model.residual_stream import check_graph, residual_stream_of
+from gimkit.model.residual_stream import check_graph, graph_of, residual_stream_of
 from gimkit.results import Result
 from gimkit.statistics import Interval, bootstrap
 from gimkit.tasks.measure import warn_unsolved
@@ -156,7 +156,7 @@ class Curve(Result):
                                  "edges": self.edges, "faithfulness": self.faithfulness})
 
 
-def faithfulness(model: Envoy, task: Task, edges: EdgeScores, *, absolute: bool, metric: Metric = "logit",
+def faithfulness(model: Envoy, task: Task, scores: EdgeScores | NodeScores, *, absolute: bool, metric: Metric = "logit",
                  sizes: Iterable[float] = SIZES,
                  greedy: bool = False, remote: bool | str = False) -> Curve:
     """Cut circuits of growing size from scores, run them, and measure how much of the model's behaviour they keep.
@@ -170,11 +170,12 @@ def faithfulness(model: Envoy, task: Task, edges: EdgeScores, *, absolute: bool,
     Args:
         model: an unedited nnsight model.
         task: a `gimkit.tasks.Task` of n prompt pairs, other ones than the scores are from.
-        edges: `EdgeScores` of this model.
+        scores: `EdgeScores` of this model; or `NodeScores`, whose circuits are all edges between the embedding and the
+            best heads and MLPs.
         absolute: rank by |score| (MIB's CMD) or by score (MIB's CPR); it must be stated.
         metric: evaluates the circuits, as in `gimkit.score_nodes`. With "kl" the whole model has 0, the corrupt -KL.
-        sizes: increasing shares of all edges; int(share * edges) edges are requested.
-        greedy: grow circuits from the logits instead of taking the top edges.
+        sizes: increasing shares of all edges (or of all heads and MLPs); int(share * edges) edges are requested.
+        greedy: grow circuits from the logits instead of taking the top edges; for edges only.
         remote: as in `gimkit.attribute`.
 
     Returns:
@@ -191,14 +192,13 @@ def faithfulness(model: Envoy, task: Task, edges: EdgeScores, *, absolute: bool,
     metric = metric_of(task, metric)
     absolute, greedy = check_flag("absolute", absolute), check_flag("greedy", greedy)
     w = residual_stream_of(model)
-    graph, cut = edges.graph, greedy_edges if greedy else top_edges
-    check_graph(graph, w)
+    check_graph(scores.graph, w)
     check_unedited(model)
     sizes = tuple(check_number("a size", share) for share in sizes)
     if not sizes or any(not 0 <= share <= 1 for share in sizes) or list(sizes) != sorted(set(sizes)):
         raise GimkitError("sizes are increasing shares of all edges between 0 and 1")
-    masks = [prune(cut(edges.scores, graph, int(share * graph.n_edges), absolute), graph) for share in sizes]
-    keep = torch.stack([torch.zeros_like(graph.real), graph.real, *masks])
+    masks = _circuits(scores, sizes, absolute, greedy)
+    keep = torch.stack([torch.zeros_like(masks[0]), graph_of(w).real, *masks])
     different, which = torch.unique(keep, dim=0, return_inverse=True)  # sizes may give the same circuit
     values = run_masks(model, w, task, different, metric, remote)[which]
     empty, full = values[0], values[1]
@@ -207,8 +207,19 @@ def faithfulness(model: Envoy, task: Task, edges: EdgeScores, *, absolute: bool,
                           f"ones' ({empty.mean():.3g}), so faithfulness is undefined; choose a task the model solves")
     if metric not in DIVERGENCES:
         warn_unsolved(task.name, full)
-    return Curve(edges.task, edges.method, absolute, greedy, sizes, tuple(int(mask.sum()) for mask in masks),
-                 values[2:], empty, full, metric, edges.metric, edges.fingerprint)
+    return Curve(scores.task, scores.method, absolute, greedy, sizes, tuple(int(mask.sum()) for mask in masks),
+                 values[2:], empty, full, metric, scores.metric, getattr(scores, "fingerprint", ""))
+
+
+def _circuits(scores: EdgeScores | NodeScores, sizes: tuple[float, ...], absolute: bool,
+              greedy: bool) -> list[torch.Tensor]:
+    """A mask [sources, targets] for each size, without dead ends."""
+    if isinstance(scores, EdgeScores):
+        graph, cut = scores.graph, greedy_edges if greedy else top_edges
+        return [prune(cut(scores.scores, graph, int(share * graph.n_edges), absolute), graph) for share in sizes]
+    if greedy:
+        raise GimkitError("greedy circuits grow along scores of edges; leave greedy out for scores of nodes")
+    return [scores.top(int(share * (len(scores.nodes) - 1)), absolute).keep for share in sizes]
 
 
 def auroc(scores: EdgeScores | NodeScores, known: Circuit, *, absolute: bool = True) -> float:

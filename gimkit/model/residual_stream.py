@@ -112,7 +112,7 @@ def graph_if_covered(model: Envoy, architecture: Architecture) -> Graph | None:
         return None
 
 
-def check_graph(graph: Graph, stream: ResidualStream, what: str = "the circuit or scores are") -> None:
+def check_graph(graph: Graph | None, stream: ResidualStream, what: str = "the circuit or scores are") -> None:
     """Refuse scores or a circuit of another model. what: the start of the message, with its verb."""
     if graph != graph_of(stream):
         raise GimkitError(f"{what} of a model of {graph}, but {stream.name} here has {graph_of(stream)}; "

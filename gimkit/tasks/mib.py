@@ -103,8 +103,8 @@ def _encoded(tokenizer, row: Row, context: int | None) -> tuple | str:
     start = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
     front = [] if start is None or clean[:1] == [start] else [start]
     unknown = [] if tokenizer.unk_token_id is None else [tokenizer.unk_token_id]
-    if not (clean and corrupt and good and bad) or unknown and set(unknown) & {*good, *bad}:
-        return "with an answer or a prompt that the tokenizer does not know"
+    if not (clean and corrupt and good and bad) or set(unknown) & {*clean, *corrupt, *good, *bad}:
+        return "with words that the tokenizer does not know"
     if row.single and (len(good), len(bad)) != (1, 1):
         return "with an answer of several tokens"
     if len({len(ids(text)) for text in row.equal}) > 1:
