@@ -86,8 +86,21 @@ class Request:
             settings: what else must be the same.
         """
         digest = hashlib.sha256(prompts.clean.numpy().tobytes() + repr((prompts.good, prompts.bad)).encode())
-        about = {"model": self.name, "weights": self.weights, "seed": self.seed, "n": len(prompts),
-                 "prompts": digest.hexdigest()[:16], "gimkit": gimkit.__version__} | settings
-        stem = re.sub(r"[^\w=+.-]", "_", f"{prompts.name}-{method}")
-        path = self.folder / self.label / kind / f"{stem}.csv"
+        about = {"seed": self.seed, "n": len(prompts), "prompts": digest.hexdigest()[:16]} | settings
+        return self.kept(kind, f"{prompts.name}-{method}", about, measure)
+
+    def kept(self, kind: str, name: str, about: dict, measure: Callable[[], pandas.DataFrame]) -> pandas.DataFrame:
+        """The table that measure() returns, or the one kept in runs/figures/MODEL/KIND/NAME.csv with these settings.
+
+        >>> Request("mini-llama").kept("demo", "none", {"n": 4}, lambda: pandas.DataFrame({"x": [1.5]})).shape
+        (1, 1)
+
+        Args:
+            kind: the folder's name.
+            name: the file's name.
+            about: settings; the model, its weights and the kit's version are added.
+            measure: makes the table.
+        """
+        about = {"model": self.name, "weights": self.weights, "gimkit": gimkit.__version__} | about
+        path = self.folder / self.label / kind / f"{re.sub(r'[^a-zA-Z0-9_=+.-]', '_', name)}.csv"
         return cached_table(path, about, measure)

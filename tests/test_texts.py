@@ -1,5 +1,6 @@
 """Texts with a Yes or No answer: made-up rows of the data sets' schemas, small tokenizers, no hub and no `datasets`."""
 
+import json
 import sys
 from types import SimpleNamespace
 
@@ -176,16 +177,53 @@ def test_the_table_holds_each_methods_faithfulness(yes_sayer):
 
 
 def test_the_command_on_a_model_in_a_folder(yes_sayer, tmp_path, monkeypatch, capsys):
+    """From the hub's rows and from files; finished parts are read again; a data set without texts is left out."""
     yes_sayer._module.save_pretrained(tmp_path / "model")
     yes_sayer.tokenizer.save_pretrained(tmp_path / "model")
     monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=lambda *_, **__: BOOLQ))
-    csv = tmp_path / "table.csv"
-    assert main([str(tmp_path / "model"), "boolq", "--methods", "gim", "-n", "2", "--csv", str(csv)]) == 0
+    monkeypatch.chdir(tmp_path)
+    assert main(["model", "--data", "boolq", "--methods", "gim", "-n", "2", "--csv", "table.csv"]) == 0
     out = capsys.readouterr().out
-    assert "2 texts of boolq; left out: " in out and "comprehensiveness" in out
-    assert pandas.read_csv(csv).method.eq("gim").all()
-    assert main(["mini-llama", "boolq"]) == 2
-    assert capsys.readouterr().err.startswith("gimkit: 'Yes' is not in the tokenizer's vocabulary")
+    assert "2 texts of boolq, " in out and "comprehensiveness, high is good" in out
+    wanted = pandas.read_csv("table.csv")
+    assert wanted.method.eq("gim").all()
+    rows = {"boolq": BOOLQ, "movies": MOVIES[1:], "scifact-claims": CLAIMS, "scifact-corpus": CORPUS}
+    for name, table in rows.items():
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, table)))
+    command = ["model", "--data", "boolq", "movies", "scifact", "--methods", "gim", "random", "-n", "2", "--rows", ".",
+               "--csv", "files.csv"]
+    assert main(command) == 0
+    out = capsys.readouterr().out
+    assert "movies: left out: data set 'movies': no usable example" in out and "1 texts of scifact" in out
+    found = pandas.read_csv("files.csv")
+    assert set(found.data_set) == {"boolq", "scifact"} and set(found.method) == {"gim", "random"}
+    same = found[(found.data_set == "boolq") & (found.method == "gim")].reset_index(drop=True)
+    pandas.testing.assert_frame_equal(same, wanted)
+    monkeypatch.setattr("benchmarks.texts.compare_texts", lambda *given: pytest.fail("measured again"))
+    assert main(command) == 0
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    (["mini-llama", "--data", "boolq"], "'Yes' is not in the tokenizer's vocabulary"),
+    (["mini-llama", "--data", "boolk"], "unknown data set 'boolk'; use boolq"),
+    (["mini-llama", "--methods", "gmi"], "unknown method 'gmi'"),
+    (["mini-llama", "--rows", "nowhere", "--data", "boolq"], "cannot read rows from nowhere"),
+])
+def test_the_commands_bad_input_gives_one_line(arguments, message, capsys):
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("gimkit: ") and message in error and error.count("\n") == 1
+
+
+@pytest.mark.smollm2
+def test_the_command_on_a_real_model(tmp_path, monkeypatch, capsys):
+    """SmolLM2 with its own chat template, on a row that it answers with Yes."""
+    monkeypatch.chdir(tmp_path)
+    rows = [{"question": "is the tower open at night", "answer": True, "passage": "The tower is open day and night."},
+            {"question": "do birds fly", "answer": True, "passage": "Most birds can fly."}]
+    (tmp_path / "boolq.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert main(["smollm2-135m", "--data", "boolq", "--methods", "gradient", "-n", "1", "--rows", "."]) == 0
+    assert "1 texts of boolq" in capsys.readouterr().out
 
 
 def test_the_hub_is_asked_for_the_right_tables(yes_sayer, monkeypatch):
