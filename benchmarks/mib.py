@@ -13,15 +13,17 @@ from benchmarks.measuring import cost, free_mib
 from benchmarks.mib_rows import made_rows
 from benchmarks.tables import show
 from figures.parts import Request
-from gimkit.circuits import edges, nodes
+from gimkit.circuits.edges import METHODS as EDGE_METHODS
+from gimkit.circuits.edges import EdgeScores
 from gimkit.circuits.faithfulness import SIZES
+from gimkit.circuits.nodes import METHODS as NODE_METHODS
 from gimkit.cli import run_command
 from gimkit.errors import GimkitError, check_known
 from gimkit.tasks.measure import metric
 from gimkit.tasks.mib import Name
 
 TASKS = get_args(Name)
-LEVELS = {"edge": (gimkit.score_edges, edges.METHODS), "node": (gimkit.score_nodes, nodes.METHODS)}
+LEVELS = {"edge": (gimkit.score_edges, EDGE_METHODS), "node": (gimkit.score_nodes, NODE_METHODS)}
 DEFAULT = {"edge": ("gradient", "gim", "ig-inputs", "random"), "node": ("gradient", "gim", "nap-ig", "random")}
 SHORT = {"openai-community/gpt2": "gpt2", "gpt2": "gpt2", "Qwen/Qwen2.5-0.5B": "qwen2.5",
          "google/gemma-2-2b": "gemma2", "meta-llama/Llama-3.1-8B": "llama3"}  # the leaderboard's names
@@ -96,7 +98,7 @@ def submit(scores, folder: Path, cell: str) -> None:
     scores.save(folder / "importances" / cell / "importances.pt")
     for ranking, absolute in (("signed", False), ("absolute", True)):
         for share in SIZES[:-1]:
-            count = int(share * (scores.graph.n_edges if isinstance(scores, edges.EdgeScores) else len(scores.nodes)))
+            count = int(share * (scores.graph.n_edges if isinstance(scores, EdgeScores) else len(scores.nodes)))
             circuit = scores.top(count, absolute=absolute)
             circuit.save(folder / f"circuits-{ranking}" / cell / f"{100 * share:g}.pt")
 
