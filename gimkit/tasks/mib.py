@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 from gimkit.errors import GimkitError, check_known, check_whole
 from gimkit.model.architecture import limits
@@ -30,7 +30,7 @@ class Row(NamedTuple):
     single: bool = False
 
 
-def mib(name: Name, model, *, split: Split = "train", n: int | None = 100,
+def mib(name: Name, model: Any, *, split: Split = "train", n: int | None = 100,
         data: Iterable[dict] | str | Path | None = None) -> Task:
     """The first n usable rows of a task of MIB's circuit track.
 
@@ -79,8 +79,8 @@ def mib(name: Name, model, *, split: Split = "train", n: int | None = 100,
             raise GimkitError(f"MIB task {name!r}, row {number}: {error} is missing or of another kind; rows have the "
                               f"columns of {hub}") from error
         found = row if isinstance(row, str) else _encoded(tokenizer, row, context)
-        if isinstance(found, str):
-            dropped[found] += 1
+        if isinstance(row, str) or isinstance(found, str):
+            dropped[str(found)] += 1
             continue
         rows.append(found)
         pairs.append(row.pair)
@@ -94,7 +94,7 @@ def mib(name: Name, model, *, split: Split = "train", n: int | None = 100,
     return stack(f"mib-{name}", rows, pairs, notes, pad_id(tokenizer))
 
 
-def _encoded(tokenizer, row: Row, context: int | None) -> tuple | str:
+def _encoded(tokenizer: Any, row: Row, context: int | None) -> tuple | str:
     """(clean ids, corrupt ids, good ids, bad ids), or why the row cannot be used."""
     def ids(text: str) -> list[int]:
         return list(tokenizer(text, add_special_tokens=False)["input_ids"])
