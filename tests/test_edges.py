@@ -290,6 +290,20 @@ def test_exact_is_one_literal_patch_after_another(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_exact_edges_are_the_same_in_rows_from_the_start_and_in_small_passes(name, monkeypatch):
+    """With a hook of the user's all rows run from the embedding on; else they join at their target's block."""
+    hf, model = tiny(name)
+    task = random_task(3)
+    joined = gimkit.score_edges(model, task, "exact").scores
+    monkeypatch.setattr("gimkit.circuits.edges.rows_at_once", lambda *_: 40)
+    few = gimkit.score_edges(model, task, "exact").scores
+    hook = hf.get_input_embeddings().register_forward_hook(lambda *_: None)
+    whole = gimkit.score_edges(model, task, "exact").scores
+    hook.remove()
+    assert relative(joined, whole) < 1e-5 and relative(few, whole) < 1e-5
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_exact_is_a_run_without_the_edge(name):
     """Every edge, by the two ways in which edges are patched here: from the model's own run, and target by target."""
     _, model = tiny(name)

@@ -12,7 +12,6 @@ from test_rules import for_oracle, relative
 from tiny import GIM_NAMES, TRIED_NAMES, build, implementations
 
 import gimkit
-from gimkit.circuits import nodes
 from gimkit.model.architecture import architecture_of
 from gimkit.model.graph import nodes_of
 from gimkit.tasks import Task
@@ -117,12 +116,13 @@ def test_rows_join_at_their_block(monkeypatch):
     assert rows == [(2 + 5) * 5, (2 + 10) * 5, (2 + 15) * 5]
 
 
-def test_passes_of_few_rows_give_the_same(monkeypatch):
+@pytest.mark.parametrize("most", [1, 7, 40])
+def test_passes_of_few_rows_give_the_same(most, monkeypatch):
+    """One node of a pair at a time, five of them, all of two pairs."""
     model, task = NNsight(build("llama")), random_task()
     whole = gimkit.score_nodes(model, task, "exact").per_example
-    for most in (1, 8 * 32 * 7, 8 * 32 * 40):  # numbers: one node of a pair, five of them, all of two pairs
-        monkeypatch.setattr(nodes, "STREAM", most)
-        assert relative(gimkit.score_nodes(model, task, "exact").per_example, whole) < 1e-5
+    monkeypatch.setattr("gimkit.circuits.nodes.rows_at_once", lambda *_: most)
+    assert relative(gimkit.score_nodes(model, task, "exact").per_example, whole) < 1e-5
 
 
 def test_chosen_nodes_have_the_scores_that_all_have():

@@ -23,12 +23,13 @@ from gimkit.interventions.edge_scores import edge_scores, scores_along_path
 from gimkit.interventions.metric import Answers
 from gimkit.jvp.modes import Backend, by_backend, check_backend
 from gimkit.model.apply import apply, check_unedited
+from gimkit.model.architecture import architecture_of, rows_at_once, rows_may_join
 from gimkit.model.graph import Graph, greedy_edges, prune, top_edges
 from gimkit.model.residual_stream import ResidualStream, graph_of, residual_stream_of
 from gimkit.remote import in_session, in_trace
 from gimkit.results import Result
 from gimkit.rules import GIM, PLAIN, RULES, Preset, Rules, name_of, rules_of
-from gimkit.tasks.task import Task, answer_rows, answers_of, batches, check_task, per_pair
+from gimkit.tasks.task import Task, answer_rows, answers_of, batches, check_task, per_pair, rows_of
 
 AVERAGED = {"ig-inputs": PLAIN, "gim-ig": GIM, "ig-activations": PLAIN, "clean-corrupted": PLAIN, "gp": PLAIN}
 Method = Literal[Preset, "ig-inputs", "gim-ig", "ig-activations", "clean-corrupted", "gp", "exact", "random"]
@@ -277,9 +278,9 @@ def _exact(model: Envoy, w: ResidualStream, graph: Graph, task: Task, metric: st
            remote: bool | str) -> torch.Tensor:
     """By how much the metric falls when one edge carries its corrupt value, for every edge."""
     edges = graph.real.T.nonzero().flip(1).tolist()  # target by target
-    logits = task.clean.shape[1] * model._module.get_input_embeddings().weight.shape[0]  # of a row
-    rows = max(128, 2**22 // logits)  # larger batches are slower on a CPU
-    batch_size = max(1, min(batch_size or 16, rows // 32))  # most rows are for edges, not for clean and corrupt
+    joining = rows_may_join(model, architecture_of(model))
+    rows = rows_at_once(model, task.clean.shape[1])
+    batch_size = max(1, min(batch_size or 16, rows // 128))  # most rows are for edges, not for clean and corrupt
     scores = torch.zeros(graph.real.shape, dtype=torch.float32)  # whatever torch's default is
     with tqdm(total=len(edges) * len(task), desc=f"{task.name} exact", delay=2, leave=False) as progress:
         for start in range(0, len(task), batch_size):
@@ -287,7 +288,7 @@ def _exact(model: Envoy, w: ResidualStream, graph: Graph, task: Task, metric: st
             together = max(1, rows // len(batch) - 2)
             for first in range(0, len(edges), together):
                 chosen = edges[first:first + together]
-                ids = torch.cat([batch.clean, batch.corrupt, batch.clean.repeat(len(chosen), 1)])
+                ids = torch.cat([rows_of(batch), batch.clean.repeat(0 if joining else len(chosen), 1)])
                 found = in_trace(model, ids, exact_edge_scores, w, chosen, answers_of(batch, metric),
                                  remote=remote, gradients=False)
                 scores[tuple(zip(*chosen))] += found.float() / len(task)

@@ -21,7 +21,7 @@ from gimkit.jvp.modes import Backend, by_backend, check_backend
 from gimkit.jvp.rows import starts_of
 from gimkit.jvp.scores import forward_task_scores
 from gimkit.model.apply import apply, check_unedited
-from gimkit.model.architecture import Architecture, architecture_of, rows_may_join, unembedding_of
+from gimkit.model.architecture import Architecture, architecture_of, rows_at_once, rows_may_join, unembedding_of
 from gimkit.model.graph import Graph, Node, nodes_of, prune
 from gimkit.model.residual_stream import graph_if_covered, norms_after
 from gimkit.remote.trace import in_trace
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
-STREAM = 2**23  # numbers of the residual stream that one pass of exact patching holds
 KINDS = {"": "head", "q": "query", "k": "key", "v": "value"}
 
 
@@ -321,10 +320,10 @@ def _gradients(model: Envoy, parts: Architecture, pairs: Iterator[tuple[Task, An
 
 def _exact(model: Envoy, parts: Architecture, names: Sequence[Node], task: Task, metric: str, batch_size: int,
            remote: bool | str) -> torch.Tensor:
-    """Exact effects: all nodes of as many pairs in one pass as keep the stream at STREAM numbers, or fewer nodes."""
+    """Exact effects: all nodes of as many pairs in one pass as it takes, or some nodes of one pair."""
     paths = [(block.path, block.output, block.mlp) for block in parts.blocks]
     joining = rows_may_join(model, parts)
-    rows = STREAM // (task.clean.shape[1] * model._module.get_input_embeddings().weight.shape[1])
+    rows = rows_at_once(model, task.clean.shape[1])
     batch_size = max(1, min(batch_size, rows // (len(names) + 2)))
     per_example = []
     for batch, answers in batches(task, batch_size, "exact", metric):

@@ -8,6 +8,7 @@ import torch
 
 from gimkit.interventions.metric import values_at_answers
 from gimkit.interventions.residual_stream import (
+    add_rows,
     check_reads,
     check_sum,
     heads_of,
@@ -24,19 +25,24 @@ from gimkit.interventions.weights import matrix_of
 def exact_edge_scores(model, w, edges: list, answers) -> torch.Tensor:
     """By how much the metric falls for each edge put at its corrupt value, [edges], summed over b examples.
 
-    edges: (source, target) as row and column of the scores, target by target. The rows are b clean prompts, b corrupt
-    ones, and for each edge b clean ones again. Where query heads share keys and values, only the head whose edge it is
-    sees a changed key or value (as well as the heads at the same place in their groups, where one norm spans all keys).
+    edges: (source, target) as row and column of the scores, target by target. The rows are b clean prompts and b
+    corrupt ones; b clean ones for each edge join at its target's block, or are there from the start. Where query heads
+    share keys and values, only the head whose edge it is sees a changed key or value (as well as the heads at the same
+    place in their groups, where one norm spans all keys).
     """
     b, group = len(answers.last), w.heads // w.key_heads
     into, column = rows_by_target(edges, b), 0
     embedded = model.get(w.layers[0].block).input
     gaps = (embedded[:b] - embedded[b:2 * b])[None]
     behind = [embedded]  # what makes up the stream here: an earlier place, and what parts wrote since
+    present = began = len(embedded)
     for layer in w.layers:
-        stream = model.get(layer.block).input
-        check_sum(layer.block, stream, *behind, b=b)
-        reads = []
+        check_sum(layer.block, model.get(layer.block).input, *behind, b=b)
+        here = range(column, column + 3 * w.heads + 1)
+        present = max([present, *(rows.stop for target, (rows, _) in into.items() if target in here)])
+        if present > began:
+            add_rows(model.get(layer.block), present, began, b)
+        stream, reads = model.get(layer.block).input, []
         for which in range(3):
             for head in range(w.heads):
                 if column in into:
@@ -83,6 +89,7 @@ def exact_edge_scores(model, w, edges: list, answers) -> torch.Tensor:
     check_sum(w.final_norm.path, final.input, *behind, b=b)
     if column in into:
         rows, sources = into[column]
+        add_rows(final, max(present, rows.stop), began, b)
         final.input = replaced(final.input, rows, without(final.input, rows, gaps[sources]))
     values = values_at_answers(model, w.unembedding, answers)
     return (values[0] - values[2:]).sum(1)

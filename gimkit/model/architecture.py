@@ -194,6 +194,15 @@ def rows_may_join(model: Envoy, architecture: Architecture) -> bool:
     return not (reshaped or hooked or model._edits)
 
 
+def rows_at_once(model: Envoy, tokens: int, most: int = 2**22) -> int:
+    """How many prompts a forward pass takes: the residual stream holds at most 2^22 numbers, 16 MiB in float32.
+
+    >>> rows_at_once(model, 24)
+    1365
+    """
+    return max(1, most // (tokens * _root(model).get_input_embeddings().weight.shape[1]))
+
+
 def _root(model: Envoy) -> Any:
     root = getattr(model, "_module", None)
     if getattr(root, "config", None) is None or not hasattr(model, "trace"):
