@@ -2,6 +2,7 @@
 
 import argparse
 import hashlib
+import math
 import sys
 from pathlib import Path
 from typing import get_args
@@ -13,10 +14,12 @@ from benchmarks.measuring import cost, free_mib
 from benchmarks.mib_rows import made_rows
 from benchmarks.tables import show
 from figures.parts import Request
+from gimkit.circuits import auroc, known, precision_recall
 from gimkit.circuits.edges import METHODS as EDGE_METHODS
 from gimkit.circuits.edges import EdgeScores
 from gimkit.circuits.faithfulness import SIZES
 from gimkit.circuits.nodes import METHODS as NODE_METHODS
+from gimkit.cli import TASKS as KIT
 from gimkit.cli import run_command
 from gimkit.errors import GimkitError, check_known
 from gimkit.tasks.measure import metric
@@ -24,11 +27,13 @@ from gimkit.tasks.mib import Name
 
 TASKS = get_args(Name)
 LEVELS = {"edge": (gimkit.score_edges, EDGE_METHODS), "node": (gimkit.score_nodes, NODE_METHODS)}
+EAP_GP = ("ioi", "greater_than", "agreement", "pronoun", "capital", "hypernymy")  # the tasks of its figures
+HAND_MADE = {"ioi": known.ioi, "greater_than": known.greater_than}
 DEFAULT = {"edge": ("gradient", "gim", "ig-inputs", "random"), "node": ("gradient", "gim", "nap-ig", "random")}
 SHORT = {"openai-community/gpt2": "gpt2", "gpt2": "gpt2", "Qwen/Qwen2.5-0.5B": "qwen2.5",
          "google/gemma-2-2b": "gemma2", "meta-llama/Llama-3.1-8B": "llama3"}  # the leaderboard's names
 COLUMNS = ("task", "method", "cpr", "cpr_low", "cpr_high", "cmd", "cmd_low", "cmd_high", "accuracy", "scored",
-           "evaluated", "pairs", "seconds", "cpu_seconds", "peak_mib")
+           "evaluated", "pairs", "seconds", "cpu_seconds", "peak_mib", "auroc", "precision")
 
 
 def pairs_at_once(model, score, task, most: int = 32) -> int:
@@ -80,12 +85,13 @@ def measure(model, level: str, method: str, scored, evaluated, pairs: int,
     scores, spent = cost(score, model, scored, method, batch_size=pairs)
     row = {"task": scored.name, "method": method, "scored": len(scored), "evaluated": len(evaluated),
            "accuracy": float((metric(model, evaluated) > 0).float().mean()), "pairs": pairs, **spent}
+    row |= against_known(scores, scored.name.removeprefix("mib-"))
     if submission:
         submit(scores, submission[0] / f"{method}_{level}", submission[1])
     try:
         row |= evaluate(model, scores, evaluated)
     except GimkitError as error:
-        row["note"] = str(error)
+        row |= dict.fromkeys(COLUMNS[2:8], math.nan) | {"note": str(error)}
     return pandas.DataFrame([row])
 
 
@@ -103,31 +109,50 @@ def submit(scores, folder: Path, cell: str) -> None:
             circuit.save(folder / f"circuits-{ranking}" / cell / f"{100 * share:g}.pt")
 
 
-def rows_for(options, name: str, split: str, n: int | None, model):
-    """A task's prompt pairs: from the hub, from FOLDER/TASK-SPLIT.jsonl, or made up."""
-    data = None
-    if options.rows == "made":
-        data = made_rows(name, split, n or 100)
-    elif options.rows:
-        data = Path(options.rows) / f"{name}-{split}.jsonl"
-    task = gimkit.tasks.mib(name, model, split=split, n=n, data=data)
-    print(f"{name}, {split}: {len(task)} pairs of up to {task.clean.shape[1]} tokens; dropped: "
-          f"{'; '.join(task.dropped) or 'nothing'}", flush=True)
-    return task
+def against_known(scores, name: str) -> dict:
+    """AUROC, and precision (here equal to recall) at the size of the circuit found by hand; only for GPT-2 small.
+
+    >>> against_known(edges, "ioi")                                      # another model
+    {}
+    """
+    if scores.graph != known.GPT2_SMALL or name not in HAND_MADE:
+        return {}
+    circuit = HAND_MADE[name]()
+    table = precision_recall(scores, circuit)
+    hits = int(circuit.keep.sum()) if isinstance(scores, EdgeScores) else sum(
+        node.startswith("a") for node in circuit.nodes)
+    return {"auroc": auroc(scores, circuit), "precision": float(table.precision.iloc[hits - 1])}
+
+
+def pairs_of(options, name: str, model) -> tuple:
+    """The prompt pairs that give the scores, and those that evaluate circuits."""
+    if options.rows == "kit":  # the kit's own task of that name, different prompts in both halves
+        both = getattr(gimkit.tasks, name)(model, n=options.n + (options.evaluate or options.n))
+        found = [both[:options.n], both[options.n:]]
+    else:
+        found = []
+        for split, n in (("train", options.n), (options.split, options.evaluate)):
+            data = (None if options.rows is None else made_rows(name, split, n or 100) if options.rows == "made"
+                    else Path(options.rows) / f"{name}-{split}.jsonl")
+            found.append(gimkit.tasks.mib(name, model, split=split, n=n, data=data))
+    for use, task in zip(("scores", "circuits"), found):
+        print(f"{name}, for {use}: {len(task)} pairs of up to {task.clean.shape[1]} tokens; dropped: "
+              f"{'; '.join(task.dropped) or 'nothing'}", flush=True)
+    return tuple(found)
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Measure every method on every task; bad input gives one line and exit code 2."""
     parser = argparse.ArgumentParser("python -m benchmarks.mib", description=__doc__)
     parser.add_argument("model", metavar="MODEL", help="as in gimkit.load")
-    parser.add_argument("--tasks", nargs="+", metavar="TASK", default=TASKS, help="of MIB, default: all six")
+    parser.add_argument("--tasks", nargs="+", metavar="TASK", help="default: MIB's; with --rows kit EAP-GP's six")
     parser.add_argument("--methods", nargs="+", metavar="METHOD", help="default: gradient, gim, integrated, random")
     parser.add_argument("--level", choices=LEVELS, default="edge")
     parser.add_argument("-n", type=int, default=100, help="train rows for the scores (default: %(default)s)")
     parser.add_argument("--evaluate", type=int, metavar="N", help="validation rows for the circuits (default: all)")
     parser.add_argument("--split", choices=("validation", "test"), default="validation", help="of the evaluation")
-    parser.add_argument("--rows", metavar="FOLDER", help="rows in FOLDER/TASK-SPLIT.jsonl, or 'made' for those of "
-                        "benchmarks.mib_rows (default: the hub's)")
+    parser.add_argument("--rows", metavar="FOLDER", help="rows in FOLDER/TASK-SPLIT.jsonl; 'made': those of "
+                        "benchmarks.mib_rows; 'kit': the tasks of gimkit.tasks (default: MIB's rows on the hub)")
     parser.add_argument("--parts", type=Path, default=Path("runs/mib"), help="folder of the finished parts, from which "
                         "an interrupted run continues (default: %(default)s)")
     parser.add_argument("--csv", type=Path, help="write the table here")
@@ -139,16 +164,16 @@ def _run(options) -> None:
     methods = options.methods or DEFAULT[options.level]
     for method in methods:
         check_known("method", method, LEVELS[options.level][1])
-    for name in options.tasks:
-        check_known("MIB task", name, TASKS)
+    tasks = options.tasks or (EAP_GP if options.rows == "kit" else TASKS)
+    for name in tasks:
+        check_known("task", name, KIT if options.rows == "kit" else TASKS)
     request = Request(options.model, folder=options.parts)
     model, tables = request.model, []
-    for name in options.tasks:
+    for name in tasks:
         try:
-            scored = rows_for(options, name, "train", options.n, model)
-            evaluated = rows_for(options, name, options.split, options.evaluate, model)
+            scored, evaluated = pairs_of(options, name, model)
         except GimkitError as error:
-            if len(options.tasks) == 1:
+            if len(tasks) == 1:
                 raise
             print(f"{name}: left out: {error}", flush=True)
             continue
@@ -168,7 +193,8 @@ def _run(options) -> None:
     table = pandas.concat(tables, ignore_index=True)
     for note in table.get("note", pandas.Series(dtype=str)).dropna().unique():
         print(note)
-    show(table.reindex(columns=COLUMNS).assign(level=options.level, model=options.model), options.csv,
+    shown = table[[name for name in COLUMNS if name in table]].assign(level=options.level, model=options.model)
+    show(shown, options.csv,
          "CPR: circuits by signed scores; CMD: by absolute scores. 95% bootstrap intervals over the evaluated pairs.\n"
          "seconds, cpu_seconds, peak_mib: of scoring, so many pairs at once.")
 

@@ -10,7 +10,7 @@ import torch
 from test_texts import byte_pairs, small
 
 import gimkit
-from benchmarks.mib import evaluate, main, submit
+from benchmarks.mib import against_known, evaluate, main, submit
 from benchmarks.mib_rows import MAKERS, made_rows
 from gimkit.circuits import EdgeScores
 from gimkit.tasks import mib
@@ -176,7 +176,7 @@ def test_the_command_scores_judges_and_writes_a_submission(model, level, tmp_pat
                "--level", level, "-n", "4", "--csv", "table.csv", "--submit", "out"]
     assert main(command) == 0
     out = capsys.readouterr().out
-    assert "arithmetic_addition, validation: 6 pairs of up to" in out
+    assert "arithmetic_addition, for circuits: 6 pairs of up to" in out
     table = pandas.read_csv("table.csv")
     assert table.method.tolist() == ["gim", "random"] and table.scored.eq(4).all() and table.evaluated.eq(6).all()
     assert table.cpr.notna().all() or "does not beat" in out
@@ -201,7 +201,7 @@ def test_the_command_scores_judges_and_writes_a_submission(model, level, tmp_pat
 
 
 @pytest.mark.parametrize(("extra", "message"), [
-    (["--tasks", "chess"], "unknown MIB task 'chess'"), (["--methods", "gmi"], "unknown method 'gmi'"),
+    (["--tasks", "chess"], "unknown task 'chess'"), (["--methods", "gmi"], "unknown method 'gmi'"),
     (["--tasks", "mcqa", "--rows", "nowhere"], "cannot read rows from nowhere"),
     (["--rows", "made"], "no task has usable rows for this model"),
 ])
@@ -251,3 +251,18 @@ def test_faithfulness_of_nodes_runs_their_circuits(model):
     assert torch.allclose(curve.per_example[-1], curve.full, atol=1e-4)
     with pytest.raises(gimkit.GimkitError, match="greedy circuits grow along scores of edges"):
         gimkit.faithfulness(model, task, nodes, absolute=True, greedy=True)
+
+
+def test_the_kits_tasks_and_the_circuits_found_by_hand(tmp_path, monkeypatch, capsys):
+    """EAP-GP's table: no circuit is known of mini-llama; on GPT-2 small's shape a perfect score finds all of it."""
+    monkeypatch.chdir(tmp_path)
+    command = ["mini-llama", "--rows", "kit", "--tasks", "ioi", "--methods", "gp", "-n", "4", "--csv", "table.csv"]
+    assert main(command) == 0
+    assert "ioi, for circuits: 4 pairs" in capsys.readouterr().out
+    table = pandas.read_csv("table.csv")
+    assert table.cmd.notna().all() and "auroc" not in table
+    circuit = gimkit.circuits.known.ioi()
+    perfect = EdgeScores("ioi", "gim", circuit.graph, circuit.keep.double())
+    assert against_known(perfect, "ioi") == {"auroc": 1.0, "precision": 1.0}
+    worst = EdgeScores("ioi", "gim", circuit.graph, (circuit.graph.real & ~circuit.keep).double())
+    assert against_known(worst, "ioi") == {"auroc": 0.0, "precision": 0.0}
