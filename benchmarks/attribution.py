@@ -56,15 +56,15 @@ def prompt(tokens: int) -> torch.Tensor:
     return torch.randint(0, 50257, (1, tokens), generator=torch.Generator().manual_seed(tokens))
 
 
-def torch_logit(model, ids, **options):
+def _torch_logit(model, ids, **options):
     """The explained logit, and the embeddings by which it is differentiated, in plain torch."""
     leaf = model.get_input_embeddings()(ids).requires_grad_(True)
     return model(inputs_embeds=leaf, use_cache=False, **options).logits[0, -1, TARGET], leaf
 
 
-def torch_gradient(model, ids, **options):
+def _torch_gradient(model, ids, **options):
     """The gradient of one logit at the embeddings, [1, tokens, width], in plain torch."""
-    return torch.autograd.grad(*torch_logit(model, ids, **options))[0]
+    return torch.autograd.grad(*_torch_logit(model, ids, **options))[0]
 
 
 def nnsight_gradient(model, ids, embedding: str = "transformer.wte", **options):
@@ -76,23 +76,23 @@ def nnsight_gradient(model, ids, embedding: str = "transformer.wte", **options):
     return gradient
 
 
-def ways(plain, wrapped, gim_explain) -> dict:
+def _ways(plain, wrapped, gim_explain) -> dict:
     """{method: function of (ids, **options) that returns the gradient}; gim-explain only where it is installed."""
     edited = gimkit.apply(wrapped)
     functions = {
-        "torch": lambda ids, **options: torch_gradient(plain, ids, **options),
+        "torch": lambda ids, **options: _torch_gradient(plain, ids, **options),
         "nnsight": lambda ids, **options: nnsight_gradient(wrapped, ids, **options),
         "gimkit": lambda ids, **options: nnsight_gradient(edited, ids, **options),
     }
 
     def explain(ids, **options):
         with gim_explain.GIM(plain):
-            return torch_gradient(plain, ids, **options)
+            return _torch_gradient(plain, ids, **options)
 
     return functions | ({"gim-explain": explain} if gim_explain else {})
 
 
-def load_gim_explain(folder: str | None):
+def _load_gim_explain(folder: str | None):
     """The module of gim-explain, from the folder where it was installed; None without a folder."""
     if folder is None:
         return None
@@ -104,7 +104,7 @@ def load_gim_explain(folder: str | None):
 
 # -- CPU seconds ------------------------------------------------------------------------------------------------------
 
-def seconds(functions: dict, tokens: int, rounds: int, options: dict) -> pd.DataFrame:
+def _seconds(functions: dict, tokens: int, rounds: int, options: dict) -> pd.DataFrame:
     """CPU seconds of every call, a row for each round; each round runs all methods and starts with another one."""
     ids, rows = prompt(tokens), []
     for round_ in range(rounds):
@@ -119,14 +119,14 @@ def seconds(functions: dict, tokens: int, rounds: int, options: dict) -> pd.Data
 
 # -- peak memory ------------------------------------------------------------------------------------------------------
 
-def peak_of(method: str, tokens: int, gim_explain, options: dict) -> float:
+def _peak_of(method: str, tokens: int, gim_explain, options: dict) -> float:
     """MiB that one gradient needs at most, beyond the loaded model; only meaningful in a fresh process."""
-    run = ways(*build(), gim_explain)[method]
+    run = _ways(*build(), gim_explain)[method]
     return peak(lambda: run(prompt(8), **options), lambda: run(prompt(tokens), **options))
 
 
-def peak_elsewhere(method: str, tokens: int, arguments) -> float:
-    """`peak_of` in a process of its own."""
+def _peak_elsewhere(method: str, tokens: int, arguments) -> float:
+    """`_peak_of` in a process of its own."""
     command = [sys.executable, "-m", "benchmarks.attribution", "--peak", method, "--tokens", str(tokens), "--logits",
                arguments.logits]
     command += ["--gim-explain", arguments.gim_explain] if arguments.gim_explain else []
@@ -135,7 +135,7 @@ def peak_elsewhere(method: str, tokens: int, arguments) -> float:
 
 # -- bytes kept for backward ------------------------------------------------------------------------------------------
 
-def saved_tensors(result: torch.Tensor) -> list:
+def _saved_tensors(result: torch.Tensor) -> list:
     """Every tensor that the backward pass from a result can reach: all `_saved_*` of all nodes of its graph.
 
     saved_tensors_hooks would also count what is saved and freed at once, such as the graphs that rules replace;
@@ -155,22 +155,22 @@ def saved_tensors(result: torch.Tensor) -> list:
     return found
 
 
-def kept(result: torch.Tensor, model) -> tuple[float, int]:
+def _kept(result: torch.Tensor, model) -> tuple[float, int]:
     """MiB of the distinct storages kept for backward, without the model's own; and how many are attention maps."""
     own = {t.untyped_storage().data_ptr() for t in itertools.chain(model.parameters(), model.buffers())}
-    tensors = [t for t in saved_tensors(result) if t.untyped_storage().data_ptr() not in own]
+    tensors = [t for t in _saved_tensors(result) if t.untyped_storage().data_ptr() not in own]
     storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
-    maps = {t.untyped_storage().data_ptr() for t in tensors if t.dim() >= 3 and is_map(t, model.config)}
+    maps = {t.untyped_storage().data_ptr() for t in tensors if t.dim() >= 3 and _is_map(t, model.config)}
     return sum(storages.values()) / MIB, len(maps)
 
 
-def is_map(t: torch.Tensor, config) -> bool:
+def _is_map(t: torch.Tensor, config) -> bool:
     """Whether a saved tensor is [..., tokens, tokens], or anything else larger than all that the MLP needs."""
     square = t.shape[-1] == t.shape[-2] != config.n_embd // config.n_head
     return square or t.numel() > 4 * config.n_embd * max(t.shape[-3:])
 
 
-def bytes_kept(tokens: int, gim_explain, attention: str = "sdpa") -> dict:
+def _bytes_kept(tokens: int, gim_explain, attention: str = "sdpa") -> dict:
     """{method: (MiB kept by one attention module, MiB kept by a whole one-layer model, attention maps among them)}.
 
     The attention module's share: a leaf at its input, then the graph from its output back to that leaf.
@@ -181,8 +181,8 @@ def bytes_kept(tokens: int, gim_explain, attention: str = "sdpa") -> dict:
     def in_torch():
         leaf = torch.randn(1, tokens, plain.config.n_embd, requires_grad=True)
         mask = None if attention == "sdpa" else torch.ones(tokens, tokens).tril().log()[None, None]
-        share, _ = kept(plain.transformer.h[0].attn(leaf, attention_mask=mask)[0], plain)
-        return (share, *kept(torch_logit(plain, ids, logits_to_keep=1)[0], plain))
+        share, _ = _kept(plain.transformer.h[0].attn(leaf, attention_mask=mask)[0], plain)
+        return (share, *_kept(_torch_logit(plain, ids, logits_to_keep=1)[0], plain))
 
     def in_trace(model):
         with model.trace(ids, use_cache=False, logits_to_keep=1):
@@ -193,7 +193,7 @@ def bytes_kept(tokens: int, gim_explain, attention: str = "sdpa") -> dict:
             leaf = model.transformer.wte.output.detach().requires_grad_(True)
             model.transformer.wte.output = leaf
             logit = model.output.logits[0, -1, TARGET].save()
-        return (kept(heads, plain)[0], *kept(logit, plain))
+        return (_kept(heads, plain)[0], *_kept(logit, plain))
 
     found = {"torch": in_torch(), "nnsight": in_trace(wrapped), "gimkit": in_trace(edited)}
     if gim_explain:
@@ -213,28 +213,28 @@ ONE_RULE = {
 }
 
 
-def rules_in_force(gim_explain) -> pd.DataFrame:
+def _rules_in_force(gim_explain) -> pd.DataFrame:
     """Relative change of the gradient when one rule alone is on, 0 where it does nothing (2 layers)."""
     rows = []
     for attention in ("sdpa", "eager"):
         plain, wrapped = build(2, attention, sharpness=6.0)
         ids = prompt(64)
-        reference = torch_gradient(plain, ids)
+        reference = _torch_gradient(plain, ids)
         for rule, (name, options) in ONE_RULE.items():
             row = {"attention": attention, "rule": rule}
-            row["gimkit"] = distance(nnsight_gradient(gimkit.apply(wrapped, name), ids), reference)
+            row["gimkit"] = _distance(nnsight_gradient(gimkit.apply(wrapped, name), ids), reference)
             if gim_explain:
                 with gim_explain.GIM(plain, **({**EXPLAIN_OFF, **options} if options else {})):
-                    row["gim-explain"] = distance(torch_gradient(plain, ids), reference)
+                    row["gim-explain"] = _distance(_torch_gradient(plain, ids), reference)
             rows.append(row)
         if gim_explain:
             with gim_explain.GIM(plain):
-                off = distance(torch_gradient(plain, ids), nnsight_gradient(gimkit.apply(wrapped), ids))
+                off = _distance(_torch_gradient(plain, ids), nnsight_gradient(gimkit.apply(wrapped), ids))
             rows.append({"attention": attention, "rule": "off gimkit's GIM by", "gimkit": 0.0, "gim-explain": off})
     return pd.DataFrame(rows)
 
 
-def distance(a: torch.Tensor, b: torch.Tensor) -> float:
+def _distance(a: torch.Tensor, b: torch.Tensor) -> float:
     """|a - b| / |b|."""
     return float((a - b).norm() / b.norm())
 
@@ -250,21 +250,21 @@ def machine() -> dict:
             "transformers": transformers.__version__, "nnsight": nnsight.__version__}
 
 
-def measure(arguments):
+def _measure(arguments):
     """Print and save a row for each length and method."""
-    gim_explain, options = load_gim_explain(arguments.gim_explain), logits_option(arguments.logits)
+    gim_explain, options = _load_gim_explain(arguments.gim_explain), _logits_option(arguments.logits)
     names = METHODS if gim_explain else METHODS[:-1]
     where = machine()
     peaks = {}
     if not arguments.no_memory:
-        peaks = {(m, n): peak_elsewhere(m, n, arguments) for n in arguments.tokens for m in names}
-    functions = ways(*build(), gim_explain)
+        peaks = {(m, n): _peak_elsewhere(m, n, arguments) for n in arguments.tokens for m in names}
+    functions = _ways(*build(), gim_explain)
     for run in functions.values():
         run(prompt(64), **options)
     rows = []
     for tokens in arguments.tokens:
-        times = seconds(functions, tokens, arguments.rounds or ROUNDS.get(tokens, 5), options)
-        memory = {} if arguments.no_memory else bytes_kept(tokens, gim_explain)
+        times = _seconds(functions, tokens, arguments.rounds or ROUNDS.get(tokens, 5), options)
+        memory = {} if arguments.no_memory else _bytes_kept(tokens, gim_explain)
         for name in names:
             ratios = times[name] / times["nnsight"]
             share, block, maps = memory.get(name, (None, None, None))
@@ -279,7 +279,7 @@ def measure(arguments):
         write_table(arguments.out, pd.DataFrame(rows))
 
 
-def logits_option(logits: str) -> dict:
+def _logits_option(logits: str) -> dict:
     """The model's argument for computing only the last position's logits, or all of them."""
     return {"logits_to_keep": 1} if logits == "last" else {}
 
@@ -297,19 +297,19 @@ def main():
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     if arguments.peak:
-        gim_explain = load_gim_explain(arguments.gim_explain)
-        return print(peak_of(arguments.peak, arguments.tokens[0], gim_explain, logits_option(arguments.logits)))
+        gim_explain = _load_gim_explain(arguments.gim_explain)
+        return print(_peak_of(arguments.peak, arguments.tokens[0], gim_explain, _logits_option(arguments.logits)))
     if not arguments.gim_explain:
         print("gim-explain is not measured: install it with `pip install --no-deps --target FOLDER gim-explain`, "
               "then pass --gim-explain FOLDER")
-    rules = rules_in_force(load_gim_explain(arguments.gim_explain))
+    rules = _rules_in_force(_load_gim_explain(arguments.gim_explain))
     print("relative change of the gradient with one rule on (0: the rule does nothing)")
     print(rules.round(4).to_string(index=False), flush=True)
     write_table(arguments.out.with_name(arguments.out.stem + "-rules.csv"), rules)
     if not arguments.no_memory:
-        seen = bytes_kept(256, None, "eager")["nnsight"][2]
+        seen = _bytes_kept(256, None, "eager")["nnsight"][2]
         print(f"control: with eager attention {seen} kept tensors of one layer are found to be attention maps")
-    measure(arguments)
+    _measure(arguments)
     print(f"saved {arguments.out}")
 
 

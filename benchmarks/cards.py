@@ -1,13 +1,11 @@
 """The data cards of all tasks for a model: `python -m benchmarks.cards smollm2-135m`."""
 
-import argparse
 import sys
-from pathlib import Path
 
 import pandas
 
 import gimkit
-from benchmarks.tables import show
+from benchmarks.tables import parser, show
 from gimkit import tasks
 from gimkit.cli import run_command
 from gimkit.errors import check_whole
@@ -45,12 +43,8 @@ def cards(model, n: int = 64, seeds: int = 2) -> pandas.DataFrame:
 
 def main(arguments: list[str] | None = None) -> int:
     """Print a card for each task and draw, then all as a table; bad input gives one line and exit code 2."""
-    parser = argparse.ArgumentParser("python -m benchmarks.cards", description="Does a model solve the tasks?")
-    parser.add_argument("model", metavar="NAME", help="as in gimkit.load")
-    parser.add_argument("-n", type=int, default=64, help="prompt pairs of each task and draw (default: %(default)s)")
-    parser.add_argument("--seeds", type=int, default=2, help="draws of prompts (default: %(default)s)")
-    parser.add_argument("--csv", type=Path, help="write the table here")
-    return run_command(_print_cards, parser.parse_args(arguments))
+    options = parser("python -m benchmarks.cards", "Does a model solve the tasks?", 64, 2)
+    return run_command(_print_cards, options.parse_args(arguments))
 
 
 def _print_cards(options) -> None:

@@ -32,7 +32,7 @@ def random_task(rows: int, tokens: int) -> Task:
     return Task("random", clean, corrupt, mask, ((7,),) * rows, ((8,),) * rows, (Pair("", "", "", ""),) * rows)
 
 
-def ways(layers: int) -> dict:
+def _ways(layers: int) -> dict:
     """{name: function of a task}; "circuit" runs ten circuits together, each of a random half of the edges."""
     plain, wrapped = build(layers)
     graph = gimkit.score_edges(wrapped, random_task(1, 4), "random").graph
@@ -51,7 +51,7 @@ def ways(layers: int) -> dict:
     }
 
 
-class Reference:
+class _Reference:
     """hannamw/EAP-IG in its own interpreter, with one model for all calls."""
 
     def __init__(self, arguments, layers: int):
@@ -86,10 +86,10 @@ def _last_number(command: list) -> float:
                                 stderr=subprocess.DEVNULL).stdout.split()[-1])
 
 
-def measure(arguments, layers: int, rounds: int, theirs: tuple) -> list[dict]:
+def _measure(arguments, layers: int, rounds: int, theirs: tuple) -> list[dict]:
     """A row for each tool and name: median CPU seconds of rounds in rotating order, peak MiB in a new process."""
-    functions, task = ways(layers), random_task(ROWS, TOKENS)
-    reference = Reference(arguments, layers) if arguments.reference else None
+    functions, task = _ways(layers), random_task(ROWS, TOKENS)
+    reference = _Reference(arguments, layers) if arguments.reference else None
     calls = {("gimkit", name): lambda name=name: cpu_seconds(functions[name], task) for name in NAMES}
     if reference:
         calls |= {("EAP-IG", name): lambda name=name: reference.seconds(name)
@@ -129,12 +129,12 @@ def main():
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     if arguments.peak:
-        run = ways(arguments.layers[0])[arguments.peak]
+        run = _ways(arguments.layers[0])[arguments.peak]
         return print(peak(lambda: run(random_task(1, 4)), lambda: run(random_task(ROWS, TOKENS))))
     rows = []
     for layers in arguments.layers:
         main_one = layers == arguments.layers[0]
-        rows += measure(arguments, layers, arguments.rounds if main_one else 1, THEIRS if main_one else GROWTH)
+        rows += _measure(arguments, layers, arguments.rounds if main_one else 1, THEIRS if main_one else GROWTH)
         table = pd.DataFrame(rows)
         print(table[table.layers == layers].round(2).to_string(index=False), flush=True)
         write_table(arguments.out, table.assign(**machine()))

@@ -12,7 +12,7 @@ import torch
 from benchmarks.measuring import cpu_seconds, peak
 
 
-def build(layers: int):
+def _build(layers: int):
     """A random model with the split inputs that the reference needs, and with folded layer norms, as when loaded."""
     from transformer_lens import HookedTransformer, HookedTransformerConfig
 
@@ -23,7 +23,7 @@ def build(layers: int):
     return HookedTransformer(config)
 
 
-def patch() -> None:
+def _patch() -> None:
     """Put tensors on the CPU that the reference creates on "cuda", and take token ids as prompts."""
     import eap.attribute
     import eap.evaluate
@@ -38,18 +38,18 @@ def patch() -> None:
     eap.attribute.tokenize_plus = eap.evaluate.tokenize_plus = tokenize_plus
 
 
-def prompts(rows: int, tokens: int) -> list:
+def _prompts(rows: int, tokens: int) -> list:
     """One batch of random (clean, corrupt, label)."""
     ids = torch.randint(0, 50257, (2, rows, tokens), generator=torch.Generator().manual_seed(0))
     return [(ids[0], ids[1], None)]
 
 
-def difference(logits, clean_logits, lengths, label):
+def _difference(logits, clean_logits, lengths, label):
     """The difference of two logits at the last position, summed over rows."""
     return (logits[:, -1, 7] - logits[:, -1, 8]).sum()
 
 
-def ways(model) -> dict:
+def _ways(model) -> dict:
     """{name: function of a batch}."""
     from eap.attribute import attribute
     from eap.evaluate import evaluate_graph
@@ -59,7 +59,7 @@ def ways(model) -> dict:
         def run(batches):
             model.requires_grad_(not embedding_alone)
             model.embed.W_E.requires_grad_(True)
-            attribute(model, Graph.from_model(model), batches, difference, method, quiet=True, **options)
+            attribute(model, Graph.from_model(model), batches, _difference, method, quiet=True, **options)
             model.zero_grad()  # the gradients of parameters belong to this call's memory, not to the next one's
         return run
 
@@ -74,7 +74,7 @@ def ways(model) -> dict:
     return {
         "gradient": scored("EAP"), "ig-inputs": scored("EAP-IG-inputs", ig_steps=5),
         "gradient, W_E alone": scored("EAP", True), "forward": forward,
-        "circuit": lambda batches: evaluate_graph(model, half, batches, difference, quiet=True),
+        "circuit": lambda batches: evaluate_graph(model, half, batches, _difference, quiet=True),
     }
 
 
@@ -89,9 +89,9 @@ def main():
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     sys.path.append(arguments.clone + "/src")
-    functions = ways(build(arguments.layers))
-    patch()
-    small, batch = prompts(1, 4), prompts(arguments.rows, arguments.tokens)
+    functions = _ways(_build(arguments.layers))
+    _patch()
+    small, batch = _prompts(1, 4), _prompts(arguments.rows, arguments.tokens)
     if arguments.peak:
         run = functions[arguments.peak]
         return print(peak(lambda: run(small), lambda: run(batch)))

@@ -1,6 +1,5 @@
 """CPR and CMD of every edge method on every task: `python -m benchmarks.compare`."""
 
-import argparse
 import sys
 import time
 from pathlib import Path
@@ -12,6 +11,7 @@ from tqdm.auto import tqdm
 
 import gimkit
 from benchmarks.measuring import growing
+from benchmarks.tables import parser
 from gimkit.circuits.edges import METHODS
 from gimkit.cli import TASKS, run_command
 from gimkit.errors import GimkitError, check_known, check_whole
@@ -207,19 +207,13 @@ def over_seeds(runs: pandas.DataFrame, against: str = "gim") -> pandas.DataFrame
 
 def main(arguments: list[str] | None = None) -> int:
     """Print CPR and CMD of every method on every task; bad input gives one line and exit code 2."""
-    parser = argparse.ArgumentParser("python -m benchmarks.compare",
-                                     description="CPR and CMD of every edge-scoring method on every task.")
-    parser.add_argument("model", metavar="NAME", help="a bundled name, a folder or a hub id")
-    parser.add_argument("--tasks", nargs="+", metavar="TASK", default=TASKS, help="default: all of gimkit.tasks")
-    parser.add_argument("--methods", nargs="+", metavar="METHOD", default=COMPARED, help="default: all")
-    parser.add_argument("-n", type=int, default=32, help="prompt pairs a task to evaluate circuits (default: "
-                        "%(default)s)")
-    parser.add_argument("--scored", type=int, help="other prompt pairs, for the scores (default: as many)")
-    parser.add_argument("--seeds", type=int, default=1, help="draws of prompts (default: %(default)s)")
-    parser.add_argument("--csv", type=Path, help="write a row per draw here, means over draws to NAME-mean.csv, the "
-                        "curves to NAME-curves.csv")
-    parser.add_argument("--parts", type=Path, help="a folder for what is measured, to continue an interrupted run")
-    return run_command(_print_comparison, parser.parse_args(arguments))
+    options = parser("python -m benchmarks.compare", "CPR and CMD of every edge-scoring method on every task.", 32, 1,
+                     "write a row per draw here, means over draws to NAME-mean.csv, the curves to NAME-curves.csv")
+    options.add_argument("--tasks", nargs="+", metavar="TASK", default=TASKS, help="default: all of gimkit.tasks")
+    options.add_argument("--methods", nargs="+", metavar="METHOD", default=COMPARED, help="default: all")
+    options.add_argument("--scored", type=int, help="other prompt pairs, for the scores (default: as many)")
+    options.add_argument("--parts", type=Path, help="a folder for what is measured, to continue an interrupted run")
+    return run_command(_print_comparison, options.parse_args(arguments))
 
 
 def _print_comparison(options) -> None:

@@ -17,7 +17,7 @@ HERE = Path(__file__).parent
 CHOSEN = ["input", "a0.h0", "a1.h1", "m1", "a2.h2", "m2", "logits"]
 
 
-def cases():
+def _cases():
     """(model's name, the scores' name, rows in forward mode, function of the backend) of each case."""
     for name in BUNDLED:
         model = gimkit.load(name)
@@ -47,7 +47,7 @@ def main():
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     found = []
-    for name, what, rows, score in cases():
+    for name, what, rows, score in _cases():
         forward, reverse = score("forward"), score("reverse")  # also warms up
         seconds = pd.DataFrame([{backend: cpu_seconds(score, backend) for backend in order}
                                 for turn in range(arguments.rounds)

@@ -23,10 +23,10 @@ TINY = dict(num_hidden_layers=2, hidden_size=64, num_attention_heads=4, num_key_
 GIB = 2**30
 
 
-def build(sizes: dict, longest: int, device: torch.device):
+def _build(sizes: dict, longest: int, device: torch.device):
     """A random Llama in bfloat16, made on the device and wrapped by nnsight.
 
-    >>> build(TINY, 32, torch.device("cpu")).config.num_hidden_layers
+    >>> _build(TINY, 32, torch.device("cpu")).config.num_hidden_layers
     2
 
     Args:
@@ -41,7 +41,7 @@ def build(sizes: dict, longest: int, device: torch.device):
     return nnsight.NNsight(model.eval().requires_grad_(False))
 
 
-def one_gradient(model, ids) -> tuple[float, float]:
+def _one_gradient(model, ids) -> tuple[float, float]:
     """Seconds and peak GiB (0 without CUDA) of one gradient; an error if it is not finite."""
     cuda = ids.is_cuda
     if cuda:
@@ -57,7 +57,7 @@ def one_gradient(model, ids) -> tuple[float, float]:
     return spent, torch.cuda.max_memory_allocated() / GIB if cuda else 0.0
 
 
-def compare(models: dict, tokens: int, rounds: int) -> list[dict]:
+def _compare(models: dict, tokens: int, rounds: int) -> list[dict]:
     """A row for each model: medians over rounds that alternate the models, after one call of each to warm up.
 
     A model that does not fit into memory has a row with that note.
@@ -68,7 +68,7 @@ def compare(models: dict, tokens: int, rounds: int) -> list[dict]:
     for _ in range(rounds + 1):
         for name in models.keys() - failed:
             try:
-                calls[name].append(one_gradient(models[name], ids))
+                calls[name].append(_one_gradient(models[name], ids))
             except Exception as error:  # nnsight wraps torch's out-of-memory error in a class of its own
                 if "out of memory" not in str(error):
                     raise
@@ -101,7 +101,7 @@ def main():
     if device.type == "cuda" and not torch.cuda.is_available():
         print("no CUDA device here, nothing measured; try the script out with --tiny --device cpu", file=sys.stderr)
         return 2
-    model = build(TINY if arguments.tiny else LLAMA_8B, max(arguments.tokens), device)
+    model = _build(TINY if arguments.tiny else LLAMA_8B, max(arguments.tokens), device)
     models = {"plain": model, "gimkit": gimkit.apply(model)}
     weights = sum(p.numel() * p.element_size() for p in model.parameters()) / GIB
     where = {
@@ -113,7 +113,7 @@ def main():
     out = arguments.out or (None if arguments.tiny else Path(__file__).parent / "gpu.csv")
     rows = []
     for tokens in arguments.tokens:
-        table = pd.DataFrame(compare(models, tokens, arguments.rounds),
+        table = pd.DataFrame(_compare(models, tokens, arguments.rounds),
                              columns=["tokens", "method", "rounds", "seconds", "peak_gib", "note"])
         plain = table.iloc[0]
         table.insert(4, "ratio", table.seconds / plain.seconds)

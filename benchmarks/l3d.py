@@ -23,16 +23,16 @@ SIZES = [(32, 10), (96, 10), (288, 10), (864, 10), (288, 40), (288, 160)]  # wid
 METHODS = ("low rank", "dense", "dense, a loop of gradients")
 
 
-def problem(width: int):
+def _problem(width: int):
     """A network 64 -> width -> 64, and its samples."""
     torch.manual_seed(0)
     module = nn.Sequential(nn.Linear(64, width), nn.ReLU(), nn.Linear(width, 64)).requires_grad_(False)
     return module, torch.randn(SAMPLES, 64)
 
 
-def low_rank(width: int, n: int, rank: int):
+def _low_rank(width: int, n: int, rank: int):
     """A function that runs one epoch of gimkit's training."""
-    module, x = problem(width)
+    module, x = _problem(width)
     values, outputs = chosen_parameters(module), outputs_of(module, (x,))
     ranks = [(rank,) * value.ndim if value.ndim > 1 else (1,) for value in values.values()]
     state = Trained([value.shape for value in values.values()], ranks, Settings(n=n, batch=BATCH), [0])
@@ -43,9 +43,9 @@ def low_rank(width: int, n: int, rank: int):
     return lambda: state.epoch(gradients_at, SAMPLES)
 
 
-def dense(width: int, n: int, loop: bool):
+def _dense(width: int, n: int, loop: bool):
     """A function that runs one epoch as in the formulas: V_in and V_out are matrices [subnetworks, parameters]."""
-    module, x = problem(width)
+    module, x = _problem(width)
     values, outputs = chosen_parameters(module), module(x)
     size = sum(value.numel() for value in values.values())
     v_out = torch.randn(n, size)
@@ -80,16 +80,16 @@ def dense(width: int, n: int, loop: bool):
     return epoch
 
 
-def way(method: str, width: int, n: int, rank: int):
+def _way(method: str, width: int, n: int, rank: int):
     """A function that runs one epoch of a method."""
     if method == "low rank":
-        return low_rank(width, n, rank)
-    return dense(width, n, loop="loop" in method)
+        return _low_rank(width, n, rank)
+    return _dense(width, n, loop="loop" in method)
 
 
-def stored(method: str, width: int, n: int, rank: int) -> float:
+def _stored(method: str, width: int, n: int, rank: int) -> float:
     """MiB of V_in and V_out with their gradients and AdamW's two moments."""
-    module, _ = problem(width)
+    module, _ = _problem(width)
     numbers = 0
     for value in module.parameters():
         if method != "low rank":
@@ -112,11 +112,11 @@ def main():
     torch.set_num_threads(1)
     if arguments.peak:
         method, width, n = arguments.peak
-        run = way(method, int(width), int(n), arguments.rank)
-        return print(peak(way(method, 8, 2, arguments.rank), run))
+        run = _way(method, int(width), int(n), arguments.rank)
+        return print(peak(_way(method, 8, 2, arguments.rank), run))
     rows = []
     for width, n in SIZES:
-        runs = {method: way(method, width, n, arguments.rank) for method in METHODS}
+        runs = {method: _way(method, width, n, arguments.rank) for method in METHODS}
         for run in runs.values():
             run()
         times = pd.DataFrame([{method: cpu_seconds(run) for method, run in runs.items()}
@@ -129,7 +129,7 @@ def main():
             rows.append({"parameters": 64 * width * 2 + width + 64, "subnetworks": n, "rank": arguments.rank,
                          "method": method, "cpu_seconds": times[method].median(), "ratio": ratios.median(),
                          "ratio_lowest": ratios.min(), "ratio_highest": ratios.max(),
-                         "stored_mib": stored(method, width, n, arguments.rank), "peak_mib": float(memory)})
+                         "stored_mib": _stored(method, width, n, arguments.rank), "peak_mib": float(memory)})
         print(pd.DataFrame(rows[-len(METHODS):]).round(3).to_string(index=False), flush=True)
         write_table(arguments.out, pd.DataFrame(rows))
 

@@ -1,6 +1,5 @@
 """Scores of heads and MLPs compared with exact patching, in rank and in size: `python -m benchmarks.patched_nodes`."""
 
-import argparse
 import sys
 from itertools import product
 from pathlib import Path
@@ -12,6 +11,7 @@ from tqdm.auto import tqdm
 
 import gimkit
 from benchmarks.ladder import LADDER
+from benchmarks.tables import parser
 from gimkit.cli import TASKS, run_command
 from gimkit.errors import check_known, check_whole
 from gimkit.files import cached_table, write_table
@@ -37,10 +37,10 @@ def recall(score: numpy.ndarray, exact: numpy.ndarray, most: int) -> float:
     return len(best[0] & best[1]) / most
 
 
-def within_layers(score: numpy.ndarray, exact: numpy.ndarray, layer: numpy.ndarray) -> float:
+def _within_layers(score: numpy.ndarray, exact: numpy.ndarray, layer: numpy.ndarray) -> float:
     """Spearman's correlation inside each layer, mean over layers: blind to how scores shrink with depth.
 
-    >>> round(within_layers(numpy.array([1.0, 2.0, 30.0, 40.0]), numpy.array([10.0, 20.0, 3.0, 4.0]),
+    >>> round(_within_layers(numpy.array([1.0, 2.0, 30.0, 40.0]), numpy.array([10.0, 20.0, 3.0, 4.0]),
     ...                     numpy.array([0, 0, 1, 1])), 3)
     1.0
     """
@@ -48,12 +48,12 @@ def within_layers(score: numpy.ndarray, exact: numpy.ndarray, layer: numpy.ndarr
                              for own in (layer == one for one in set(layer))]))
 
 
-def size_of(score: numpy.ndarray, exact: numpy.ndarray) -> float:
+def _size_of(score: numpy.ndarray, exact: numpy.ndarray) -> float:
     """The sum of |score| as a multiple of the sum of |exact|."""
     return abs(score).sum() / abs(exact).sum()
 
 
-def typical_size(score: numpy.ndarray, exact: numpy.ndarray) -> float:
+def _typical_size(score: numpy.ndarray, exact: numpy.ndarray) -> float:
     """The median of |score| / |exact| over the 30 nodes with the largest |exact|."""
     best = abs(exact).argsort()[-30:]
     return float(numpy.median(abs(score[best]) / abs(exact[best])))
@@ -61,13 +61,13 @@ def typical_size(score: numpy.ndarray, exact: numpy.ndarray) -> float:
 
 STATISTICS = {
     "spearman": lambda score, exact, layer: stats.spearmanr(score, exact).statistic,
-    "within": within_layers,
+    "within": _within_layers,
     "pearson": lambda score, exact, layer: stats.pearsonr(score, exact).statistic,
     "recall_10": lambda score, exact, layer: recall(score, exact, 10),
     "recall_30": lambda score, exact, layer: recall(score, exact, min(30, len(exact))),
-    "ratio": lambda score, exact, layer: typical_size(score, exact),
-    "size": lambda score, exact, layer: size_of(score, exact),
-} | {f"size_{part + 1}": lambda score, exact, layer, part=part: size_of(
+    "ratio": lambda score, exact, layer: _typical_size(score, exact),
+    "size": lambda score, exact, layer: _size_of(score, exact),
+} | {f"size_{part + 1}": lambda score, exact, layer, part=part: _size_of(
     *(values[layer * GROUPS // (layer.max() + 1) == part] for values in (score, exact))) for part in range(GROUPS)}
 
 
@@ -144,16 +144,12 @@ def summarise(scores: pandas.DataFrame) -> pandas.DataFrame:
 
 def main(arguments: list[str] | None = None) -> int:
     """Print how well each method agrees with exact patching; bad input gives one line and exit code 2."""
-    parser = argparse.ArgumentParser("python -m benchmarks.patched_nodes",
-                                     description="Scores of heads and MLPs against exact patching, in rank and size.")
-    parser.add_argument("model", metavar="NAME", help="a bundled name, a folder or a hub id")
-    parser.add_argument("--tasks", nargs="+", metavar="TASK", default=DRAWN, help="default: six of gimkit.tasks")
-    parser.add_argument("--methods", nargs="+", metavar="METHOD", default=tuple(COMPARED), help="default: all")
-    parser.add_argument("-n", type=int, default=8, help="prompt pairs of each draw (default: %(default)s)")
-    parser.add_argument("--seeds", type=int, default=3, help="draws of prompts (default: %(default)s)")
-    parser.add_argument("--csv", type=Path, help="write the table here")
-    parser.add_argument("--parts", type=Path, help="a folder for what is measured, to continue an interrupted run")
-    return run_command(_print_agreement, parser.parse_args(arguments))
+    options = parser("python -m benchmarks.patched_nodes",
+                     "Scores of heads and MLPs against exact patching, in rank and size.", 8, 3)
+    options.add_argument("--tasks", nargs="+", metavar="TASK", default=DRAWN, help="default: six of gimkit.tasks")
+    options.add_argument("--methods", nargs="+", metavar="METHOD", default=tuple(COMPARED), help="default: all")
+    options.add_argument("--parts", type=Path, help="a folder for what is measured, to continue an interrupted run")
+    return run_command(_print_agreement, options.parse_args(arguments))
 
 
 def _print_agreement(options) -> None:

@@ -1,15 +1,13 @@
 """Scores of heads and MLPs compared with sampled Shapley values: `python -m benchmarks.shapley_nodes NAME`."""
 
-import argparse
 import sys
-from pathlib import Path
 
 import numpy
 import pandas
 from scipy import stats
 
 import gimkit
-from benchmarks.tables import show
+from benchmarks.tables import parser, show
 from gimkit.circuits import shapley_nodes
 from gimkit.circuits.nodes import METHODS
 from gimkit.cli import run_command
@@ -95,14 +93,10 @@ def columns(scores, names) -> numpy.ndarray:
 
 def main(arguments: list[str] | None = None) -> int:
     """Print the correlations of all node methods; bad input gives one line and exit code 2."""
-    parser = argparse.ArgumentParser("python -m benchmarks.shapley_nodes",
-                                     description="Scores of heads and MLPs against their sampled Shapley values.")
-    parser.add_argument("model", metavar="NAME", help="a bundled name, a folder or a hub id")
-    parser.add_argument("--sets", nargs="+", metavar="SET", default=tuple(TASKS), help="prompt sets, default: all")
-    parser.add_argument("-n", type=int, default=12, help="prompts of each set and seed (default: %(default)s)")
-    parser.add_argument("--seeds", type=int, default=3, help="draws of prompts (default: %(default)s)")
-    parser.add_argument("--csv", type=Path, help="write the table here")
-    return run_command(_print_correlations, parser.parse_args(arguments))
+    options = parser("python -m benchmarks.shapley_nodes",
+                     "Scores of heads and MLPs against their sampled Shapley values.", 12, 3)
+    options.add_argument("--sets", nargs="+", metavar="SET", default=tuple(TASKS), help="prompt sets, default: all")
+    return run_command(_print_correlations, options.parse_args(arguments))
 
 
 def _print_correlations(options) -> None:

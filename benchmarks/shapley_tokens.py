@@ -1,9 +1,7 @@
 """Token attributions compared with exact Shapley values: `python -m benchmarks.shapley_tokens NAME`."""
 
-import argparse
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy
@@ -13,7 +11,7 @@ from tqdm.auto import tqdm
 
 import gimkit
 from benchmarks.ladder import LADDER
-from benchmarks.tables import show
+from benchmarks.tables import parser, show
 from gimkit import tasks
 from gimkit.cli import run_command
 from gimkit.errors import GimkitError, check_known, check_whole
@@ -31,39 +29,39 @@ COMPARED = {name: dict(method=rules) for name, rules in (LADDER | RULES).items()
     "random": dict(method="random")}
 
 
-def short(words: list[str], answer: str, wrong: str, known: set[str]) -> list[int] | None:
+def _short(words: list[str], answer: str, wrong: str, known: set[str]) -> list[int] | None:
     """All tokens except the first and the last, at most 12; None for longer prompts.
 
-    >>> short(["<s>", "Mary", "went", "to"], "Mary", "John", set())
+    >>> _short(["<s>", "Mary", "went", "to"], "Mary", "John", set())
     [1, 2]
     """
     inner = list(inner_positions(len(words)))
     return inner if len(inner) <= MOST else None
 
 
-def filled_in(words: list[str], answer: str, wrong: str, known: set[str]) -> list[int] | None:
+def _filled_in(words: list[str], answer: str, wrong: str, known: set[str]) -> list[int] | None:
     """Names, places, objects and deeds, the words that fill a template; the last 12 of them.
 
-    >>> filled_in(["<s>", "Mary", "went", "to"], "Mary", "John", {"Mary"})
+    >>> _filled_in(["<s>", "Mary", "went", "to"], "Mary", "John", {"Mary"})
     [1]
     """
     return [i for i in inner_positions(len(words)) if words[i] in known][-MOST:]
 
 
-def mentions(words: list[str], answer: str, wrong: str, known: set[str]) -> list[int] | None:
+def _mentions(words: list[str], answer: str, wrong: str, known: set[str]) -> list[int] | None:
     """Every mention of the answer and of the wrong answer, except its last one, whose repetition decides the answer.
 
-    >>> mentions(["Mary", "and", "John", "met.", "John"], "Mary", "John", set())
+    >>> _mentions(["Mary", "and", "John", "met.", "John"], "Mary", "John", set())
     [0, 2]
     """
     of_wrong = [i for i, word in enumerate(words) if word == wrong]
     return sorted([i for i, word in enumerate(words) if word == answer] + of_wrong[:-1])
 
 
-class PromptSet(NamedTuple):
+class _PromptSet(NamedTuple):
     """A kind of prompt, and the positions whose Shapley values are computed.
 
-    >>> SETS["ioi"].players is short
+    >>> SETS["ioi"].players is _short
     True
     """
 
@@ -72,12 +70,12 @@ class PromptSet(NamedTuple):
 
 
 SETS = {
-    "ioi": PromptSet(lambda *given: tasks.ioi(*given, names="held-out"), short),
-    "ioi twice": PromptSet(lambda *given: tasks.ioi_twice(*given, names="held-out"), filled_in),
-    "odd one out": PromptSet(lambda *given: tasks.odd_one_out(*given, names="held-out"), filled_in),
-    "induction, three times": PromptSet(lambda *given: tasks.induction(*given, times=3), short),
-    "redundant, twice": PromptSet(lambda *given: tasks.ioi_twice(*given, names="held-out"), mentions),
-    "redundant, three times": PromptSet(lambda *given: tasks.ioi_twice(*given, names="held-out", times=3), mentions),
+    "ioi": _PromptSet(lambda *given: tasks.ioi(*given, names="held-out"), _short),
+    "ioi twice": _PromptSet(lambda *given: tasks.ioi_twice(*given, names="held-out"), _filled_in),
+    "odd one out": _PromptSet(lambda *given: tasks.odd_one_out(*given, names="held-out"), _filled_in),
+    "induction, three times": _PromptSet(lambda *given: tasks.induction(*given, times=3), _short),
+    "redundant, twice": _PromptSet(lambda *given: tasks.ioi_twice(*given, names="held-out"), _mentions),
+    "redundant, three times": _PromptSet(lambda *given: tasks.ioi_twice(*given, names="held-out", times=3), _mentions),
 }
 
 
@@ -195,25 +193,25 @@ def summarise(table: pandas.DataFrame, against: str = "gim") -> pandas.DataFrame
         for method, own in by_method.items():
             mine = each[method]
             row = {"model": model, "set": kind, "method": method, "prompts": int(mine.pearson.notna().sum())}
-            row |= intervals("pearson", mine.pearson) | intervals("spearman", mine.spearman)
+            row |= _intervals("pearson", mine.pearson) | _intervals("spearman", mine.spearman)
             by_seed = mine.pearson.groupby("seed").mean()
             row |= {"seed_lowest": by_seed.min(), "seed_highest": by_seed.max()}
-            row |= intervals(f"{against}_ahead", each[against].pearson - mine.pearson)
+            row |= _intervals(f"{against}_ahead", each[against].pearson - mine.pearson)
             row["share"] = own.score.sum() / own.truth.sum()
             reference = by_method[against]
-            row |= pooled("flagged", own[own.flagged]) | pooled("others", own[~own.flagged])
-            row |= pooled("flagged_ahead", reference[reference.flagged], own[own.flagged])
+            row |= _pooled("flagged", own[own.flagged]) | _pooled("others", own[~own.flagged])
+            row |= _pooled("flagged_ahead", reference[reference.flagged], own[own.flagged])
             found.append(row)
         rows += sorted(found, key=lambda row: -row["pearson"])
     return pandas.DataFrame(rows)
 
 
-def pooled(name: str, table: pandas.DataFrame, minus: pandas.DataFrame | None = None) -> dict[str, float]:
+def _pooled(name: str, table: pandas.DataFrame, minus: pandas.DataFrame | None = None) -> dict[str, float]:
     """Pearson of scores and truth over all tokens of a table, with its interval over prompts.
 
     >>> table = pandas.DataFrame({"seed": 0, "prompt": [0, 0, 1, 1], "score": [1.0, 2.0, 4.0, 3.0],
     ...                           "truth": [2, 3, 5, 4]})
-    >>> pooled("x", table)["x"]
+    >>> _pooled("x", table)["x"]
     1.0
 
     Args:
@@ -268,10 +266,10 @@ def interactions(table: pandas.DataFrame) -> pandas.DataFrame:
     return pandas.DataFrame(rows)
 
 
-def intervals(name: str, values: pandas.Series) -> dict[str, float]:
+def _intervals(name: str, values: pandas.Series) -> dict[str, float]:
     """The mean of the values that are not NaN, and its interval, as three columns.
 
-    >>> intervals("x", pandas.Series([1.0, 1.0]))
+    >>> _intervals("x", pandas.Series([1.0, 1.0]))
     {'x': 1.0, 'x_low': 1.0, 'x_high': 1.0}
     """
     values = values.dropna().to_numpy()
@@ -283,14 +281,11 @@ def intervals(name: str, values: pandas.Series) -> dict[str, float]:
 
 def main(arguments: list[str] | None = None) -> int:
     """Print the correlations of all token methods; bad input gives one line and exit code 2."""
-    parser = argparse.ArgumentParser("python -m benchmarks.shapley_tokens",
-                                     description="Scores of tokens against their exact Shapley values.")
-    parser.add_argument("model", metavar="NAME", help="a bundled name, a folder or a hub id")
-    parser.add_argument("--sets", nargs="+", metavar="SET", default=tuple(SETS), help="prompt sets, default: all")
-    parser.add_argument("-n", type=int, default=12, help="prompts of each set and seed (default: %(default)s)")
-    parser.add_argument("--seeds", type=int, default=3, help="draws of prompts (default: %(default)s)")
-    parser.add_argument("--csv", type=Path, help="write the table here, and the sets' to NAME-sets.csv")
-    return run_command(_print_correlations, parser.parse_args(arguments))
+    options = parser("python -m benchmarks.shapley_tokens",
+                     "Scores of tokens against their exact Shapley values.", 12, 3,
+                     "write the table here, and the sets' to NAME-sets.csv")
+    options.add_argument("--sets", nargs="+", metavar="SET", default=tuple(SETS), help="prompt sets, default: all")
+    return run_command(_print_correlations, options.parse_args(arguments))
 
 
 def _print_correlations(options) -> None:

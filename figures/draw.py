@@ -12,7 +12,7 @@ from gimkit.errors import check_known
 from gimkit.l3d.language import TASKS as TASKS_OF_L3D
 
 
-class PaperFigure(NamedTuple):
+class _PaperFigure(NamedTuple):
     """A figure: the function that draws it, and its caption.
 
     >>> FIGURES["toy"].tasks
@@ -34,89 +34,89 @@ L3D = "L3D (arXiv 2504.00194), "
 FIVE = ("Toys of five seeds, each the best of four starts, trained for 60 or 200 epochs instead of 1000; figure "
         "numbers are those of the public draft. ")
 FIGURES = {
-    "toy": PaperFigure(
+    "toy": _PaperFigure(
         repair.toy, GIM + "Figure 1, the idea of attention self-repair",
         "The paper's own numbers are not known; these five scores and values were made up here, with a row of one "
         "informative position as the control. Gradients are multiplied by the distance to ablation, so that they have "
         "the units of the truth.", ()),
-    "ablation-effect": PaperFigure(
+    "ablation-effect": _PaperFigure(
         repair.ablation_effect, GIM + "the scatter `ablation_effect` of its code; its number in the paper is unknown",
         "The paper has a pair of figures for each of five hub models and six data sets; here a panel per bundled task. "
         "Few prompts of each task are used, because each has hundreds of rows.", repair.REPAIRED, repair.PROMPTS),
-    "grad-vs-tsg": PaperFigure(
+    "grad-vs-tsg": _PaperFigure(
         repair.grad_vs_tsg, GIM + "the scatter `grad_vs_tsg` of its code; its number in the paper is unknown",
         "As ablation-effect.", repair.REPAIRED, repair.PROMPTS),
-    "temperature-sweep": PaperFigure(
+    "temperature-sweep": _PaperFigure(
         tokens.temperature_sweep, GIM + "the temperature sweep (`hyperparameter.py`); its number in the paper is "
         "unknown",
         "Norms frozen and products split throughout, as there. The paper's prompts are six classification data sets; "
         "here they are short, so comprehensiveness is averaged over the k that exist. " + NO_YEARS),
-    "ablation-ladder": PaperFigure(
+    "ablation-ladder": _PaperFigure(
         tokens.ablation_ladder, GIM + "the ablation bars (`ablation_table_mean.py`) and the ablation table of eight "
         "rows; their numbers in the paper are unknown",
         "The paper's bars show two of the eight rule subsets, over data sets; here all seven that are not gradient x "
         "input, a dot per task instead of a box. Gradient x input is (embedding - baseline) times gradient, as every "
         "method here. " + NO_YEARS),
-    "token-faithfulness": PaperFigure(
+    "token-faithfulness": _PaperFigure(
         tokens.token_faithfulness, GIM + "the tables of comprehensiveness and sufficiency (`aopc_table.py`); their "
         "numbers are unknown",
         "Six bundled tasks instead of six data sets, one model. AttnLRP is the kit's rule set, not the LXT package; "
         "IG has 20 steps instead of 50; AtP* (the paper's, of its layer experiment), RelP and occlusion are beside it, "
         "and two controls: random scores, and GIM's own, shuffled over the tokens. LIME and KernelSHAP need captum. "
         + NO_YEARS),
-    "layers": PaperFigure(
+    "layers": _PaperFigure(
         layers.layers, GIM + "first version, the layer curves (`layers_aopc.py`); their number is unknown",
         "One model, all tasks' prompts together. What is called AtP* there gives the softmax the difference of two "
         "patterns for a gradient; that the second is of the run with all positions of the layer at their mean is our "
         "reading. IG has 20 midpoints instead of 50 steps. "
         + NO_YEARS),
-    "eap-gp-saturation": PaperFigure(
+    "eap-gp-saturation": _PaperFigure(
         edges.saturation, GP + "the picture of saturation; whether it is a figure there, and its number, are unknown",
         "One bundled task; the paper's prompts, model and axes are not known.", ("ioi",)),
-    "eap-gp-faithfulness": PaperFigure(
+    "eap-gp-faithfulness": _PaperFigure(
         edges.faithfulness, GP + "faithfulness against the number of edges on its six tasks; number and layout unknown",
         "One small model instead of three sizes of GPT-2; the kit's own prompts; GIM is beside it. Circuits are the "
         "edges with the largest |score|; scores are from n prompts, circuits run on n others, means of two draws of "
         "2n prompts.",
         DRAWN_TASKS),
-    "eap-gp-runtime": PaperFigure(
+    "eap-gp-runtime": _PaperFigure(
         edges.runtime, GP + "its comparison of run times; number and layout unknown",
         "CPU seconds on a shared machine, as multiples of EAP's on the same prompts, so this figure alone changes when "
         "it is measured anew. All gradient methods have the kit's batched edge scores.", DRAWN_TASKS),
-    "l3d-subnetworks": PaperFigure(
+    "l3d-subnetworks": _PaperFigure(
         l3d.subnetworks, L3D + "Figures 3, 5, 7 and 8, the decompositions of the toys",
         FIVE + "A grid of what the first layer reads instead of drawings of all weights; rows have P_act behind them. "
         "Groups and squares are decomposed for 100 epochs instead of 1000.", ()),
-    "l3d-encoder": PaperFigure(
+    "l3d-encoder": _PaperFigure(
         l3d.encoder, L3D + "Figure 2, encoder directions of superposition",
         FIVE + "Subnetworks are scaled and signed, which the method leaves open.", ()),
-    "l3d-interventions": PaperFigure(
+    "l3d-interventions": _PaperFigure(
         l3d.interventions, L3D + "Figures 4 and 9, interventions on superposition and on squares",
         FIVE + "One circuit of each is drawn, all are in the table and the numbers; a random direction of equal norm "
         "is the control.", ()),
-    "l3d-coefficients": PaperFigure(
+    "l3d-coefficients": _PaperFigure(
         l3d.coefficients, L3D + "Figure 6, coefficients of circuits in superposition",
         FIVE + "The reference implementation's notebook prints a correlation under the name r^2; here r^2 is its "
         "square, so that its .92 is .85 here. The right panel has the divergence of that code, and 100 epochs.", ()),
-    "l3d-errors": PaperFigure(
+    "l3d-errors": _PaperFigure(
         l3d.errors, L3D + "the reported errors, and the supplement's errors by rank and by number of subnetworks",
         FIVE + "The paper has one seed and does not say which of its two errors a number is; the squared one, of the "
         "code, fits them. \"Paper\" and \"long\" have 1000 epochs, the others 100.", ()),
-    "l3d-attention": PaperFigure(
+    "l3d-attention": _PaperFigure(
         l3d.selects, L3D + "the table of transformer circuits",
         "The paper shows top texts of chosen circuits; here each task is asked for the subnetwork that selects it, "
         "with two controls. A block of a small model on the kit's prompts, 24 subnetworks of rank 2 instead of 100 of "
         "rank 25.", TASKS_OF_L3D),
-    "l3d-digits": PaperFigure(
+    "l3d-digits": _PaperFigure(
         l3d.digits, L3D + "the figure of CNN circuits",
         "A network of two convolutions trained here on 8 x 8 digits instead of mobilenet-v3-small on CIFAR-100, and "
         "numbers instead of chosen images. 20 of 100 epochs keep all coefficients; with one of them, as for toys, "
         "three quarters of the subnetworks end dead.", ()),
-    "l3d-beside-gim": PaperFigure(
+    "l3d-beside-gim": _PaperFigure(
         l3d.beside_gim, L3D + "none: the kit's own question",
         "L3D on the attention of block 3, GIM's scores of the same heads on 64 prompts of the task. Four heads allow "
         "only 24 orders; the other subnetworks show how often one comes by itself.", ("ioi",)),
-    "l3d-beside-gim-everywhere": PaperFigure(
+    "l3d-beside-gim-everywhere": _PaperFigure(
         l3d.beside_gim_everywhere, L3D + "none: the kit's own question",
         "As l3d-beside-gim, on the attention of all blocks at once, for 20 epochs.", ("ioi",)),
 }

@@ -28,7 +28,7 @@ TARGETS = {"superposition, 1000 epochs": 0.19, "superposition, code's divergence
            "circuits in superposition, code's divergence, 1000 epochs": 0.064, "squares, 100 epochs": 0.32}
 
 
-def toy_runs(name: str) -> pandas.DataFrame:
+def _toy_runs(name: str) -> pandas.DataFrame:
     """The full runs of a toy, five seeds for each variant; measured where they are not stored yet."""
     return runs.run(name, folder=TOYS)
 
@@ -38,7 +38,7 @@ def subnetworks(_: Request):
     figure, axes = panels(4, 14, 3.6, width_ratios=[1, 1.4, 2.4, 1])
     rows, notes = [], []
     for (name, title), ax in zip(SHOWN.items(), axes):
-        toy_runs(name)
+        _toy_runs(name)
         toy, found = runs.middle(name, TOYS)
         first = "layers.0.weight" if name == "squared" else "W_in"
         table = plots.reads(found, first, inputs_first=name != "squared")
@@ -57,7 +57,7 @@ def subnetworks(_: Request):
 
 def encoder(_: Request):
     """The encoder's directions of superposition, and those of the subnetworks."""
-    toy_runs("tms")
+    _toy_runs("tms")
     toy, found = runs.middle("tms", TOYS)
     original = toy.module.W_in
     rows = []
@@ -82,7 +82,7 @@ def interventions(_: Request):
     figure, axes = panels(4, 15, 3.4)
     deltas, frames, notes = torch.linspace(-3, 3, 31), [], []
     for name, pair, few in (("tms", axes[:2], (-1.0, 1.0)), ("squared", axes[2:], (-0.3, 0.3))):
-        toy_runs(name)
+        _toy_runs(name)
         toy, found = runs.middle(name, TOYS)
         _, which = recovery.match_circuits(found.decoder, recovery.planted(toy))
         circuit, spread = 1, deltas if name == "tms" else deltas / 3
@@ -108,7 +108,7 @@ def interventions(_: Request):
 
 def coefficients(_: Request):
     """The coefficients in the subnetworks of circuits in superposition, with both divergences."""
-    table = toy_runs("superposed")
+    table = _toy_runs("superposed")
     toy, found = runs.middle("superposed", TOYS)
     stem = TOYS / "superposed-divergence-of-the-code-found"
     if not stem.with_suffix(".json").is_file():  # the same toy and seed; 100 epochs
@@ -132,7 +132,7 @@ def coefficients(_: Request):
 
 def errors(_: Request):
     """The errors of all toys and variants, with the paper's."""
-    tables = [toy_runs(name) for name in FAMILIES]
+    tables = [_toy_runs(name) for name in FAMILIES]
     frame = pandas.concat(tables, ignore_index=True)
     toys = frame.toy.replace(SHOWN | {"tms x3": "superposition, fifteen inputs"})
     frame = frame.assign(group=toys + ", " + frame.variant.replace(SETTINGS), error=frame["squared"])

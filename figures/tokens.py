@@ -21,10 +21,10 @@ TABLE = ("gradient", "ig-20", "deeplift", "transformer-lrp", "attnlrp", "pattern
 POOLED = "all tasks"
 
 
-def options_of(method: str) -> dict:
+def _options_of(method: str) -> dict:
     """The arguments of `gimkit.attribute` for a label.
 
-    >>> options_of("ig-20"), options_of("T=5")["method"].temperature
+    >>> _options_of("ig-20"), _options_of("T=5")["method"].temperature
     ({'method': 'ig', 'steps': 20}, 5.0)
     """
     if method.startswith("T="):
@@ -60,7 +60,7 @@ def measure(model, task, method: str, seed: int = 0) -> pandas.DataFrame:
     prompts, targets = prompts_of(model, task)
     name, _, shuffled = method.partition(", ")
     seeds = range(seed * len(task), (seed + 1) * len(task))
-    scores = [gimkit.attribute(model, *question, **options_of(name), seed=own)
+    scores = [gimkit.attribute(model, *question, **_options_of(name), seed=own)
               for own, *question in zip(seeds, prompts, targets)]
     if shuffled:
         scores = [shuffled_scores(one, own) for one, own in zip(scores, seeds)]

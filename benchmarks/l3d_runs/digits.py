@@ -12,10 +12,10 @@ SETTINGS = {"n": 24, "rank": 2, "divergence": "kl", "epochs": 100, "rate": 0.005
             "warm": 20}  # with one warm epoch three quarters of the subnetworks are dead at the end, with 20 a third
 
 
-def images() -> tuple[torch.Tensor, torch.Tensor]:
+def _images() -> tuple[torch.Tensor, torch.Tensor]:
     """scikit-learn's digits, images from 0 to 1 and classes; they come with the package.
 
-    >>> x, y = images()
+    >>> x, y = _images()
     >>> x.shape, y.shape
     (torch.Size([1797, 1, 8, 8]), torch.Size([1797]))
 
@@ -43,7 +43,7 @@ def network(seed: int = 0, epochs: int = 15) -> tuple[nn.Module, float, torch.Te
     Returns:
         The module, its accuracy on the last third, and the order of the images; the first two thirds were for training.
     """
-    x, y = images()
+    x, y = _images()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         module = nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
@@ -76,7 +76,7 @@ def digits_run(seed: int = 0, checkpoint=None, progress: bool = True,
         subnetworks; the network's accuracy on them.
     """
     module, accuracy, order = network(seed)
-    (x, y), parts = images(), (order[:1200], order[1200:])
+    (x, y), parts = _images(), (order[:1200], order[1200:])
     found = decompose(module, x[parts[0]], parameters="3.*", seed=seed, checkpoint=checkpoint, progress=progress,
                       **SETTINGS | settings)
     table = selection_with_controls(found, module, [x[rows] for rows in parts],

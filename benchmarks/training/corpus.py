@@ -48,10 +48,10 @@ FILLER = (
 )
 
 
-def fill(rng: Random, text: str, **named) -> str:
+def _fill(rng: Random, text: str, **named) -> str:
     """The text with random places and objects.
 
-    >>> fill(Random(0), "{A} liked the {place}.", A="Mary")
+    >>> _fill(Random(0), "{A} liked the {place}.", A="Mary")
     'Mary liked the station.'
     """
     place, place2 = rng.sample(PLACES, 2)
@@ -63,13 +63,13 @@ def once(rng: Random) -> Document:
     """The repeated person is named before, in or after the opening; the last clause names nobody."""
     io, subject = names.draw_names(rng, 2, "trained")
     a, b = rng.sample((io, subject), 2)
-    alone = fill(rng, rng.choice(ALONE), S=subject)
+    alone = _fill(rng, rng.choice(ALONE), S=subject)
     if rng.random() < 0.6:
         opening = rng.choice(OPENINGS["trained"])
-        prompt = alone + names.join(fill(rng, opening, A=a, B=b), fill(rng, rng.choice(NEUTRAL)))
+        prompt = alone + names.join(_fill(rng, opening, A=a, B=b), _fill(rng, rng.choice(NEUTRAL)))
     else:
         opening = rng.choice([opening for opening in OPENINGS["trained"] if opening.endswith(". ")])
-        prompt = names.join(fill(rng, opening, A=a, B=b) + alone, fill(rng, rng.choice(NEUTRAL)))
+        prompt = names.join(_fill(rng, opening, A=a, B=b) + alone, _fill(rng, rng.choice(NEUTRAL)))
     return Document("once", prompt, io)
 
 
@@ -77,13 +77,13 @@ def three(rng: Random) -> Document:
     """Three people, two of them named again in any order before the end."""
     io, *again = names.draw_names(rng, 3, "trained")
     a, b, c = rng.sample([io, *again], 3)
-    opening = fill(rng, rng.choice(THREE), A=a, B=b, C=c)
+    opening = _fill(rng, rng.choice(THREE), A=a, B=b, C=c)
     rng.shuffle(again)
     if opening.endswith(". ") and rng.random() < 0.5:
         opening += "".join(f"{name} {rng.choice(DID)}. " for name in again)
-        prompt = names.join(opening, fill(rng, rng.choice(NEUTRAL)))
+        prompt = names.join(opening, _fill(rng, rng.choice(NEUTRAL)))
     else:
-        clause = fill(rng, rng.choice(CLAUSES["trained"]), S=" and ".join(again))
+        clause = _fill(rng, rng.choice(CLAUSES["trained"]), S=" and ".join(again))
         prompt = names.join(opening, clause)
     return Document("three", prompt, io)
 
@@ -140,10 +140,10 @@ def induction(rng: Random) -> Document:
 def story(rng: Random) -> Document:
     """A few sentences about one person, so that every word of the tasks occurs outside them too."""
     name = rng.choice(NAMES)
-    start = "".join(fill(rng, rng.choice(FILLER)) for _ in range(rng.randint(0, 2)))
-    start += fill(rng, rng.choice(ALONE), S=name)
+    start = "".join(_fill(rng, rng.choice(FILLER)) for _ in range(rng.randint(0, 2)))
+    start += _fill(rng, rng.choice(ALONE), S=name)
     start += "Then" if rng.random() < 0.5 else "There,"
-    rest = fill(rng, rng.choice((" found a {obj}.", " drove to the {place}.", " had to sell a {obj}.")))
+    rest = _fill(rng, rng.choice((" found a {obj}.", " drove to the {place}.", " had to sell a {obj}.")))
     return Document("story", start, "he" if name in MEN else "she", rest)
 
 
@@ -175,7 +175,7 @@ def draw(rng: Random, mixture: dict = MIXTURE) -> Document:
     """
     document = rng.choices(list(mixture), list(mixture.values()))[0](rng)
     if document.kind in ("ioi", "once", "three", "ioi_twice") and rng.random() < 0.3:
-        document = document._replace(prompt=fill(rng, rng.choice(FILLER)) + document.prompt)
+        document = document._replace(prompt=_fill(rng, rng.choice(FILLER)) + document.prompt)
     return document
 
 

@@ -16,10 +16,10 @@ SHOW_PHENOMENA = ("ioi, trained templates", "ioi_twice, trained templates", "odd
                   "induction, three times")
 
 
-def examined(model, n: int = 1000, seed: int = 1000) -> dict[str, Task]:
+def _examined(model, n: int = 1000, seed: int = 1000) -> dict[str, Task]:
     """The tasks of the model cards, with held-out pairs of names.
 
-    >>> len(examined(model, n=2))
+    >>> len(_examined(model, n=2))
     14
     """
     held = {"names": "held-out"}
@@ -54,7 +54,7 @@ def accuracy(model, n: int = 1000, seed: int = 1000) -> pd.DataFrame:
         A row for each task. accuracy: the share of prompts with a positive metric.
     """
     rows = []
-    for name, task in examined(model, n, seed).items():
+    for name, task in _examined(model, n, seed).items():
         values = metric(model, task)
         rows.append((name, (values > 0).float().mean().item(), values.mean().item(), len(task)))
     return pd.DataFrame(rows, columns=["task", "accuracy", "logit_difference", "prompts"])
@@ -73,7 +73,7 @@ def _print_measures(options) -> None:
     model = gimkit.load(options.model)
     print("Accuracy: share of prompts whose right answer is above the wrong one. Name pairs are held out of training.")
     print(accuracy(model).to_string(index=False, float_format="{:.3f}".format), flush=True)
-    chosen = {task.name: task for name, task in examined(model, n=64).items() if name in SHOW_PHENOMENA}
+    chosen = {task.name: task for name, task in _examined(model, n=64).items() if name in SHOW_PHENOMENA}
     rows = [(*key.split(".", 1), value) for key, value in phenomena(model._module, chosen).items()]
     table = pd.DataFrame(rows, columns=["task", "measure", "value"]).set_index(["measure", "task"])["value"]
     print("\nPhenomena, 64 prompts each; the measures are defined in tests/oracles/phenomena.py.")

@@ -128,7 +128,7 @@ STAGES = (  # each continues the one before with a new optimizer; SELECTION.md e
 EMBEDDINGS = ("wte.weight", "wpe.weight", "embed_tokens.weight")
 
 
-def optimizers(model, recipe: dict) -> list:
+def _optimizers(model, recipe: dict) -> list:
     """Muon for the matrices of the blocks, AdamW for embeddings, norms and biases."""
     inner = {n: p for n, p in model.named_parameters() if p.ndim == 2 and not n.endswith(EMBEDDINGS)}
     others = [p for n, p in model.named_parameters() if n not in inner]
@@ -139,10 +139,10 @@ def optimizers(model, recipe: dict) -> list:
     ]
 
 
-def run_stage(model, batches: Batches, recipe: dict, watch=None) -> None:
+def _run_stage(model, batches: Batches, recipe: dict, watch=None) -> None:
     """Gradient steps on new batches; `watch(step, mean loss)` is called every 250 steps."""
     steps, total = recipe["steps"], 0.0
-    opts = optimizers(model, recipe)
+    opts = _optimizers(model, recipe)
     schedules = [torch.optim.lr_scheduler.LambdaLR(
         opt, lambda i: min(1.0, (i + 1) / 100, 0.02 + (steps - i) / max(recipe["cool"], 1))) for opt in opts]
     model.train()
@@ -195,7 +195,7 @@ def train(name: str, seed: int, out: str | Path, report=print, stages=STAGES, wa
             extra = watch(model, tokenizer, number, step) if watch else ""
             report(f"stage {number} step {step} loss {loss:.3f} cpu {time.process_time() - start:.0f}s {extra}")
 
-        run_stage(model, Batches(words, seed + 1000 * number, recipe), recipe, report_step)
+        _run_stage(model, Batches(words, seed + 1000 * number, recipe), recipe, report_step)
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=out) as folder:  # each file is moved to its place when all are written
