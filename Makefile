@@ -1,6 +1,8 @@
 # make demo    install into .venv, then show GIM at work on a real model (no network after the installation)
 # make test    install into .venv and .venv-ndif, then lint, types, tests and notebooks, offline
 #              (tests/browser: apt-get install chromium)
+# make test-versions   the core tests on the oldest and newest allowed transformers, each in an environment of its own;
+#              VERSIONS="--transformers 5.20.2 --torch 2.13.0" runs others
 # make lab     install into .venv, then JupyterLab on notebooks/
 # make notebooks   run each notebooks/*.py and rewrite its executed .ipynb
 # make exercises  the notebooks without solutions and outputs, into exercises/: what a workshop hands out
@@ -14,7 +16,7 @@ SMOLLM2 := .venv/smollm2
 NDIF := .venv-ndif
 OFFLINE := HF_HUB_OFFLINE=1
 
-.PHONY: demo test lab notebooks exercises api clean
+.PHONY: demo test test-versions lab notebooks exercises api clean
 
 demo: $(INSTALLED) $(SMOLLM2)
 	$(OFFLINE) $(BIN)/python -m gimkit demo
@@ -26,6 +28,9 @@ test: $(INSTALLED) $(SMOLLM2) $(NDIF)/installed
 	$(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --nbmake --nbmake-timeout=300 notebooks
 	$(OFFLINE) $(BIN)/python -m pytest -q -n 2 --dist loadgroup tests --ignore=tests/browser
 	$(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/browser
+
+test-versions:
+	$(OFFLINE) OMP_NUM_THREADS=1 $(PYTHON) .ci/versions.py $(VERSIONS)
 
 lab: $(INSTALLED) $(SMOLLM2)
 	$(BIN)/jupyter lab --notebook-dir=notebooks

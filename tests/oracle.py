@@ -74,6 +74,8 @@ FP64_REAL = {
             "gpt_bigcode",
             "opt",
             "jais2",
+            "gptj",
+            "codegen",
         )
     },
 }

@@ -110,7 +110,7 @@ def test_a_server_knows_an_edited_model_by_the_name_of_the_original(tmp_path):
     hf.save_pretrained(tmp_path)
     tokenizer().save_pretrained(tmp_path)
     for kind in (TransformersModel, LanguageModel):
-        model = kind(str(tmp_path), task="text-generation")
+        model = kind(str(tmp_path), task="text-generation", tokenizer=tokenizer())
         model.repo_id = "someone/tiny"
         huggingface._ID_CACHE[model.repo_id] = model.repo_id
         assert gimkit.apply(model).to_model_key() == model.to_model_key()
@@ -156,8 +156,9 @@ def test_folder_and_wrapped_model(tmp_path):
     hf.save_pretrained(tmp_path)
     tokenizer().save_pretrained(tmp_path)
     want, _ = gradient(gimkit.apply(NNsight(hf)), ids)
-    lazy = TransformersModel(str(tmp_path), task="text-generation")  # no weights before the first trace
-    for wrapped in (lazy, TransformersModel(hf, task="text-generation", tokenizer=tokenizer())):
+    # That of the folder has no weights before its first trace.
+    for wrapped in (TransformersModel(source, task="text-generation", tokenizer=tokenizer())
+                    for source in (str(tmp_path), hf)):
         assert relative(gradient(gimkit.apply(wrapped), ids)[0], want) < 1e-6
 
 

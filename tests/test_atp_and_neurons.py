@@ -127,7 +127,7 @@ def test_atp_star_names_and_the_other_nodes():
 
 def test_atp_star_refuses_what_bypasses_attention_interface():
     with pytest.raises(gimkit.GimkitError, match="attention_interface"):
-        gimkit.score_nodes(NNsight(build("gptj")), random_task(), "atp*")
+        gimkit.score_nodes(NNsight(build("gpt_neo")), random_task(), "atp*")
 
 
 # --- neurons ---

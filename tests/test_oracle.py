@@ -418,7 +418,7 @@ def test_experts(name, identity):
             gate, up = np.split(h, 2)
             act = _np_activation(tape, rules, _np_silu, gate)
         else:
-            gate, up = np.minimum(h[0::2], 2.0), np.clip(h[1::2], -2.0, 2.0) + 1
+            gate, up = np.minimum(h[0::2], experts.limit), np.clip(h[1::2], -experts.limit, experts.limit) + 1
             act = _np_activation(tape, rules, lambda g: g / (1 + np.exp(-experts.alpha * g)), gate)
         return tape.scale(act, rules.gate_scale) * tape.scale(up, rules.up_scale)
 

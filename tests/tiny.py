@@ -196,7 +196,6 @@ TRIED = {
 
 # No attention_interface, or no causal language model: the kit must say so.
 REFUSED = {
-    "gptj": ("GPTJConfig", dict(_GPT, rotary_dim=4)),
     "gpt_neo": (
         "GPTNeoConfig",
         dict(
@@ -209,7 +208,6 @@ REFUSED = {
     "bloom": ("BloomConfig", dict(n_layer=LAYERS, n_head=4)),
     "falcon": ("FalconConfig", {}),
     "mpt": ("MptConfig", dict(d_model=32, n_heads=4, n_layers=LAYERS, max_seq_len=64)),
-    "codegen": ("CodeGenConfig", dict(_GPT, rotary_dim=4)),
     "mamba": ("MambaConfig", dict(state_size=8)),
     "t5": (
         "T5Config",
@@ -217,13 +215,18 @@ REFUSED = {
     ),
 }
 
+# They call attention_interface from transformers 5.24 on.
+_NEWER = {"gptj": ("GPTJConfig", dict(_GPT, rotary_dim=4)), "codegen": ("CodeGenConfig", dict(_GPT, rotary_dim=4))}
+_COVERED = tuple(map(int, transformers.__version__.split(".")[:2])) >= (5, 24)
+(TRIED if _COVERED else REFUSED).update(_NEWER)
+
 GIM_NAMES, TRIED_NAMES, REFUSED_NAMES = tuple(GIM), tuple(TRIED), tuple(REFUSED)
 TABLE = {**GIM, **TRIED, **REFUSED}
 
 # Where the common names of settings would override an architecture's own ones.
 _OWN_NAMES = {"gpt2", "gptj", "codegen", "gpt_bigcode", "bloom", "mpt", "gpt_neo", "t5"}
 _NOT_HEADS = {"mamba"}
-_EAGER_ONLY = {"gemma2", "vaultgemma", "gpt_oss", "gptj", "gpt_neo", "bloom", "mpt", "codegen", "mamba"}
+_EAGER_ONLY = {"gemma2", "vaultgemma", "gpt_oss", "gpt_neo", "bloom", "mpt", "mamba", *(() if _COVERED else _NEWER)}
 
 
 def config(name, **changes):

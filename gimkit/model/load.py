@@ -80,6 +80,7 @@ def load(name: str, *, remote: bool | str = False, **kwargs: Any) -> "Transforme
             that cannot be written to.
     """
     from nnsight import TransformersModel  # here, because it takes seconds
+    from transformers import AutoTokenizer
     from transformers.utils import logging as bars
 
     if name in BUNDLED:
@@ -98,10 +99,14 @@ def load(name: str, *, remote: bool | str = False, **kwargs: Any) -> "Transforme
     else:
         source = name
     options = {"task": "text-generation", "dtype": torch.float32, "dispatch": not remote} | kwargs
+    access = {key: options[key] for key in ("revision", "token", "trust_remote_code") if key in options}
     noisy = bars.is_progress_bar_enabled()
     try:
         if name in KNOWN:  # loaded in seconds
             bars.disable_progress_bar()
+        if "tokenizer" not in options and (not options["dispatch"] or "config" in options):
+            # nnsight 0.8.1 finds none of its own then, from transformers 5.23 on
+            options["tokenizer"] = AutoTokenizer.from_pretrained(source, **access)
         with torch.inference_mode(False), _complete(name):  # weights made in it could take part in no backward pass
             model = TransformersModel(source, **options)
     except GimkitError:

@@ -8,6 +8,7 @@ from contextvars import ContextVar
 from types import SimpleNamespace
 from typing import Any
 
+import anyio
 import nnsight
 import torch
 from nnsight.intervention.envoy import Envoy
@@ -30,12 +31,15 @@ SHIPPED = ("gimkit.errors", *(f"{interventions.__name__}.{found.name}" for found
 def register() -> None:
     """Make nnsight send gimkit's traced functions by value, so that a server needs no gimkit.
 
-    Models from `gimkit.load` then also read the results of servers without executing anything in them.
+    Models from `gimkit.load` then also read the results of servers without executing anything in them, and
+    `anyio.run` works.
     """
     for name in SHIPPED:
         nnsight.register(name)
     if send_safely not in ON_LOAD:
         ON_LOAD.append(send_safely)
+    # nnsight gives every object a .save, and anyio refuses classes with an attribute that has no annotation
+    anyio.TypedAttributeSet.__annotations__["save"] = object
 
 
 def in_trace(model: Envoy, ids: torch.Tensor, body: Callable, *arguments: Any, remote: bool | str = False,
