@@ -208,7 +208,7 @@ EXPLAIN_OFF = dict(freeze_norm=False, softmax_temperature=None, q_scale=None, k_
 ONE_RULE = {
     "norm frozen": ("freeze", dict(freeze_norm=True)),
     "softmax at T=2": ("temperature", dict(softmax_temperature=2.0)),
-    "q/k/v scaled": ("split", dict(q_scale=0.25, k_scale=0.25, v_scale=0.5)),
+    "q/k/v scaled": (gimkit.Rules(q=0.25, k=0.25, v=0.5), dict(q_scale=0.25, k_scale=0.25, v_scale=0.5)),
     "all": ("gim", {}),
 }
 

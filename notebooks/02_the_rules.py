@@ -316,6 +316,6 @@ print(f"{norm_class.__name__}.forward returned zeros; logits that changed: {int(
 # - **Changed is not better.** That the gradient moves says nothing about whether it explains more. Notebook 04 measures that against exact patching.
 # - **It is the gradient of no function.** Finite differences will not match it; do not train with it.
 # - **Two attention calls per layer:** the temperature costs time.
-# - **Not every architecture.** Models whose attention does not run through transformers' `attention_interface` (GPT-J, Bloom, Mamba and others) are refused by name.
+# - **Not every architecture.** Models whose attention does not run through transformers' `attention_interface` (GPT-Neo, Bloom, Mamba and others) are refused by name.
 #
 # Next: **03 · Self-repair**, inside a model this time. Sources: GIM, [arXiv 2505.17630](https://arxiv.org/abs/2505.17630).
