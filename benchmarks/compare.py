@@ -11,11 +11,11 @@ from tqdm.auto import tqdm
 
 import gimkit
 from benchmarks.measuring import growing
-from benchmarks.tables import parser
+from benchmarks.tables import cached_table, parser
 from gimkit.circuits.edges import METHODS
 from gimkit.cli import TASKS, run_command
 from gimkit.errors import GimkitError, check_known, check_whole
-from gimkit.files import cached_table, write_table
+from gimkit.files import write_table
 from gimkit.statistics import Interval, bootstrap
 
 COMPARED = tuple(method for method in METHODS if method != "temperature")

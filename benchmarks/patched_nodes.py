@@ -11,10 +11,10 @@ from tqdm.auto import tqdm
 
 import gimkit
 from benchmarks.ladder import LADDER
-from benchmarks.tables import parser
+from benchmarks.tables import cached_table, parser
 from gimkit.cli import TASKS, run_command
 from gimkit.errors import check_known, check_whole
-from gimkit.files import cached_table, write_table
+from gimkit.files import write_table
 from gimkit.rules import RULES, Rules
 from gimkit.statistics import bootstrap
 

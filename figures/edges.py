@@ -7,7 +7,8 @@ from tqdm.auto import tqdm
 from benchmarks.compare import compare, curves
 from figures import comparison, papers
 from figures.parts import Request
-from gimkit.interventions.layer_scores import along_path
+from gimkit.interventions.token_scores import answer_logits, explained_value
+from gimkit.interventions.weights import leaf_of
 from gimkit.model.architecture import architecture_of, unembedding_of
 
 POINTS, DRAWS = 41, 2
@@ -31,10 +32,26 @@ def path(model, task) -> pandas.DataFrame:
     for example, (clean, corrupt, real) in enumerate(zip(task.clean, task.corrupt, task.mask)):
         answers = [task.good[example][0], task.bad[example][0]]
         with model.trace(input_ids=clean[real][None].repeat(POINTS, 1), use_cache=False):
-            values = along_path(model, embedding, unembedding, corrupt[real][None], answers).save()
+            values = _along_path(model, embedding, unembedding, corrupt[real][None], answers).save()
         found.append(pandas.DataFrame({"example": example, "share": torch.linspace(0, 1, POINTS).double(),
                                        "metric": values[:, 0].double(), "gradient": values[:, 1].double()}))
     return pandas.concat(found, ignore_index=True)
+
+
+def _along_path(model, embedding: str, unembedding, corrupt: torch.Tensor, answers: list):
+    """Logit difference and norm of its gradient at each row's point from corrupt to clean embeddings, [rows, 2].
+
+    The rows are copies of the clean prompt; row 0 becomes the corrupt one, the last stays. corrupt: [1, seq] ids.
+    """
+    module = model.get(embedding)
+    start = module(corrupt.to(model.device)).detach()
+    end = module.output.detach()
+    shares = torch.linspace(0, 1, len(end), device=end.device, dtype=end.dtype)[:, None, None]
+    leaf = leaf_of(model, start + shares * (end - start))
+    module.output = leaf
+    value, _ = explained_value(answer_logits(model, unembedding, answers), answers)
+    gradient = torch.autograd.grad(value.sum(), leaf)[0]
+    return torch.stack([value.detach(), gradient.flatten(1).norm(dim=1)], 1).cpu()
 
 
 def saturation(request: Request):

@@ -117,8 +117,8 @@ def coefficients(_: Request):
     figure, axes = panels(2, 9.5, 3.8)
     frames, notes = [], []
     for name, one, ax in (("the text", found, axes[0]), ("the code", Decomposition.load(stem), axes[1])):
-        guessed, true = recovery.coefficients(one, toy)
-        r2 = recovery.r_squared(guessed, true)
+        guessed, true = runs.coefficients(one, toy)
+        r2 = runs.r_squared(guessed, true)
         plots.coefficient_scatter(guessed, true, r2, ax)
         ax.set_title(f"divergence of {name}: $r^2$ = {r2:.2f}")
         frames.append(pandas.DataFrame({"divergence": name, "true": true.ravel(), "guessed": guessed.ravel()}))

@@ -11,8 +11,8 @@ import pandas
 import torch
 
 import gimkit
+from benchmarks.tables import cached_table
 from gimkit.errors import check_known
-from gimkit.files import cached_table
 from gimkit.tasks import Task
 
 FOLDER = Path("figures")
@@ -76,7 +76,7 @@ class Request:
         1.5
 
         The file's first line has the settings: model and weights, prompts, seed, version of the kit. When they differ,
-        or the file is incomplete (`gimkit.files.cached_table`), the part is measured again.
+        or the file is incomplete (`benchmarks.tables.cached_table`), the part is measured again.
 
         Args:
             kind: the folder's name.

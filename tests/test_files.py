@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from test_circuit_files import edges_made_up, nodes_made_up
 
 import gimkit
-from benchmarks.tables import show
+from benchmarks.tables import cached_table, show
 from gimkit import files, l3d, plots
 from gimkit.notebook.explorer import Explorer
 
@@ -37,7 +37,7 @@ WRITERS = {
     "found.safetensors": lambda path: decomposition().save(path.with_suffix("")),
     "figure.png": lambda path: plots.save(Figure(), path.with_suffix(""), TABLE, "Nothing."),
     "table.csv": lambda path: show(TABLE[["x"]], path, "A table"),
-    "part.csv": lambda path: files.cached_table(path, {}, lambda: TABLE),
+    "part.csv": lambda path: cached_table(path, {}, lambda: TABLE),
 }
 
 
@@ -115,9 +115,9 @@ def never():
 
 def test_a_cached_table_is_read_back_exactly(tmp_path):
     path, about = tmp_path / "new" / "part.csv", {"seed": 0, "blocks": (1, 2)}
-    first = files.cached_table(path, about, lambda: TABLE)
+    first = cached_table(path, about, lambda: TABLE)
     pandas.testing.assert_frame_equal(first, TABLE, check_exact=True)
-    pandas.testing.assert_frame_equal(files.cached_table(path, about, never), TABLE, check_exact=True)
+    pandas.testing.assert_frame_equal(cached_table(path, about, never), TABLE, check_exact=True)
 
 
 @pytest.mark.parametrize("change", [
@@ -128,13 +128,13 @@ def test_a_cached_table_is_read_back_exactly(tmp_path):
 ], ids=range(12))
 def test_a_table_that_is_not_whole_is_measured_again(tmp_path, change):
     path = tmp_path / "part.csv"
-    files.cached_table(path, {"seed": 0}, lambda: TABLE)
+    cached_table(path, {"seed": 0}, lambda: TABLE)
     whole = path.read_bytes()
     path.write_text(change(whole.decode()), encoding="latin-1")
-    files.cached_table(path, {"seed": 0}, lambda: TABLE)
+    cached_table(path, {"seed": 0}, lambda: TABLE)
     assert path.read_bytes() == whole
     with pytest.raises(AssertionError, match="measured again"):
-        files.cached_table(path, {"seed": 1}, never)
+        cached_table(path, {"seed": 1}, never)
 
 
 def test_decompositions_that_are_damaged_or_mixed_up(tmp_path):

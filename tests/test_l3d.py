@@ -109,14 +109,14 @@ def test_every_architecture_gives_its_logits_and_gradients_of_attention(name):
 
 def test_low_rank_algebra_is_that_of_directions_written_out():
     draw = torch.Generator().manual_seed(0)
-    a, b = (tucker.draw(SHAPES, RANKS, n, draw, torch.float64) for n in (4, 3))
-    v, w = literal.matrix(a, 4), literal.matrix(b, 3)
+    a = tucker.draw(SHAPES, RANKS, 4, draw, torch.float64)
+    v = literal.matrix(a, 4)
     gradients = [noise(6, *shape, dtype=torch.float64) for shape in SHAPES]
     flat = torch.cat([part.flatten(1) for part in gradients], 1)
     assert torch.allclose(tucker.inner(a, gradients), flat @ v.T)
     h = noise(6, 4, dtype=torch.float64)
     assert torch.allclose(torch.cat([part.flatten(1) for part in tucker.combine(a, h)], 1), h @ v)
-    assert torch.allclose(tucker.gram(a, b), v @ w.T) and torch.allclose(tucker.norms(a), v.norm(dim=1))
+    assert torch.allclose(tucker.norms(a), v.norm(dim=1))
     assert torch.allclose(torch.cat([part.flatten() for part in tucker.dense(a, 2)]), v[2])
     tucker.normalise(a)
     assert torch.allclose(literal.matrix(a, 4), v / v.norm(dim=1, keepdim=True))

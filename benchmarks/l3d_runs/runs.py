@@ -3,12 +3,14 @@
 import time
 from pathlib import Path
 
+import numpy
 import pandas
+import torch
 from scipy.stats import t
 
 from benchmarks.l3d_runs.digits import digits_run
+from benchmarks.tables import cached_table
 from gimkit.errors import check_known
-from gimkit.files import cached_table
 from gimkit.l3d import recovery, toys
 from gimkit.l3d.decomposition import Decomposition, decompose_alike
 from gimkit.l3d.language import attention_run
@@ -41,8 +43,8 @@ def run(name: str, seeds: int = 5, folder: Path | None = None, epochs: int | Non
     Args:
         name: of VARIANTS.
         seeds: toys.
-        folder: for each variant's rows, NAME-VARIANT.csv (`gimkit.files.cached_table`), so that an interrupted run can
-            continue; and, of the first variant, for the toy and the decomposition of the seed with the median error.
+        folder: for each variant's rows, NAME-VARIANT.csv (`cached_table`), so that an interrupted run can continue;
+            and, of the first variant, for the toy and the decomposition of the seed with the median error.
         epochs: of the decompositions; each variant's own when None.
         toy_epochs: of the toys; TOY_EPOCHS when None.
         variants: names; all when None.
@@ -158,7 +160,42 @@ def _row(toy: toys.Toy, variant: str, found: Decomposition) -> dict:
         "new_norm": new.norm, "new_squared": new.squared,
         "cosine": float(cosines.mean()), "cosine_lowest": float(cosines.min()),
         "cosine_random": float(recovery.random_cosines(found, circuits).mean()),
-        "r2": (recovery.r_squared(*recovery.coefficients(found, toy)) if toy.coefficients is not None
+        "r2": (r_squared(*coefficients(found, toy)) if toy.coefficients is not None
                and toy.family.group == 1 else float("nan")),
         "dead": float(found.dead.float().mean()), "p_act_live": float(live.mean()) if len(live) else 0.0,
     }
+
+
+def coefficients(found: Decomposition, toy: toys.Toy) -> tuple[numpy.ndarray, numpy.ndarray]:
+    """The coefficients that subnetworks contain and the true ones, [subnetworks in use, outputs] each.
+
+    >>> toy = gimkit.l3d.toys.train("superposed", seeds=[0], epochs=1, n=200)[0]       # y = x A
+    >>> guessed, true = coefficients(gimkit.l3d.decompose(toy.module, toy.inputs(200), n=10, epochs=1), toy)
+    >>> guessed.shape == true.shape
+    True
+
+    A subnetwork's coefficients are one row of its W_in W_out: the feature with the largest sum of |coefficients|. The
+    true ones are that row of A. Both agree up to a scale, because directions are unit vectors.
+
+    Args:
+        found: a decomposition of the toy.
+        toy: of the family "superposed".
+    Source: the reference implementation's notebook, without dead subnetworks, which are left out here.
+    """
+    guessed, true = [], []
+    for which in (~found.dead).nonzero().flatten().tolist():
+        part = found.subnetwork(which)
+        paths = part["W_in"] @ part["W_out"]
+        feature = int(paths.abs().sum(1).argmax())
+        guessed.append(paths[feature])
+        true.append(toy.coefficients[feature])
+    return torch.stack(guessed).numpy(), torch.stack(true).numpy()
+
+
+def r_squared(guessed: numpy.ndarray, true: numpy.ndarray) -> float:
+    """The squared correlation of two arrays' numbers.
+
+    >>> r_squared(numpy.array([1.0, 2.0, 3.0]), numpy.array([2.0, 4.0, 6.0]))
+    1.0
+    """
+    return float(numpy.corrcoef(guessed.ravel(), true.ravel())[0, 1] ** 2)

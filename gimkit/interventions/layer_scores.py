@@ -67,19 +67,3 @@ def replaced_values(model, unembedding, blocks: list, keep: torch.Tensor, answer
         x = block.input
         block.input = torch.where(keep[:, layer, :, None].to(x.device), x, x.mean(1, keepdim=True))
     return last_values(model, unembedding, answers)[0]
-
-
-def along_path(model, embedding: str, unembedding, corrupt: torch.Tensor, answers: list):
-    """Logit difference and norm of its gradient at each row's point from corrupt to clean embeddings, [rows, 2].
-
-    The rows are copies of the clean prompt; row 0 becomes the corrupt one, the last stays. corrupt: [1, seq] ids.
-    """
-    module = model.get(embedding)
-    start = module(corrupt.to(model.device)).detach()
-    end = module.output.detach()
-    shares = torch.linspace(0, 1, len(end), device=end.device, dtype=end.dtype)[:, None, None]
-    leaf = leaf_of(model, start + shares * (end - start))
-    module.output = leaf
-    value, _ = explained_value(answer_logits(model, unembedding, answers), answers)
-    gradient = torch.autograd.grad(value.sum(), leaf)[0]
-    return torch.stack([value.detach(), gradient.flatten(1).norm(dim=1)], 1).cpu()

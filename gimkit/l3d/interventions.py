@@ -6,12 +6,11 @@ from fnmatch import fnmatch
 import pandas
 import torch
 from nnsight.intervention.envoy import Envoy
-from torch.func import functional_call, jvp
-from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.func import functional_call
 
 from gimkit.errors import GimkitError
 from gimkit.l3d.decomposition import Decomposition
-from gimkit.l3d.gradients import Inputs, chosen_parameters, evaluating, module_and_inputs
+from gimkit.l3d.gradients import Inputs, evaluating, module_and_inputs
 from gimkit.l3d.recovery import match_circuits, planted
 from gimkit.l3d.toys import Toy
 from gimkit.statistics import auroc
@@ -91,45 +90,6 @@ def sweep(module: Envoy | torch.nn.Module, direction: Direction, deltas: Iterabl
     still = moved(module, direction, 0.0, inputs)
     return torch.stack([(moved(module, direction, float(delta), inputs) - still).abs().mean(0) for delta in deltas])
 
-
-def pair_sweep(module: Envoy | torch.nn.Module, first: Direction, second: Direction, deltas: Iterable[float],
-               inputs: Inputs) -> torch.Tensor:
-    """The mean change of each output as two subnetworks are moved at once, on a grid, [deltas, deltas, n_o].
-
-    >>> pair_sweep(toy.module, found.subnetwork(0), found.subnetwork(1), [-1, 0, 1], toy.inputs(100)).shape
-    torch.Size([3, 3, 5])
-    """
-    still, grid = moved(module, first, 0.0, inputs), []
-    for a in deltas:
-        both = [{name: float(a) * first[name] + float(b) * second[name] for name in first} for b in deltas]
-        grid.append(torch.stack([(moved(module, one, 1.0, inputs) - still).mean(0) for one in both]))
-    return torch.stack(grid)
-
-
-def top_logits(module: Envoy | torch.nn.Module, direction: Direction, inputs: Inputs,
-               k: int = 5) -> tuple[torch.Tensor, torch.Tensor]:
-    """The outputs that a small step along a direction moves most: slopes [n, k], and the outputs' indices [n, k].
-
-    >>> slopes, which = top_logits(toy.module, found.subnetwork(3), toy.inputs(100), k=2)
-    >>> slopes.shape, which.shape
-    (torch.Size([100, 2]), torch.Size([100, 2]))
-
-    Args:
-        module, direction, inputs: as in `moved`.
-        k: how many outputs.
-    Source: d softmax f(x, W + delta v)_o / d delta at 0, the k of largest size; "Real world models" of arXiv
-        2504.00194.
-    """
-    module, inputs = module_and_inputs(module, inputs)
-    values = {name: value for name, value in chosen_parameters(module).items() if name in direction}
-
-    def probabilities(parameters):
-        return functional_call(module, parameters, inputs).softmax(-1)
-
-    with evaluating([module], gradients=False), sdpa_kernel(SDPBackend.MATH):
-        slopes = jvp(probabilities, (values,), ({name: direction[name] for name in values},))[1]
-    order = slopes.abs().topk(min(k, slopes.shape[1]), dim=1).indices
-    return slopes.gather(1, order), order
 
 
 def intervention_table(toy: Toy, found: Decomposition, deltas: Sequence[float] = (-1.0, -0.3, 0.3, 1.0),

@@ -1,6 +1,5 @@
 """How well a decomposition finds the known circuits of a toy."""
 
-import numpy
 import torch
 
 from gimkit.l3d import tucker
@@ -71,38 +70,3 @@ def random_cosines(found: Decomposition, circuits: list[torch.Tensor], seed: int
     shapes = [tuple(part.shape[1:]) for part in circuits]
     ranks = [tuple(factors[0].shape[1:]) for factors in found.decoder]
     return match_circuits(tucker.draw(shapes, ranks, len(found), torch.Generator().manual_seed(seed)), circuits)[0]
-
-
-def coefficients(found: Decomposition, toy: Toy) -> tuple[numpy.ndarray, numpy.ndarray]:
-    """The coefficients that subnetworks contain and the true ones, [subnetworks in use, outputs] each.
-
-    >>> toy = gimkit.l3d.toys.train("superposed", seeds=[0], epochs=1, n=200)[0]       # y = x A
-    >>> guessed, true = coefficients(gimkit.l3d.decompose(toy.module, toy.inputs(200), n=10, epochs=1), toy)
-    >>> guessed.shape == true.shape
-    True
-
-    A subnetwork's coefficients are one row of its W_in W_out: the feature with the largest sum of |coefficients|. The
-    true ones are that row of A. Both agree up to a scale, because directions are unit vectors.
-
-    Args:
-        found: a decomposition of the toy.
-        toy: of the family "superposed".
-    Source: the reference implementation's notebook, without dead subnetworks, which are left out here.
-    """
-    guessed, true = [], []
-    for which in (~found.dead).nonzero().flatten().tolist():
-        part = found.subnetwork(which)
-        paths = part["W_in"] @ part["W_out"]
-        feature = int(paths.abs().sum(1).argmax())
-        guessed.append(paths[feature])
-        true.append(toy.coefficients[feature])
-    return torch.stack(guessed).numpy(), torch.stack(true).numpy()
-
-
-def r_squared(guessed: numpy.ndarray, true: numpy.ndarray) -> float:
-    """The squared correlation of two arrays' numbers.
-
-    >>> r_squared(numpy.array([1.0, 2.0, 3.0]), numpy.array([2.0, 4.0, 6.0]))
-    1.0
-    """
-    return float(numpy.corrcoef(guessed.ravel(), true.ravel())[0, 1] ** 2)

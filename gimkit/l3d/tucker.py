@@ -77,24 +77,6 @@ def combine(directions: list[Factors], coefficients: torch.Tensor) -> list[torch
     return sums
 
 
-def gram(a: list[Factors], b: list[Factors]) -> torch.Tensor:
-    """Inner products of directions with directions, [v of a, v of b], from cores and factors alone.
-
-    >>> directions = draw([(5, 2), (5,)], [(1, 1), (1,)], 3, torch.Generator())
-    >>> torch.allclose(gram(directions, directions).diagonal().sqrt(), norms(directions))
-    True
-    """
-    total = 0
-    for first, second in zip(a, b):
-        core = first[0]
-        shared = core.unsqueeze(1).expand(-1, len(second[0]), *core.shape[1:])  # [v, w, R1 ... RN]
-        for axis, (left, right) in enumerate(zip(first[1:], second[1:])):
-            overlap = torch.einsum("vri,wsi->vwrs", left, right)
-            moved = shared.movedim(axis + 2, 2)  # [v, w, R, others]
-            shared = torch.einsum("vwr...,vwrs->vws...", moved, overlap).movedim(2, axis + 2)
-        total = total + (shared * second[0]).flatten(2).sum(2)
-    return total
-
 
 def norms(directions: list[Factors]) -> torch.Tensor:
     """The joint L2 norm of each direction over all its tensors, [v].
