@@ -17,9 +17,11 @@ import gimkit
 from gimkit.circuits import Circuit, EdgeScores, Graph
 from gimkit.circuits.edges import _pairs_at_once
 from gimkit.circuits.patching import run_masks
+from gimkit.interventions.circuit_runs import whole_circuit
 from gimkit.interventions.edge_scores import edge_scores
 from gimkit.model.graph import prune
 from gimkit.model.residual_stream import residual_stream_of
+from gimkit.remote import in_session
 from gimkit.tasks import Task
 from gimkit.tasks.task import answers_of
 
@@ -328,6 +330,9 @@ def test_no_edges_run_as_corrupt_and_all_as_clean(name):
                          for ids in (task.corrupt, task.clean)])
     assert torch.allclose(got, want, atol=1e-5)
     assert (want[0] - want[1]).abs().min() > 1e-3
+    whole, _ = in_session(model, whole_circuit, task.clean, task.corrupt, residual_stream_of(model), graph.real[None],
+                          answers_of(task), gradients=False)  # as a circuit; `run` takes the clean run for it
+    assert torch.allclose(whole, want[1], atol=1e-5)
 
 
 @pytest.mark.parametrize("name", [*SOME, "gpt_neox_serial", "phi3"])

@@ -2,17 +2,16 @@
 
 import torch
 from nnsight.intervention.envoy import Envoy
-from tqdm.auto import tqdm
 
 from gimkit.circuits.circuit import Circuit
-from gimkit.circuits.metric import DIVERGENCES, Metric, metric_of
+from gimkit.circuits.metric import Metric, metric_of
 from gimkit.errors import GimkitError, require_finite
 from gimkit.interventions.circuit_runs import run_circuits, whole_circuit
 from gimkit.interventions.recomputed import tolerance_of, weight_dtypes
 from gimkit.model.apply import check_unedited
 from gimkit.model.residual_stream import ResidualStream, check_graph, graph_of, residual_stream_of
 from gimkit.remote import in_session, in_trace
-from gimkit.tasks.task import Task, answer_rows, answers_of, check_task, per_pair
+from gimkit.tasks.task import Task, answer_rows, answers_of, batches, check_task, per_pair
 
 
 def run(model: Envoy, task: Task, circuits: Circuit | list[Circuit], *, metric: Metric = "logit",
@@ -60,29 +59,27 @@ def run_masks(model: Envoy, w: ResidualStream, task: Task, keep: torch.Tensor, m
               most: int = 2**25) -> torch.Tensor:
     """The metric [circuits, examples] of each mask [sources, targets], as many rows at a time as memory likes.
 
+    The circuits without any edge and with all of them are the corrupt and the clean run, as `check_whole_circuit` sees.
     most: numbers in the sources' outputs that are held at once (2^25 float32: 128 MiB).
     """
     pairs, task = task, answer_rows(task)
+    whole = graph_of(w).real
+    place = [0 if not mask.any() else 1 if torch.equal(mask, whole) else -1 for mask in keep]
+    cut = keep[[i < 0 for i in place]]
+    place = torch.tensor(place)
+    place[place < 0] = torch.arange(2, 2 + len(cut))
     rows = max(1, most // (keep.shape[1] * task.clean.shape[1] * w.width))
-    together = min(len(keep), rows)  # circuits, which share the corrupt run, rather than examples
+    together = max(1, min(len(cut), rows))  # circuits, which share the corrupt run, rather than examples
     examples = max(1, rows // together)
-    copies = w.heads // w.key_heads
     check_whole_circuit(model, w, task, remote)
     columns = []
-    with tqdm(total=len(keep) * len(task), desc=f"{task.name} circuits", delay=2, leave=False) as progress:
-        for start in range(0, len(task), examples):
-            batch = task[start:start + examples]
-            found = []
-            for first in range(0, len(keep), together):
-                chosen = keep[first:first + together]
-                masks = torch.cat([chosen, graph_of(w).real[None]]) if metric in DIVERGENCES else chosen
-                ids = torch.cat([batch.corrupt, batch.clean.repeat(len(masks) * copies, 1)])
-                values = in_trace(model, ids, run_circuits, w, len(batch), masks, answers_of(batch, metric),
-                                  remote=remote, gradients=False)
-                found.append(values[:len(chosen)])
-                progress.update(found[-1].numel())
-            columns.append(torch.cat(found))
-    return per_pair(pairs, torch.cat(columns, 1), 1)
+    for batch, answers in batches(task, examples, "circuits", metric):
+        ids, found = torch.cat([batch.corrupt, batch.clean]), []
+        for masks in cut.split(together) if len(cut) else [cut]:
+            values = in_trace(model, ids, run_circuits, w, len(batch), masks, answers, remote=remote, gradients=False)
+            found.append(values[2 if found else 0:])
+        columns.append(torch.cat(found))
+    return per_pair(pairs, torch.cat(columns, 1)[place], 1)
 
 
 def check_whole_circuit(model: Envoy, w: ResidualStream, task: Task, remote: bool | str, most: int = 4) -> None:

@@ -33,6 +33,7 @@ class Layer(NamedTuple):
 
     block: str
     norm_before_attention: Norm | None
+    attention: str
     projections: tuple[str, str, str]
     layout: str
     output: str
@@ -153,4 +154,5 @@ def _layer(root: Module, block: Block, norms: dict[str, Norm], name: str) -> Lay
     else:
         raise GimkitError(f"{name}: {block.attention} has no q, k and v projections that gimkit knows, so its edges "
                           "are not covered; score nodes instead")
-    return Layer(block.path, before, projections, layout, block.output, after, before_mlp, block.mlp, after_mlp)
+    return Layer(block.path, before, block.attention, projections, layout, block.output, after, before_mlp, block.mlp,
+                 after_mlp)
