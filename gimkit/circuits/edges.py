@@ -29,7 +29,7 @@ from gimkit.model.residual_stream import ResidualStream, graph_of, residual_stre
 from gimkit.remote import in_session, in_trace
 from gimkit.results import Result
 from gimkit.rules import GIM, PLAIN, RULES, Preset, Rules, name_of, rules_of
-from gimkit.tasks.task import Task, answer_rows, answers_of, batches, check_task, per_pair, rows_of
+from gimkit.tasks.task import Task, answer_rows, batches, check_task, per_pair, rows_of
 
 AVERAGED = {"ig-inputs": PLAIN, "gim-ig": GIM, "ig-activations": PLAIN, "clean-corrupted": PLAIN, "gp": PLAIN}
 Method = Literal[Preset, "ig-inputs", "gim-ig", "ig-activations", "clean-corrupted", "gp", "exact", "random"]
@@ -282,15 +282,11 @@ def _exact(model: Envoy, w: ResidualStream, graph: Graph, task: Task, metric: st
     rows = rows_at_once(model, task.clean.shape[1])
     batch_size = max(1, min(batch_size or 16, rows // 128))  # most rows are for edges, not for clean and corrupt
     scores = torch.zeros(graph.real.shape, dtype=torch.float32)  # whatever torch's default is
-    with tqdm(total=len(edges) * len(task), desc=f"{task.name} exact", delay=2, leave=False) as progress:
-        for start in range(0, len(task), batch_size):
-            batch = task[start:start + batch_size]
-            together = max(1, rows // len(batch) - 2)
-            for first in range(0, len(edges), together):
-                chosen = edges[first:first + together]
-                ids = torch.cat([rows_of(batch), batch.clean.repeat(0 if joining else len(chosen), 1)])
-                found = in_trace(model, ids, exact_edge_scores, w, chosen, answers_of(batch, metric),
-                                 remote=remote, gradients=False)
-                scores[tuple(zip(*chosen))] += found.float() / len(task)
-                progress.update(len(chosen) * len(batch))
+    for batch, answers in batches(task, batch_size, "exact", metric):
+        together = max(1, rows // len(batch) - 2)
+        for first in tqdm(range(0, len(edges), together), desc=f"{task.name} edges", delay=2, leave=False):
+            chosen = edges[first:first + together]
+            ids = torch.cat([rows_of(batch), batch.clean.repeat(0 if joining else len(chosen), 1)])
+            found = in_trace(model, ids, exact_edge_scores, w, chosen, answers, remote=remote, gradients=False)
+            scores[tuple(zip(*chosen))] += found.float() / len(task)
     return scores

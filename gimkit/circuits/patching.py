@@ -64,9 +64,8 @@ def run_masks(model: Envoy, w: ResidualStream, task: Task, keep: torch.Tensor, m
     """
     pairs, task = task, answer_rows(task)
     whole = graph_of(w).real
-    place = [0 if not mask.any() else 1 if torch.equal(mask, whole) else -1 for mask in keep]
-    cut = keep[[i < 0 for i in place]]
-    place = torch.tensor(place)
+    place = torch.tensor([0 if not mask.any() else 1 if torch.equal(mask, whole) else -1 for mask in keep])
+    cut = keep[place < 0]
     place[place < 0] = torch.arange(2, 2 + len(cut))
     rows = max(1, most // (keep.shape[1] * task.clean.shape[1] * w.width))
     together = max(1, min(len(cut), rows))  # circuits, which share the corrupt run, rather than examples
@@ -74,7 +73,8 @@ def run_masks(model: Envoy, w: ResidualStream, task: Task, keep: torch.Tensor, m
     check_whole_circuit(model, w, task, remote)
     columns = []
     for batch, answers in batches(task, examples, "circuits", metric):
-        ids, found = torch.cat([batch.corrupt, batch.clean]), []
+        ids = torch.cat([batch.corrupt, batch.clean])
+        found: list[torch.Tensor] = []
         for masks in cut.split(together) if len(cut) else [cut]:
             values = in_trace(model, ids, run_circuits, w, len(batch), masks, answers, remote=remote, gradients=False)
             found.append(values[2 if found else 0:])
