@@ -26,6 +26,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     Args:
         arguments: of the command line; those of the process when None.
+
     Returns:
         The exit code.
     """

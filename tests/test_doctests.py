@@ -4,6 +4,7 @@ import doctest
 import importlib
 import inspect
 import pkgutil
+import re
 
 import pytest
 from matplotlib import pyplot
@@ -13,7 +14,7 @@ import figures
 import gimkit
 
 EXPORTING = ("gimkit", "gimkit.circuits", "gimkit.circuits.known", "gimkit.plots", "gimkit.selfrepair",
-             "gimkit.tasks", "gimkit.notebook.widgets", "gimkit.l3d")
+             "gimkit.tasks", "gimkit.tokens", "gimkit.notebook.widgets", "gimkit.l3d", "gimkit.remote")
 FOUND = ["gimkit", "figures", *(module.name for package in (gimkit, figures, benchmarks)
                                 for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."))]
 MODULES = {name: importlib.import_module(name) for name in FOUND if not name.endswith("__main__")}
@@ -53,5 +54,16 @@ def public_names():
 
 
 @pytest.mark.parametrize("name", dict.fromkeys(public_names()))
-def test_every_public_name_has_an_example(name):
+def test_every_public_name_has_an_example_and_its_sections(name):
     assert name in EXAMPLES, f"{name} needs an example in its docstring"
+    module, _, own = name.rpartition(".")
+    thing = getattr(MODULES[module], own)
+    if not inspect.isfunction(thing) or not inspect.signature(thing).parameters:  # a class, or the first line says it
+        return
+    text = inspect.getdoc(thing)
+    arguments = text.partition("\nArgs:\n")[2]
+    signature = inspect.signature(thing)
+    missing = [one for one in signature.parameters if not re.search(rf"^ +.*\b{one}\b.*:", arguments, re.M)]
+    assert not missing, f"{name} needs a line for {', '.join(missing)} under Args:"
+    returns = signature.return_annotation
+    assert returns in (None, "None") or "\nReturns:\n" in text, f"{name} needs a section Returns:"

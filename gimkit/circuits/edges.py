@@ -157,21 +157,7 @@ def score_edges(model: Envoy, task: Task, method: Method | Rules = "gim", *, met
     torch.Size([26, 66])
 
     An edge's score is <clean - corrupt output of its source, gradient at what its target reads>, summed over positions,
-    averaged over examples; one forward and one backward pass per gradient. The methods differ in the gradient
-    (docs/METHODS.md compares them):
-
-    - "gradient" (EAP): at the clean run. The same under any rules ("gim", "relp", ..., or a `gimkit.Rules`).
-    - "ig-inputs" (EAP-IG-inputs): mean over the embeddings corrupt + k/steps (clean - corrupt), k = 0 .. steps-1.
-    - "gim-ig": the same under GIM's rules.
-    - "clean-corrupted": mean of the two ends.
-    - "ig-activations": the embedding, each attention and each MLP in turn is set to corrupt + k/steps (clean -
-      corrupt), k = 1 .. steps; mean over all these runs.
-    - "gp" (EAP-GP): mean over `steps` points on a path that starts at the clean embeddings and descends the squared
-      distance between the logits and the corrupt run's, in steps of length one. The paper leaves choices open; here
-      the path is in the embeddings, each example has its own unit step, the distance is summed over all real positions
-      and the whole vocabulary, and the loss is the task's metric.
-    - "exact": no gradient; the one edge carries its corrupt value and the rest of the model runs.
-    - "random": normal numbers by `seed`.
+    averaged over examples; one forward and one backward pass per gradient.
 
     Memory is what the backward pass keeps, about 32 widths per layer for each token of a pair's rows (2 rows, or as
     many as there are points and the clean and corrupt runs). Sources meet targets a few positions at a time. A pair of
@@ -181,7 +167,9 @@ def score_edges(model: Envoy, task: Task, method: Method | Rules = "gim", *, met
     Args:
         model: an unedited nnsight model whose edges are covered.
         task: a `gimkit.tasks.Task` of n prompt pairs.
-        method: one of the above.
+        method: any rules ("gim", "gradient", which is EAP, "relp", ..., or a `gimkit.Rules`), "ig-inputs" (EAP-IG),
+            "gim-ig", "clean-corrupted", "ig-activations", "gp" (EAP-GP), "exact" or "random". docs/METHODS.md says what
+            each computes, what it costs, and where it wins and loses.
         metric: as in `gimkit.score_nodes`. The divergences' gradient is zero at the clean run, so "gradient", other
             rules, and "ig-activations" with one step are refused them.
         steps: points of the averaged gradients.

@@ -102,10 +102,17 @@ class NodeScores(Result):
         >>> str(nodes.top(12))
         '199 of 761 edges, 13 of 26 nodes'
 
-        absolute: rank by |score|. Raises GimkitError when the model has fewer, or edges that are not covered, and for
-        "atp*", whose queries, keys and values are no nodes of a circuit.
-        Source: EAP-IG's node level, which ranks the embedding too and marks edges that run backward; without the
-        embedding its circuits run as the corrupt prompt, for nothing feeds the other nodes.
+        Args:
+            n: heads and MLPs.
+            absolute: rank by |score|.
+
+        Raises:
+            GimkitError: the model has fewer, or edges that are not covered; scores of "atp*", whose queries, keys and
+                values are no nodes of a circuit.
+
+        Source:
+            EAP-IG's node level, which ranks the embedding too and marks edges that run backward; without the
+            embedding its circuits run as the corrupt prompt, for nothing feeds the other nodes.
         """
         graph = self._covered()
         n = check_whole("n, a number of heads and MLPs,", n, 0, len(self.nodes) - 1)
@@ -123,8 +130,12 @@ class NodeScores(Result):
         >>> NodeScores.load(path, model=model).per_example.shape
         torch.Size([1, 26])
 
-        model: refuse a file of another shape. Raises GimkitError for a file without node scores and as
-        `gimkit.circuits.mib_files.read`.
+        Args:
+            path: of the file.
+            model: a file of another shape than this model's is refused.
+
+        Raises:
+            GimkitError: a file without node scores, and as `gimkit.circuits.mib_files.read`.
         """
         found = mib_files.read(path, model)
         if found.node_scores is None:
@@ -137,7 +148,8 @@ class NodeScores(Result):
         >>> nodes.save("ioi.json")
         PosixPath('ioi.json')
 
-        Raises GimkitError for another ending, for NaN scores, where edges are not covered and for "atp*".
+        Raises:
+            GimkitError: another ending, NaN scores, edges that are not covered, scores of "atp*".
         """
         graph, labels = self._covered(), {key: getattr(self, key) for key in mib_files.LABELS}
         return mib_files.write(path, graph, torch.zeros(graph.real.shape), graph.real, self.scores, labels)
@@ -176,20 +188,8 @@ def score_nodes(model: Envoy, task: Task, method: Method | Rules = "gim", *, met
     >>> scores.per_example.shape                                 # 5 layers of 4 heads and an MLP, and the embedding
     torch.Size([64, 26])
 
-    The methods (docs/METHODS.md compares them):
-
-    - "exact": each node's output is replaced by its value on the corrupt prompt; the score is the fall of the metric.
-    - any rules ("gim", "gradient", "relp", ..., or a `gimkit.Rules`) estimate that from one forward and one backward
-      pass: <clean - corrupt output, gradient at the clean run>, summed over positions.
-    - "nap-ig" (NAP-IG): the gradient is the mean over the embeddings corrupt + k/steps (clean - corrupt),
-      k = 1 .. steps.
-    - "ig-activations": the embedding, each attention and each MLP in turn is set to corrupt + k/steps (clean -
-      corrupt); mean over all these runs, for every node.
-    - "atp*": "gradient" for the embedding, heads and MLPs, and three more nodes for each head, its queries, keys and
-      values as they reach the attention kernel. Their score is <clean - changed output of the head, gradient at it>,
-      where the model's kernel runs once more with the corrupt queries (or keys, or values): the change of the
-      attention pattern is exact, saturated or not, and only what follows the head is linearised.
-    - "random": a normal number for each node by `seed`, the same for every example.
+    A node's score is <clean - corrupt output, gradient>, summed over positions; "exact" patches each node instead. With
+    "atp*" each head's queries, keys and values are nodes too, `a0.h1<q>`, `a0.h1<k>`, `a0.h1<v>`.
 
     The metrics, at the answer's position, for each example:
 
@@ -205,7 +205,8 @@ def score_nodes(model: Envoy, task: Task, method: Method | Rules = "gim", *, met
     Args:
         model: an unedited nnsight model.
         task: a `gimkit.tasks.Task` of n prompt pairs.
-        method: one of the above.
+        method: any rules ("gim", "gradient", "relp", ..., or a `gimkit.Rules`), "nap-ig", "ig-activations", "atp*",
+            "exact" or "random". docs/METHODS.md says what each computes, what it costs, and where it wins and loses.
         metric: one of the above.
         steps: points of the averaged gradients.
         nodes: names of nodes, "input", "a0.h1", "m2": only these are patched, by "exact". The other methods score all

@@ -108,6 +108,9 @@ def node_intervals(scores: NodeScores, **options: Any) -> pandas.DataFrame:
     Args:
         scores: `NodeScores` of several examples.
         options: level, resamples and seed of the bootstrap.
+
+    Returns:
+        A pandas table with columns node, score, low, high.
     """
     rows = []
     for name, values in zip(scores.nodes, scores.per_example.double().numpy().T):

@@ -21,7 +21,9 @@ def blocked_attention(output, module, q, k, v, mask, options: dict, temperature:
 
     output: the kernel's, [rows, queries, heads, width], of (module, q, k, v, mask, **options).
     q: [rows, heads, queries, width]. k, v: [rows, heads or fewer, keys, width]. scales: of the gradients of q, k and v.
-    Source: arXiv 2505.17630, rule "TSG": dL/da = p_T (g - sum p_T g), p_T = softmax(a / T).
+
+    Source:
+        arXiv 2505.17630, rule "TSG": dL/da = p_T (g - sum p_T g), p_T = softmax(a / T).
     """
     sinks = getattr(module, "sinks", None) if options.get("s_aux") is None else options["s_aux"]
     if q.device.type != "cpu" or options.get("position_bias") is not None:

@@ -34,8 +34,10 @@ def edge_scores(model, w, frozen: bool, b: int, answers, gradient_rows: list, sh
     shares, points: what rows after the first 2b hold (`plus_points`).
     between: {(layer, "attention" or "mlp"): {first row: share}} outputs put between their corrupt and clean value.
     most: numbers that all sources' outputs may hold at once; as many positions at a time as that allows.
-    Source: edge attribution (EAP) with hannamw/EAP-IG's names and order. A source's clean - corrupt output is
-    multiplied with the gradient at what each target reads; q, k and v of each head are separate targets.
+
+    Source:
+        edge attribution (EAP) with hannamw/EAP-IG's names and order. A source's clean - corrupt output is
+        multiplied with the gradient at what each target reads; q, k and v of each head are separate targets.
     """
     # Rows beyond clean and corrupt get their interpolated embeddings.
     plus_points(model, w.embedding, b, shares, points)

@@ -119,10 +119,16 @@ def decompose(module: Envoy | torch.nn.Module, inputs: Inputs, *, parameters: st
         checkpoint: a path; NAME.safetensors and NAME.json are written after every epoch and read back to continue.
         progress: whether to show a bar.
         settings: the fields of `gimkit.l3d.training.Settings`; n, the number of subnetworks, has no default.
+
+    Returns:
+        A `Decomposition`.
+
     Raises:
         GimkitError: no such parameter, a rank larger than its axis, fewer than two samples, a gradient that is zero
             everywhere, NaN, a checkpoint of another decomposition, an edited model.
-    Source: section 2 and algorithm 1 of arXiv 2504.00194, as in its text. `Settings` and `DIVERGENCES` name where the
+
+    Source:
+        section 2 and algorithm 1 of arXiv 2504.00194, as in its text. `Settings` and `DIVERGENCES` name where the
         reference implementation differs.
     """
     (module, inputs), settings = module_and_inputs(module, inputs), Settings(**settings)
@@ -156,6 +162,10 @@ def decompose_alike(modules: list[torch.nn.Module], inputs: Inputs, *, seeds: Se
         inputs: as many tensors [samples, ...].
         seeds: as many whole numbers.
         progress, settings: as in `decompose`.
+
+    Returns:
+        A `Decomposition` for each module.
+
     Raises:
         GimkitError: the numbers of modules, inputs and seeds differ, and as in `decompose`.
     """
@@ -195,6 +205,7 @@ def _ranks(rank: int | dict, values: dict[str, torch.Tensor]) -> list[tuple[int,
     Args:
         rank: as in `gimkit.l3d.training.Settings`.
         values: the parameters by name.
+
     Raises:
         GimkitError: a rank is missing, or larger than its axis.
     """

@@ -43,6 +43,7 @@ def read(path: str | Path) -> tuple[dict, dict[str, torch.Tensor]] | None:
 
     Args:
         path: as in `write`.
+
     Raises:
         GimkitError: the files are damaged, do not belong together, or describe something else.
     """

@@ -24,8 +24,9 @@ def mse(output: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
     >>> mse(torch.tensor([1.0, 2.0]), torch.tensor([0.0, 0.0]))
     tensor(2.5000)
 
-    Source: the "normalised MSE" of the paper, which does not name the norm. A common factor changes neither the errors
-    nor the subnetworks.
+    Source:
+        the "normalised MSE" of the paper, which does not name the norm. A common factor changes neither the errors
+        nor the subnetworks.
     """
     return (output - reference).square().mean()
 
@@ -36,9 +37,10 @@ def mse_of_the_code(output: torch.Tensor, reference: torch.Tensor) -> torch.Tens
     >>> mse_of_the_code(torch.tensor([1.0, 2.0]), torch.tensor([0.0, 1.0]))
     tensor(1.5000)
 
-    Source: the reference implementation. The paper's error of 6.4% on circuits in superposition is the squared error
-    under this divergence: over five seeds 6.5% [4.9, 8.0]. Under `mse`, as in the text, it is 21.5% [17.6, 25.4]
-    (`python -m benchmarks.l3d_runs superposed`).
+    Source:
+        the reference implementation. The paper's error of 6.4% on circuits in superposition is the squared error
+        under this divergence: over five seeds 6.5% [4.9, 8.0]. Under `mse`, as in the text, it is 21.5% [17.6, 25.4]
+        (`python -m benchmarks.l3d_runs superposed`).
     """
     return (output * (output - reference)).mean()
 
@@ -79,6 +81,7 @@ def module_and_inputs(module: Envoy | torch.nn.Module,
     Args:
         module: a torch module, or an nnsight model around one.
         inputs: a tensor [samples, ...], or a tuple of them, one for each argument of the module.
+
     Raises:
         GimkitError: the model is an edited copy. Its rules act in traces only, and L3D opens none.
     """
@@ -124,6 +127,7 @@ def chosen_parameters(module: torch.nn.Module, patterns: str | Iterable[str] | N
     Args:
         module: a torch module.
         patterns: names or shell patterns; None for all parameters.
+
     Raises:
         GimkitError: a pattern fits no parameter, or a parameter is not finite.
     """
@@ -152,6 +156,7 @@ def outputs_of(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...], chunk:
         module: a torch module.
         inputs: tensors [n, ...], the module's arguments.
         chunk: samples at a time.
+
     Raises:
         GimkitError: there are fewer than two samples, the outputs are not [n, n_o], or one is NaN.
     """
@@ -175,7 +180,8 @@ def random_references(n: int, generator: torch.Generator) -> torch.Tensor:
     >>> random_references(2, torch.Generator())
     tensor([1, 0])
 
-    Source: section 2 of arXiv 2504.00194. In the reference implementation a sample may be its own reference.
+    Source:
+        section 2 of arXiv 2504.00194. In the reference implementation a sample may be its own reference.
     """
     return (torch.arange(n) + torch.randint(1, n, (n,), generator=generator)) % n
 

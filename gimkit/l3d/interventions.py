@@ -46,6 +46,7 @@ def restricted(direction: Direction, patterns: str | Iterable[str]) -> Direction
     Args:
         direction: a tensor per parameter name.
         patterns: shell patterns of names.
+
     Raises:
         GimkitError: nothing is left.
     """
@@ -107,6 +108,7 @@ def intervention_table(toy: Toy, found: Decomposition, deltas: Sequence[float] =
         parts: shell patterns of the parameters to move; None for all.
         samples: new samples.
         random: random directions of the control.
+
     Returns:
         A row for each circuit, delta and direction: "subnetwork", the one matched to the circuit, or "random", random
         directions of its length in the same parameters (means over them). relevant, irrelevant: the mean change of

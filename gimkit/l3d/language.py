@@ -35,6 +35,7 @@ class NextToken(nn.Module):
 
     Args:
         model: an nnsight language model; its parameters keep their names, with "model." in front.
+
     Raises:
         GimkitError: the model carries edits, gimkit's or your own.
     """
@@ -70,6 +71,7 @@ def attention_names(module: nn.Module, blocks: Iterable[int]) -> list[str]:
     Args:
         module: a language model.
         blocks: their numbers, from 0.
+
     Raises:
         GimkitError: a block has no parameter with "attn" or "attention" in its name.
     """
@@ -97,6 +99,7 @@ def task_samples(model: Envoy, n: int, seed: int = 0,
         n: prompts of each task.
         seed: of prompts and positions.
         names: of `gimkit.tasks`.
+
     Returns:
         The inputs of `NextToken`, and the kind of each sample: a task's name or "elsewhere". Prompts are padded on
         the right to one length, which no position reads.
@@ -130,6 +133,7 @@ def attention_run(model: Envoy, blocks: Iterable[int] = (2,), prompts: int = 48,
         names: of `gimkit.tasks`.
         settings: fields of `gimkit.l3d.training.Settings`; the others are those of SETTINGS, which are smaller than
             the paper's (100 subnetworks, 10000 texts, 100 epochs, ranks of a tenth of each axis).
+
     Returns:
         The decomposition, and the table of `selection_with_controls`.
     """

@@ -47,6 +47,7 @@ def match_circuits(directions: list[tucker.Factors],
     Args:
         directions: the decoder of a decomposition.
         circuits: of `planted`.
+
     Returns:
         |cosine| and subnetwork of each circuit; 0 and -1 for circuits without one, where subnetworks are fewer.
     """

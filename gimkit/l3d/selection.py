@@ -60,7 +60,12 @@ def activity(found: Decomposition, module: Envoy | torch.nn.Module, inputs: Inpu
         module, inputs, chunk: as in `decompose`.
         references: random other samples for each sample; 10 in the paper.
         seed: of orders and references.
-    Source: "Measuring and Intervening" of arXiv 2504.00194.
+
+    Returns:
+        An `Activity`.
+
+    Source:
+        "Measuring and Intervening" of arXiv 2504.00194.
     """
     module, inputs = module_and_inputs(module, inputs)
     k, batch = found.settings["k"], found.settings["batch"]
@@ -114,6 +119,7 @@ def selection(first: Activity, new: Activity, labels: Sequence[str], new_labels:
         labels, new_labels: the kind of each sample.
         shuffles: rounds of the control.
         seed: of the shuffles.
+
     Returns:
         A row for each kind. subnetwork: the one whose impact separates the kind best from all others on the first
         samples. auroc: of its impact on the new samples. bits: mutual information of its being kept there with the
@@ -167,6 +173,7 @@ def selection_with_controls(found: Decomposition, module: Envoy | torch.nn.Modul
         inputs, kinds: of the samples that choose, then of the new ones that judge.
         seed: of the references, the shuffles and the untrained directions.
         references: as in `activity`.
+
     Returns:
         The table of `selection`, with the same numbers of untrained directions, the errors on new samples by both
         definitions (`norm`, `squared`), and `dead`, the share of dead subnetworks.

@@ -189,9 +189,12 @@ def train(name: Name, seeds: Sequence[int], epochs: int = 1000, tries: int = 4, 
         tries: starts for each seed; the one with the lowest loss on new samples is kept.
         n: samples.
         progress: whether to show a bar.
+
     Raises:
         GimkitError: there is no such family.
-    Source: "Toy Model Training" of arXiv 2504.00194, with the weight decay of its code, 1e-3. There each toy has one
+
+    Source:
+        "Toy Model Training" of arXiv 2504.00194, with the weight decay of its code, 1e-3. There each toy has one
         start; from one start "tms" often leaves a feature out, and then there is no circuit to be found. W_in and W_out
         of "tms" are tied in training, and are two tensors afterwards.
     """

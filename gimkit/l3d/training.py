@@ -29,7 +29,9 @@ def largest(h: torch.Tensor, k: float) -> torch.Tensor:
     Args:
         h: coefficients [b, v].
         k: a share, above 0 and at most 1.
-    Source: batch top-k in section 2 of arXiv 2504.00194. The reference implementation keeps one more: its threshold
+
+    Source:
+        batch top-k in section 2 of arXiv 2504.00194. The reference implementation keeps one more: its threshold
         is the next value, and is kept itself.
     """
     size = h.detach().abs()
@@ -50,9 +52,12 @@ def reconstruct(encoder: list[Factors], decoder: list[Factors], gradients: list[
         encoder, decoder: v directions each, V_in and V_out.
         gradients: a tensor [b, *shape] per parameter.
         k: as in `largest`.
+
     Returns:
         Reconstructions [b, *shape]; h [b, v]; which coefficients were kept, [b, v].
-    Source: h = V_in g and g^ = V_out^T (h * kept), section 2 of arXiv 2504.00194.
+
+    Source:
+        h = V_in g and g^ = V_out^T (h * kept), section 2 of arXiv 2504.00194.
     """
     h = inner(encoder, gradients)
     kept = largest(h, k)
@@ -88,7 +93,9 @@ class Settings:
         weight_decay: AdamW's.
         warm: epochs at the start with k = 0.999.
         loss: "norm", |g - g^| / |g| over the batch, or "squared", its square.
-    Source: "L3D Model Training" in arXiv 2504.00194. The reference implementation differs from that text: it has Adam
+
+    Source:
+        "L3D Model Training" in arXiv 2504.00194. The reference implementation differs from that text: it has Adam
         (`weight_decay=0`) and `loss="squared"`, counts `every` in epochs where the text says steps, and warms up,
         which the text does not mention. `every` and `warm` follow the code, the others the text.
     """
@@ -236,6 +243,7 @@ def train(state: Trained, gradients_at: Callable, samples: int, checkpoint: str 
         samples: how many there are.
         checkpoint: (path, description), or None; written after every epoch.
         progress: whether to show a bar.
+
     Raises:
         GimkitError: the checkpoint belongs to another decomposition, or a gradient is zero everywhere or not finite.
     """

@@ -26,7 +26,9 @@ def draw(shapes: Sequence[tuple[int, ...]], ranks: Sequence[tuple[int, ...]], n:
         n: directions.
         generator: of the random numbers.
         dtype: of the factors.
-    Source: the reference implementation.
+
+    Source:
+        the reference implementation.
     """
     def normal(*size):
         return torch.randn(n, *size, generator=generator, dtype=dtype) / n
@@ -105,8 +107,9 @@ def normalise(directions: list[Factors]) -> None:
     >>> torch.allclose(norms(directions), torch.ones(3))
     True
 
-    Source: "unit vectors" in section 2 of arXiv 2504.00194. The reference implementation scales so that the norms of
-    the tensors sum to 1.
+    Source:
+        "unit vectors" in section 2 of arXiv 2504.00194. The reference implementation scales so that the norms of
+        the tensors sum to 1.
     """
     scale = norms(directions)
     divide(directions, torch.where(scale > 0, scale, 1))

@@ -36,6 +36,9 @@ def apply(model: Envoy, rules: Preset | Rules = "gim") -> Envoy:
         model: an nnsight model (TransformersModel, or NNsight around a transformers model). It stays unchanged.
         rules: `Rules`, or the name of a preset in `gimkit.RULES` ("gim", "gradient", "freeze", "relp", ...).
 
+    Returns:
+        The edited copy.
+
     Raises:
         GimkitError: a rule that could not act exactly, with the module's name; a model that has rules already.
 
@@ -176,6 +179,12 @@ def remove(model: Envoy) -> Envoy:
 
     >>> plain = gimkit.remove(gimkit.apply(model))
 
+    Args:
+        model: of `gimkit.apply`.
+
+    Returns:
+        The copy.
+
     Raises:
         GimkitError: the model has no rules.
     """
@@ -219,6 +228,12 @@ def receipt(model: Envoy) -> Receipt:
     rules: gim
       norm frozen: ... modules, transformer.h.0.ln_1 ... transformer.ln_f
       softmax at T=2, q x0.25, k x0.25, v x0.5: ... modules, ...
+
+    Args:
+        model: of `gimkit.apply`.
+
+    Returns:
+        A `Receipt`: `.rules`, and `.places` with the modules by rule.
 
     Raises:
         GimkitError: the model has no rules.

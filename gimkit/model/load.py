@@ -75,6 +75,9 @@ def load(name: str, *, remote: bool | str = False, **kwargs: Any) -> "Transforme
         remote: True or a server's address loads no weights, for a model that runs only on a server.
         kwargs: of nnsight's TransformersModel, for example dtype=torch.bfloat16 or device_map="auto".
 
+    Returns:
+        The model.
+
     Raises:
         GimkitError: an unknown name, a package that is missing or damaged, a GGUF file that cannot be read, a cache
             that cannot be written to.

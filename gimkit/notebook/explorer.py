@@ -62,6 +62,7 @@ class Explorer(anywidget.AnyWidget):
 
         Args:
             path: of the file; it ends in .html.
+
         Raises:
             GimkitError: the path has another ending.
         """
@@ -91,6 +92,7 @@ def explore(model: Envoy, prompt: PromptLike, edges: EdgeScores, curve: Curve, r
         curve: their faithfulness.
         roles: mapping from a node to a text, as in `gimkit.plots.circuit_graph`.
         remote: as in `gimkit.attribute`.
+
     Returns:
         The widget. `.data` has title, tokens, sources, targets, shares, sizes (edges of each circuit), faithfulness,
         roles, attention {head: [seq, seq]} and edges [source, target, score, number of the first size whose circuit
@@ -137,6 +139,7 @@ def curve_circuits(edges: EdgeScores, curve: Curve) -> list[Circuit]:
 
     Args:
         edges, curve: as in `explore`.
+
     Raises:
         GimkitError: the curve belongs to other scores.
     """

@@ -90,6 +90,10 @@ def rule_explorer(changes: dict, tokens: dict) -> Pictured:
     Args:
         changes: the relative change of the gradient by set of rule names; every subset, 16 for four rules.
         tokens: `TokenScores` by the same sets.
+
+    Returns:
+        The widget.
+
     Raises:
         GimkitError: a subset is missing.
     """
@@ -125,6 +129,9 @@ def token_tabs(results: list) -> Pictured:
 
     Args:
         results: `TokenScores` of one prompt.
+
+    Returns:
+        The widget.
     """
     most = max(float(scores.scores.abs().max()) for scores in results)
     tabs = ipywidgets.Tab(children=[ipywidgets.HTML(scores._repr_html_(most)) for scores in results],
@@ -139,6 +146,9 @@ def node_explorer(results: list) -> Pictured:
 
     Args:
         results: `NodeScores`.
+
+    Returns:
+        The widget.
     """
     options = [(f"{scores.method} on {scores.task}", i) for i, scores in enumerate(results)]
 
@@ -159,6 +169,10 @@ def circuit_size(edges: EdgeScores, curve: Curve, roles: Mapping | pandas.Series
         edges: the scores that the curve's circuits were cut from.
         curve: their faithfulness.
         roles: as in `gimkit.plots.circuit_graph`.
+
+    Returns:
+        The widget.
+
     Raises:
         GimkitError: the curve belongs to other scores.
     """
@@ -187,6 +201,9 @@ def repair_explorer(scores: SelfRepair, heads: HeadRepair) -> Pictured:
     Args:
         scores: of `gimkit.self_repair`.
         heads: of `gimkit.selfrepair.head_repair`, for the same model.
+
+    Returns:
+        The widget.
     """
     layers, numbers = (sorted({int(part) for part in parts})
                        for parts in zip(*(name[1:].split(".h") for name in heads.heads)))
@@ -220,6 +237,9 @@ def subnetwork_explorer(found: Decomposition, module: Envoy | torch.nn.Module, i
         found: the module's decomposition.
         module: a torch module.
         inputs: samples [n, features].
+
+    Returns:
+        The widget.
     """
     deltas = torch.linspace(-3, 3, 25)
     swept = [interventions.sweep(module, found.subnetwork(which), deltas, inputs).numpy()

@@ -40,6 +40,9 @@ def circuit_graph(circuit: Circuit, roles: Mapping | pandas.Series | None = None
             one role have one colour, which the legend names.
         ax: matplotlib axes; made when None.
 
+    Returns:
+        The matplotlib axes.
+
     Raises:
         GimkitError: more than 1000 edges.
     """

@@ -24,6 +24,9 @@ def reads(found: Decomposition, first: str, inputs_first: bool = True) -> numpy.
         first: the name of the first layer's weight.
         inputs_first: whether that weight is [inputs, hidden], as in the toys of two layers, or [hidden, inputs], as in
             `torch.nn.Linear`.
+
+    Returns:
+        Shares, [v, inputs].
     """
     weights = torch.stack([found.subnetwork(which)[first] for which in range(len(found))])
     sizes = weights.norm(dim=2 if inputs_first else 1)
@@ -40,6 +43,9 @@ def reading_grid(table: numpy.ndarray, names: Sequence[str], title: str, ax: Axe
         names: of the rows, such as "2 (0.11)".
         title: of the axes.
         ax: matplotlib axes; made when None.
+
+    Returns:
+        The matplotlib axes.
     """
     ax = _axes(ax, 1.6 + 0.28 * table.shape[1], 1.2 + 0.3 * len(table))
     order = numpy.lexsort((-table.max(1), table.argmax(1)))
@@ -62,6 +68,9 @@ def encoder_plane(original: numpy.ndarray, found: numpy.ndarray, ax: Axes | None
         original: the model's rows, [features, 2].
         found: the subnetworks' rows, [v, 2], with scale and sign chosen to match them.
         ax: matplotlib axes; made when None.
+
+    Returns:
+        The matplotlib axes.
     """
     ax = _axes(ax, 4.2, 4.2)
     for which, (rows, colour, style, label) in enumerate(((original, GREY, "-", "the model's encoder"),
@@ -88,6 +97,9 @@ def sweep_lines(deltas: Sequence[float], change: numpy.ndarray, own: int, contro
         own: the number of the output that belongs to the subnetwork.
         control: the same as `change` for a random direction of equal norm; its mean over outputs is a dotted line.
         ax: matplotlib axes; made when None.
+
+    Returns:
+        The matplotlib axes.
     """
     ax = _axes(ax, 4.2, 3.2)
     others = [i for i in range(change.shape[1]) if i != own]
@@ -113,6 +125,9 @@ def change_scatter(value: numpy.ndarray, change: numpy.ndarray, relevant: numpy.
         relevant: which samples are blue, [n].
         ax: matplotlib axes; made when None.
         what: the label of the x axis.
+
+    Returns:
+        The matplotlib axes.
     """
     ax = _axes(ax, 4.2, 3.2)
     for where, colour, label in ((~relevant, GREY, "input not active"), (relevant, BLUE, "input active")):
@@ -132,6 +147,9 @@ def coefficient_scatter(guessed: numpy.ndarray, true: numpy.ndarray, r2: float, 
         guessed, true: coefficients, [v, outputs].
         r2: their squared correlation, for the title.
         ax: matplotlib axes; made when None.
+
+    Returns:
+        The matplotlib axes.
     """
     ax = _axes(ax, 4.2, 3.6)
     ax.scatter(true, guessed, color=BLUE, s=16, alpha=0.7, linewidth=0)
@@ -151,6 +169,9 @@ def error_bars(frame: pandas.DataFrame, targets: dict, ax: Axes | None = None) -
         frame: columns group, seed, error.
         targets: the paper's number by group, where there is one.
         ax: matplotlib axes; made when None.
+
+    Returns:
+        The matplotlib axes.
     """
     from scipy.stats import t  # slow to import
 
@@ -184,6 +205,9 @@ def selection_dots(table: pandas.DataFrame, ax: Axes | None = None) -> Axes:
     Args:
         table: columns kind, auroc, untrained_auroc and shuffled_auroc, as of `gimkit.l3d.language.attention_run`.
         ax: matplotlib axes; made when None.
+
+    Returns:
+        The matplotlib axes.
     """
     kinds = table["kind"].tolist()
     ax = _axes(ax, 6.0, 1.2 + 0.34 * len(kinds))
@@ -211,6 +235,7 @@ def beside_gim(shares: pandas.Series, scores: pandas.Series, rhos: list, chosen:
         rhos: the correlation of each subnetwork.
         chosen: the number of the subnetwork that was chosen for the task.
         task: the task's name.
+
     Returns:
         The figure.
     """

@@ -21,6 +21,9 @@ def rule_changes(frame: pandas.DataFrame, ax: Axes | None = None) -> Axes:
     Args:
         frame: columns rules (names) and change (|g_rules - g_plain| / |g_plain|), drawn from top to bottom.
         ax: matplotlib axes; made when None.
+
+    Returns:
+        The matplotlib axes.
     """
     ax = _axes(ax, 5.5, 1.0 + 0.27 * len(frame))
     bars = ax.barh(range(len(frame)), frame["change"], color=BLUE, height=0.75)
@@ -51,14 +54,18 @@ def saturation_effects(scores: Sequence[float] = (6, 6, 0, 0, 0), values: Sequen
         scores: of one attention row; the first two are lowered.
         values: of the same positions, in logits.
         temperature: of the softmax, under the temperature rule.
+
     Returns:
         Columns by, lowered, share, effect. share: how far a score has moved to the mean (0 intact, 1 ablated, up to
         1.5). lowered: "first", "second" or "both". by: "truth", "sum of single" (truth for the first plus truth for
         the second), or a gradient times the distance: "gradient" at T = 1, and "gradient, T = ..." under the
         temperature rule, without a further 1/T.
+
     Raises:
         GimkitError: scores and values differ in length, or have fewer than two numbers.
-    Source: the self-repair measurement of arXiv 2505.17630, on five numbers instead of a model.
+
+    Source:
+        the self-repair measurement of arXiv 2505.17630, on five numbers instead of a model.
     """
     a, c = numpy.asarray(scores, dtype=float), numpy.asarray(values, dtype=float)
     if a.ndim != 1 or a.shape != c.shape or len(a) < 2:
@@ -97,6 +104,7 @@ def saturation(effects: pandas.DataFrame, axes: Any = None, limits: tuple[float,
         effects: the table of `saturation_effects`.
         axes: two matplotlib axes; made when None.
         limits: of the axis of falls, where figures are compared; as the numbers need when None.
+
     Returns:
         Both axes. Left, the output's fall on the way to ablation; right, at ablation.
     """

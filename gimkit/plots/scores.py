@@ -21,6 +21,9 @@ def node_grid(scores: NodeScores, ax: Axes | None = None, most: float | None = N
         scores: of the heads and MLPs of one model.
         ax: matplotlib axes; made when None.
         most: the end of the colour scale, for grids that are compared; the largest |score| when None.
+
+    Returns:
+        The matplotlib axes.
     """
     table = scores.frame().query("kind in ('head', 'mlp')").copy()
     heads = int(table["head"].max()) + 1
@@ -51,6 +54,10 @@ def method_scatter(scores: NodeScores, exact: NodeScores, ax: Axes | None = None
     Args:
         scores, exact: of the same nodes and examples.
         ax: matplotlib axes; made when None.
+
+    Returns:
+        The matplotlib axes.
+
     Raises:
         GimkitError: nodes or examples differ.
     """
@@ -83,6 +90,9 @@ def faithfulness_curves(curves: list, ax: Axes | None = None) -> Axes:
     Args:
         curves: `Curve`s of `gimkit.faithfulness`.
         ax: matplotlib axes; made when None.
+
+    Returns:
+        The matplotlib axes.
     """
     ax = _axes(ax, 6.5, 4.0)
     for curve in curves:

@@ -19,7 +19,12 @@ def ablation_effect(repair: SelfRepair, ax: Axes | None = None, head: str | None
         repair: of `gimkit.self_repair`.
         ax: matplotlib axes; made when None.
         head: a name such as "a4.h2"; only its rows have colours then, the others are grey.
-    Source: the figure "ablation_effect" of arXiv 2505.17630.
+
+    Returns:
+        The matplotlib axes.
+
+    Source:
+        the figure "ablation_effect" of arXiv 2505.17630.
     """
     frame = repair.frame()
     ax = _two_colours(repair, frame["d1"] + frame["d2"], frame["d12"], ax, head)
@@ -35,7 +40,12 @@ def grad_vs_tsg(repair: SelfRepair, ax: Axes | None = None) -> Axes:
     Args:
         repair: of `gimkit.self_repair`; colours are as in `ablation_effect`.
         ax: matplotlib axes; made when None.
-    Source: the figure "grad_vs_tsg" of arXiv 2505.17630.
+
+    Returns:
+        The matplotlib axes.
+
+    Source:
+        the figure "grad_vs_tsg" of arXiv 2505.17630.
     """
     frame = repair.frame()
     ax = _two_colours(repair, frame["gradient"], frame["tsg"], ax)
@@ -81,6 +91,9 @@ def direct_against_total(repair: HeadRepair, ax: Axes | None = None) -> Axes:
     Args:
         repair: of `gimkit.selfrepair.head_repair`.
         ax: matplotlib axes; made when None.
+
+    Returns:
+        The matplotlib axes.
     """
     frame = repair.frame()
     ax = _axes(ax, 5.4, 4.6)
@@ -113,6 +126,9 @@ def head_compensation(repair: HeadRepair, head: str, ax: Axes | None = None, mos
         head: the ablated head's name.
         ax: matplotlib axes; made when None.
         most: how many parts have a bar of their own.
+
+    Returns:
+        The matplotlib axes.
     """
     values = repair.compensation_frame().query("ablated == @head").set_index("part")["compensation"]
     values = values[values.abs().sort_values(ascending=False).index]

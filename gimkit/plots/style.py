@@ -35,6 +35,9 @@ def panels(n: int, width: float, height: float, **options: Any) -> tuple[Figure,
         n: axes.
         width, height: of the figure, in inches.
         options: as in `matplotlib.figure.Figure.subplots`.
+
+    Returns:
+        The figure, and an array [n] of its axes.
     """
     figure = Figure(figsize=(width, height), layout="constrained")
     with seaborn.axes_style("whitegrid"):
@@ -49,6 +52,9 @@ def method_colour(method: str) -> tuple:
 
     Args:
         method: a name of `gimkit`, or of a paper, in any case.
+
+    Returns:
+        A colour of matplotlib.
     """
     name = method.lower().partition(",")[0]
     return colors.to_rgb(COLOURS.get(SAME.get(name, name), GREY))

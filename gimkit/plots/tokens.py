@@ -19,6 +19,9 @@ def token_bars(scores: TokenScores, ax: Axes | None = None) -> Axes:
     Args:
         scores: of `gimkit.attribute`; a token that comes twice has two bars.
         ax: matplotlib axes; made when None.
+
+    Returns:
+        The matplotlib axes.
     """
     ax = _axes(ax, min(24.0, max(4.0, 1.2 + 0.42 * len(scores.tokens))), 3.2)
     values = torch.as_tensor(scores.scores).double().numpy()
@@ -48,6 +51,10 @@ def token_heat(results: dict[str, TokenScores], ax: Axes | None = None) -> Axes:
     Args:
         results: `TokenScores` of one prompt and target, by the name that stands above each text.
         ax: matplotlib axes; made when None.
+
+    Returns:
+        The matplotlib axes.
+
     Raises:
         GimkitError: the prompts differ.
     """

@@ -31,6 +31,8 @@ SHIPPED = ("gimkit.errors", *(f"{interventions.__name__}.{found.name}" for found
 def register() -> None:
     """Make nnsight send gimkit's traced functions by value, so that a server needs no gimkit.
 
+    >>> register()                                               # `import gimkit` has done it
+
     Models from `gimkit.load` then also read the results of servers without executing anything in them, and
     `anyio.run` works.
     """
@@ -55,11 +57,15 @@ def in_trace(model: Envoy, ids: torch.Tensor, body: Callable, *arguments: Any, r
     Only the ids, the arguments and the functions go to a server, and only the result comes back.
 
     Args:
+        model: an nnsight model.
         ids: token ids [rows, seq].
         body: a function of a module in SHIPPED.
         arguments: names, numbers, tensors, and tuples, lists and dicts of them.
         remote: as in `gimkit.attribute`.
         gradients: whether body computes gradients.
+
+    Returns:
+        What body returns.
 
     Raises:
         GimkitError: as in `steady`.
@@ -73,7 +79,23 @@ def in_trace(model: Envoy, ids: torch.Tensor, body: Callable, *arguments: Any, r
 
 def in_session(model: Envoy, body: Callable, *arguments: Any, remote: bool | str = False,
                gradients: bool = True) -> Any:
-    """As `in_trace`, for a body that opens its own traces: together they are one request."""
+    """As `in_trace`, for a body that opens its own traces: together they are one request.
+
+    >>> from gimkit.interventions.circuit_runs import whole_circuit
+    >>> from gimkit.model.residual_stream import graph_of, residual_stream_of
+    >>> from gimkit.tasks.task import answers_of
+    >>> w, some = residual_stream_of(model), task[:2]
+    >>> whole, own = in_session(model, whole_circuit, some.clean, some.corrupt, w, graph_of(w).real[None],
+    ...                         answers_of(some), gradients=False)
+    >>> torch.allclose(whole, own, atol=1e-4)
+    True
+
+    Args:
+        model, body, arguments, remote, gradients: as in `in_trace`.
+
+    Returns:
+        What body returns.
+    """
     with _around(model, remote, gradients):
         arguments, found = plain(arguments), None
         with model.session(**where(model, remote)):
@@ -203,7 +225,11 @@ def where(model: Envoy, remote: bool | str) -> dict:
     {}
 
     Args:
+        model: an nnsight model.
         remote: as in `gimkit.attribute`.
+
+    Returns:
+        Keyword arguments of `model.trace` or `model.session`.
     """
     if not remote:
         return {}

@@ -144,6 +144,7 @@ def build(name: str, model: Any, draw: Callable[[Random, Words], Pair], n: int, 
         seed: of the random generator.
         count_answers: a function of words that counts the pairs of answers they allow.
         answers: a function of the tokenizer and a pair that returns the good and the bad ids.
+
     Raises:
         GimkitError: no pair suits the tokenizer.
     """

@@ -117,6 +117,9 @@ def greater_than(model: Any, n: int = 64, seed: int = 0) -> Task:
 
     Args:
         model, n, seed: as in `ioi`.
+
+    Returns:
+        A `Task`.
     """
     return build("greater_than", model, greater_than_pair, n, seed, lambda words: len(words.starts), _years)
 
@@ -131,6 +134,9 @@ def agreement(model: Any, n: int = 64, seed: int = 0) -> Task:
 
     Args:
         model, n, seed: as in `ioi`.
+
+    Returns:
+        A `Task`.
     """
     return build("agreement", model, agreement_pair, n, seed,
                  count_answers=lambda words: 2 * len(words.nouns) * len(words.verbs))
@@ -146,6 +152,9 @@ def pronoun(model: Any, n: int = 64, seed: int = 0) -> Task:
 
     Args:
         model, n, seed: as in `ioi`.
+
+    Returns:
+        A `Task`.
     """
     return build("pronoun", model, pronoun_pair, n, seed,
                  count_answers=lambda words: 2 * len(words.women) * len(words.men))
@@ -161,6 +170,9 @@ def capital(model: Any, n: int = 64, seed: int = 0) -> Task:
 
     Args:
         model, n, seed: as in `ioi`.
+
+    Returns:
+        A `Task`.
     """
     return build("capital", model, capital_pair, n, seed, count_answers=lambda words: ordered(words.capitals))
 
@@ -181,6 +193,9 @@ def hypernymy(model: Any, n: int = 64, seed: int = 0) -> Task:
 
     Args:
         model, n, seed: as in `ioi`.
+
+    Returns:
+        A `Task`.
     """
     return build("hypernymy", model, hypernymy_pair, n, seed, count_answers=_of_two_kinds)
 
@@ -198,6 +213,9 @@ def induction(model: Any, n: int = 64, seed: int = 0, times: int = 2) -> Task:
     Args:
         model, n, seed: as in `ioi`.
         times: how often the sequence is there, 2 or 3; the last time it is cut.
+
+    Returns:
+        A `Task`.
     """
     check_known("times", times, (2, 3))
     return build("induction", model, lambda rng, words: induction_pair(rng, times, words), n, seed,

@@ -87,6 +87,10 @@ def card(model: Envoy, task: Task, *, remote: bool | str = False) -> Card:
         model: an nnsight model.
         task: a `gimkit.tasks.Task`.
         remote: as in `gimkit.attribute`.
+
+    Returns:
+        A `Card`.
+
     Raises:
         GimkitError: `task` is no task, or an empty one.
     """

@@ -110,6 +110,10 @@ def ioi(model: Any, n: int = 64, seed: int = 0, corrupt: Corrupt = "s2", order: 
         order: "ABBA" (IO named first), "BABA" (S named first) or "both".
         templates, names: "all", "trained" or "held-out", as the bundled models met them in training. For other models
             there is no such difference: they get all.
+
+    Returns:
+        A `Task`.
+
     Raises:
         GimkitError: no pair suits the tokenizer, or an argument has another value.
     """
@@ -133,6 +137,9 @@ def ioi_twice(model: Any, n: int = 64, seed: int = 0, corrupt: Corrupt = "s2", t
     Args:
         model, n, seed, corrupt, templates, names: as in `ioi`.
         times: how often both are named before the last clause, 2 or 3; the bundled models were trained with 2.
+
+    Returns:
+        A `Task`.
     """
     check_known("corrupt", corrupt, ("s2", "third"))
     check_known("templates", templates, WHICH)
@@ -156,6 +163,9 @@ def odd_one_out(model: Any, n: int = 64, seed: int = 0, people: int = 3, templat
     Args:
         model, n, seed, templates, names: as in `ioi`.
         people: 2 to 4.
+
+    Returns:
+        A `Task`.
     """
     check_known("people", people, (2, 3, 4))
     check_known("templates", templates, WHICH)

@@ -38,6 +38,10 @@ def pairs(clean: Prompts, corrupt: Prompts, answers: Sequence | torch.Tensor, ma
         name: of the task.
         glue: the text between a prompt and an answer; None decides as in `gimkit.attribute`, "" joins both as they
             are.
+
+    Returns:
+        A `Task`.
+
     Raises:
         GimkitError: a prompt is empty, the lengths of a pair differ, an id is below 0 or not whole, the tokenizer does
             not know an answer, an answer is both good and bad, or a set of answers has answers of several tokens.

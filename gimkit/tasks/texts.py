@@ -62,10 +62,16 @@ def load_texts(name: Name, model: Envoy, n: int = 100, seed: int = 0, data: Any 
             claims and corpus.
         true_positives: keep an example only if its label is Yes and the model's logit of Yes is above that of No.
         remote: as in `gimkit.attribute`.
+
+    Returns:
+        `Texts`.
+
     Raises:
         GimkitError: an unknown name, a missing column or an unknown label; `datasets` is not installed; the hub cannot
             be read; Yes or No are not one token; no example can be used.
-    Source: the protocol of arXiv 2505.17630's evaluation code: Yes and No as options, true positives, prompts of at
+
+    Source:
+        the protocol of arXiv 2505.17630's evaluation code: Yes and No as options, true positives, prompts of at
         most 1024 tokens (and of the model's context). Differences: the instructions are the kit's own, and are in the
         user's message for all models (Gemma has no other place); HateXplain's prompt has no examples; BoolQ is the
         original validation split with short passages, and FEVER has the gold sentences (the paper: ERASER's test

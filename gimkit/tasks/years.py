@@ -38,6 +38,7 @@ def split_by_year(years: dict[int, set[int]], start: int) -> tuple[list[int], li
     Args:
         years: of `next_years`.
         start: the year to compare with.
+
     Raises:
         GimkitError: a token can lead to both, or there is no token of one kind.
     """

@@ -100,6 +100,9 @@ def layer_faithfulness(model: Envoy, prompts: Sequence[PromptLike], scores: Sequ
         model, prompts, targets, glue, remote: as in `gimkit.tokens.token_faithfulness`.
         scores: n tensors [layers, seq].
 
+    Returns:
+        A `TokenFaithfulness` for each layer.
+
     Raises:
         GimkitError: scores of another shape or with NaN, a target that is not one token, a prompt of fewer than 3
             tokens, NaN.

@@ -26,6 +26,7 @@ def exercise(check: Callable[..., None]) -> Callable[..., None]:
 
     Args:
         check: a function that prints "Correct: ..." or raises AssertionError.
+
     Returns:
         The same function, with the other error.
     """
