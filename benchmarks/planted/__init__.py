@@ -1,0 +1,1 @@
+"""Small models whose circuit is known: programs compiled to weights."""
