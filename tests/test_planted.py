@@ -96,7 +96,7 @@ def test_areas_against_plain_loops():
 def test_the_table_has_its_controls(tmp_path, capsys):
     """Exact patching finds the circuit, random scores do not."""
     csv = tmp_path / "planted.csv"
-    assert main(["--methods", "exact", "random", "--seeds", "1", "--noise", "0", "--csv", str(csv)]) == 0
+    assert main(["--methods", "exact", "random", "--seeds", "1", "--noises", "0", "--csv", str(csv)]) == 0
     table = pandas.read_csv(csv)
     exact, random = table[table.method == "exact"], table[table.method == "random"]
     assert (exact.auroc > 0.999).all() and (exact.average_precision > 0.999).all()
