@@ -213,3 +213,15 @@ def test_bad_input_is_refused():
         head_roles(model, task, batch_size=0)
     with pytest.raises(GimkitError, match="no prompt pairs"):
         head_roles(model, task[:0])
+
+
+def test_effects_of_chosen_heads_alone():
+    hf, whole = measured("llama")
+    some = head_roles(NNsight(hf), task_with_names(), heads=["a1.h2", "a0.h1"])
+    chosen = some.node.isin(["a1.h2", "a0.h1"])
+    effects = ["effect", "queries", "keys", "values"]
+    assert some.loc[~chosen, effects].isna().all(axis=None)
+    for column in (*effects, "direct", *LOOKS):
+        assert some.loc[chosen, column].tolist() == pytest.approx(whole.loc[chosen, column].tolist(), abs=1e-5)
+    with pytest.raises(GimkitError, match="unknown head 'm0'; use a0.h0"):
+        head_roles(NNsight(hf), task_with_names(), heads=["m0"])

@@ -1,7 +1,9 @@
 """What each head attends to, writes and changes on a task, and the known roles that fit."""
 
+from collections.abc import Sequence
 from typing import Any
 
+import numpy
 import pandas
 import torch
 from nnsight.intervention.envoy import Envoy
@@ -9,7 +11,7 @@ from nnsight.intervention.envoy import Envoy
 from gimkit.circuits.circuit import Circuit
 from gimkit.circuits.nodes import score_nodes
 from gimkit.circuits.patching import run
-from gimkit.errors import check_whole, require_finite
+from gimkit.errors import check_known, check_whole, require_finite
 from gimkit.interventions.head_roles import head_numbers
 from gimkit.model.apply import check_unedited
 from gimkit.model.architecture import architecture_of
@@ -25,7 +27,8 @@ MASKS = 2**26  # bytes of circuits that are held at once: each is a mask over al
 LOOKS = ("right", "wrong", "previous", "duplicate", "induction")
 
 
-def head_roles(model: Envoy, task: Task, *, batch_size: int = 32, remote: bool | str = False) -> pandas.DataFrame:
+def head_roles(model: Envoy, task: Task, *, heads: Sequence[str] | None = None, batch_size: int = 32,
+               remote: bool | str = False) -> pandas.DataFrame:
     """Measure what each head attends to, writes and changes on a task, and name its role where a known one fits.
 
     >>> roles = gimkit.circuits.head_roles(model, task[:16]).set_index("node")
@@ -62,6 +65,8 @@ def head_roles(model: Envoy, task: Task, *, batch_size: int = 32, remote: bool |
     Args:
         model: an unedited nnsight model whose edges are covered (`gimkit.score_edges`).
         task: a `gimkit.tasks.Task` with answers of one token.
+        heads: names of heads, "a0.h1": effect, queries, keys and values, which take four runs a head, are measured for
+            these alone, and are NaN for the others. None: for all.
         batch_size: prompt pairs a forward pass; it does not change the result.
         remote: as in `gimkit.attribute`.
 
@@ -70,7 +75,7 @@ def head_roles(model: Envoy, task: Task, *, batch_size: int = 32, remote: bool |
 
     Raises:
         GimkitError: a task with answers of several tokens, which have many positions to attend to and to write at; an
-            edited model; edges that are not covered; NaN.
+            edited model; edges that are not covered; unknown heads; NaN.
 
     Source:
         The roles of arXiv 2211.00593 (IOI) and 2310.04625 (copy suppression); the pattern scores of induction heads
@@ -81,6 +86,11 @@ def head_roles(model: Envoy, task: Task, *, batch_size: int = 32, remote: bool |
     batch_size = check_whole("batch_size", batch_size)
     w = residual_stream_of(model)
     check_unedited(model)
+    graph = graph_of(w)
+    nodes = pandas.Series([name for name in graph.sources if name[0] == "a"])
+    for name in () if heads is None else heads:
+        check_known("head", name, nodes)
+    measured = nodes.isin(nodes if heads is None else heads)
     attentions = [block.attention for block in architecture_of(model).blocks]
     looked: Any = 0
     count: Any = 0
@@ -92,15 +102,15 @@ def head_roles(model: Envoy, task: Task, *, batch_size: int = 32, remote: bool |
         written.append(found[1])
     writes = torch.cat(written).mean(0)
     require_finite(writes, "the heads' writes")
-    through, clean, gap = _through_heads(model, graph_of(w), task, remote)
-    exact = score_nodes(model, task, "exact", batch_size=batch_size, remote=remote).frame().query("kind == 'head'")
-    attention = (looked / count).flatten(0, 1).tolist()
-    table = exact[["node", "layer", "head"]].reset_index(drop=True)
-    table[list(LOOKS)] = attention
+    table = pandas.DataFrame({"node": nodes, "layer": numpy.arange(len(nodes)) // w.heads,
+                              "head": numpy.arange(len(nodes)) % w.heads})
+    table[list(LOOKS)] = (looked / count).flatten(0, 1).tolist()
     table["writes_right"], table["writes_wrong"] = writes.flatten(0, 1).T.tolist()
     table["direct"] = table["writes_right"] - table["writes_wrong"]
-    table["effect"] = exact["score"].tolist()
-    table[["queries", "keys", "values"]] = through
+    effects = score_nodes(model, task, "exact", nodes=nodes[measured].tolist(), batch_size=batch_size, remote=remote)
+    through, clean, gap = _through_heads(model, graph, task, effects.nodes, remote)
+    table.loc[measured, "effect"] = effects.scores.tolist()
+    table.loc[measured, ["queries", "keys", "values"]] = through
     table["role"] = _named(table, clean, gap)
     return table
 
@@ -119,11 +129,12 @@ def occasions(task: Task) -> torch.Tensor:
                         real & (place[:, None] == place + 1), real & same, real & followed], 1)
 
 
-def _through_heads(model: Envoy, graph: Graph, task: Task, remote: bool | str) -> tuple[list, float, float]:
+def _through_heads(model: Envoy, graph: Graph, task: Task, names: Sequence[str],
+                   remote: bool | str) -> tuple[list, float, float]:
     """Per head what is lost through later queries, keys, values; the mean clean metric; clean minus corrupt."""
     real = graph.real
     found: list[torch.Tensor] = []
-    heads = [i for i, source in enumerate(graph.sources) if source[0] == "a"]
+    heads = [i for i, source in enumerate(graph.sources) if source in names]
     reads = [torch.tensor([f"<{which}>" in target for target in graph.targets]) for which in "qkv"]
     together = max(1, MASKS // (3 * real.numel()))
     for start in range(0, len(heads), together):
