@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from figures import edges, l3d, layers, repair, tokens
+from figures import edges, ioi, l3d, layers, repair, tokens
 from figures.comparison import DRAWN_TASKS
 from figures.parts import FOLDER, SIX, TASKS, Request
 from gimkit import plots
@@ -46,6 +46,20 @@ FIGURES = {
     "grad-vs-tsg": _PaperFigure(
         repair.grad_vs_tsg, GIM + "the scatter `grad_vs_tsg` of its code; its number in the paper is unknown",
         "As ablation-effect.", repair.REPAIRED, repair.PROMPTS),
+    "ablation-effect-control": _PaperFigure(
+        repair.control, "none: the control of ablation-effect",
+        "Both models have the 2% of rows with the largest second contribution, whatever its size: with random weights "
+        "next to none is above the threshold of the other figure.", ("ioi",)),
+    "head-repair": _PaperFigure(
+        repair.heads, "McGrath et al. 2023 (arXiv 2307.15771) and Rushing and Nanda 2024 (arXiv 2402.15390), the "
+        "direct against the total effect of heads",
+        "Heads are resampled from the pair's corrupt prompt instead of ablated over the training distribution.",
+        ("ioi",)),
+    "ioi-circuit": _PaperFigure(
+        ioi.circuit, "Wang et al. 2022 (arXiv 2211.00593), the circuit of GPT-2 small",
+        "Roles by stated thresholds of attention and of effects instead of by reading; a step is cut on its direct "
+        "edges alone. A dot is the mean over draws and a line goes from the lowest to the highest; hollow: not on all "
+        "draws.", ("ioi",)),
     "temperature-sweep": _PaperFigure(
         tokens.temperature_sweep, GIM + "the temperature sweep (`hyperparameter.py`); its number in the paper is "
         "unknown",

@@ -3,7 +3,7 @@
 import numpy
 import seaborn
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from gimkit.plots.style import BLUE, DARK, GREY, MARKERS, ORANGE, _plain, method_colour, panels
 
@@ -177,4 +177,51 @@ def runtimes(frame) -> Figure:
     ax.margins(x=0.15)
     ax.grid(False, axis="y")
     ax.set(xlabel="CPU seconds to score all edges, as multiples of EAP's")
+    return figure
+
+
+def ioi_circuit(heads, steps, draws: int, threshold: float) -> Figure:
+    """Three panels: the attention that a head's role is about, the head's exact effect, what each step carries.
+
+    Args:
+        heads: columns role, node, draws, and mean, min and max of seen and effect.
+        steps: columns step, and mean, min and max of lost and control.
+        draws: of prompts; heads with their role on fewer are hollow.
+        threshold: of the attention.
+    """
+    figure = Figure(figsize=(12, 1.6 + 0.27 * len(heads)), layout="constrained")
+    with seaborn.axes_style("whitegrid"):
+        left, middle, right = figure.subplots(1, 3, width_ratios=(1, 1, 1.1))
+    colours = dict(zip(heads["role"].cat.categories, seaborn.color_palette("colorblind")))
+    places = numpy.arange(len(heads))
+    for ax, column in ((left, "seen"), (middle, "effect")):
+        for place, row in zip(places, heads.itertuples()):
+            value, low, high = (getattr(row, f"{column}_{end}") for end in ("mean", "min", "max"))
+            colour = colours[row.role]
+            ax.plot([low, high], [place, place], color=colour, linewidth=1.6)
+            ax.plot(value, place, marker="o", markersize=6, color=colour,
+                    markerfacecolor=colour if row.draws == draws else "white")
+        ax.set_ylim(len(heads) - 0.4, -0.6)
+        ax.set_yticks(places, heads["node"] if ax is left else [])
+        ax.grid(False, axis="y")
+    left.axvline(threshold, color=DARK, linestyle="--", linewidth=0.9)
+    left.set(xlabel="attention that the role is about", xlim=(0, 1.02))
+    middle.axvline(0, color=DARK, linewidth=0.8)
+    middle.set_xlabel("exact effect of the head (logits)")
+    for role in heads["role"].cat.remove_unused_categories().cat.categories:
+        left.plot([], [], "o", color=colours[role], label=role)
+    places = numpy.arange(len(steps))
+    for shift, column, colour, label in ((-0.18, "lost", BLUE, "this step"),
+                                         (0.18, "control", GREY, "random heads of these layers")):
+        value = steps[f"{column}_mean"]
+        right.barh(places + shift, value, height=0.34, color=colour, label=label, xerr=[
+            value - steps[f"{column}_min"], steps[f"{column}_max"] - value], error_kw={"linewidth": 1, "ecolor": DARK})
+    right.axvline(0, color=DARK, linewidth=0.8)
+    right.set_yticks(places, [step.replace(" to ", "\nto ", 1) for step in steps["step"]])
+    right.invert_yaxis()
+    right.grid(False, axis="y")
+    right.xaxis.set_major_formatter(PercentFormatter(1))
+    right.set_xlabel("lost of clean minus corrupt metric")
+    right.legend(loc="upper center", bbox_to_anchor=(0.4, 1.16), ncols=1, frameon=False, fontsize=9)
+    figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False, fontsize=9)
     return figure
