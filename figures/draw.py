@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from figures import edges, ioi, l3d, layers, repair, tokens
+from figures import edges, ioi, l3d, layers, measured, repair, tokens
 from figures.comparison import DRAWN_TASKS
 from figures.parts import FOLDER, SIX, TASKS, Request
 from gimkit import plots
@@ -24,6 +24,7 @@ class _PaperFigure(NamedTuple):
     differs: str  # the differences from it
     tasks: tuple[str, ...] = SIX  # drawn by default; empty where no model is needed
     prompts: int = 2**30  # of each task, at most
+    stored: bool = False  # drawn from the csv of a benchmark
 
 
 NO_YEARS = ("Greater-than is left out (`--tasks greater_than` draws it): it has many right years, the logit of none is "
@@ -55,6 +56,14 @@ FIGURES = {
         "direct against the total effect of heads",
         "Heads are resampled from the pair's corrupt prompt instead of ablated over the training distribution.",
         ("ioi",)),
+    "one-pass-or-five": _PaperFigure(
+        measured.edges, GIM + "its table on MIB, as a question: is one GIM pass worth five of EAP-IG?",
+        "Drawn from the csv of `benchmarks.compare`; benchmarks/README.md states its prompts and draws. The kit's own "
+        "tasks, with MIB's sizes and areas. The paper's table has not been seen.", (), stored=True),
+    "nodes-by-depth": _PaperFigure(
+        measured.nodes, GIM + "none: the kit's own question, why GIM's ranks of nodes suffer",
+        "Drawn from the csv of `benchmarks.patched_nodes`, whose prompts and draws benchmarks/README.md states.", (),
+        stored=True),
     "ioi-circuit": _PaperFigure(
         ioi.circuit, "Wang et al. 2022 (arXiv 2211.00593), the circuit of GPT-2 small",
         "Roles by stated thresholds of attention and of effects instead of by reading; a step is cut on its direct "
@@ -146,7 +155,7 @@ def draw(names, name: str = "mini-llama", n: int = 12, seed: int = 0, tasks=()) 
     Measured parts are kept in runs/figures, and read back when model, prompts and settings are the same.
 
     Args:
-        names: of FIGURES; empty for all.
+        names: of FIGURES; empty for all but those that are drawn from a benchmark's csv.
         name: the model, as in `gimkit.load`.
         n, seed: of each task's prompts.
         tasks: names of tasks, instead of those of each figure.
@@ -157,11 +166,11 @@ def draw(names, name: str = "mini-llama", n: int = 12, seed: int = 0, tasks=()) 
         for one in given:
             check_known(what, one, known)
     request, drawn = Request(name, n, seed, tuple(tasks)), []
-    for wanted in names or FIGURES:
+    for wanted in names or [known for known, figure in FIGURES.items() if not figure.stored]:
         chosen = FIGURES[wanted]
         figure, frame, alt = chosen.make(request)
-        stem = f"{wanted}-{request.label}" if chosen.tasks else wanted
-        made = "no model" if not chosen.tasks else (
+        stem = f"{wanted}-{request.label}" if chosen.tasks or chosen.stored else wanted
+        made = f"{name}, by the benchmark" if chosen.stored else "no model" if not chosen.tasks else (
             f"{name}, {min(n, chosen.prompts)} prompts of each of {', '.join(request.chosen(chosen.tasks))}, "
             f"seed {seed}")
         drawn.append(plots.save(figure, FOLDER / stem, frame, alt, Paper=f"{chosen.paper}.", Made_on=f"{made}.",

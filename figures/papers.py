@@ -3,7 +3,7 @@
 import numpy
 import seaborn
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 
 from gimkit.plots.style import BLUE, DARK, GREY, MARKERS, ORANGE, _plain, method_colour, panels
 
@@ -224,4 +224,69 @@ def ioi_circuit(heads, steps, draws: int, threshold: float) -> Figure:
     right.set_xlabel("lost of clean minus corrupt metric")
     right.legend(loc="upper center", bbox_to_anchor=(0.4, 1.16), ncols=1, frameon=False, fontsize=9)
     figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False, fontsize=9)
+    return figure
+
+
+def passes(frame, methods: dict[str, str]) -> Figure:
+    """CPR and CMD: a row per task, a dot with its interval for each method.
+
+    Args:
+        frame: columns task, method, and value, low and high of cpr and cmd.
+        methods: {name: label}.
+    """
+    names, drawn = list(frame["task"].unique()), [name for name in methods if name in set(frame["method"])]
+    figure, axes = panels(2, 11, 1.7 + 0.62 * len(names), sharey=True)
+    for ax, area, label in zip(axes, ("cpr", "cmd"), ("CPR: area under faithfulness (high is good)",
+                                                      "CMD: distance from the whole model (low is good)")):
+        for number, (method, marker) in enumerate(zip(drawn, MARKERS)):
+            own = frame[frame["method"] == method].set_index("task").reindex(names)
+            places = numpy.arange(len(names)) - 0.3 + 0.6 * number / max(1, len(drawn) - 1)
+            ax.errorbar(own[area], places, xerr=[own[area] - own[f"{area}_low"], own[f"{area}_high"] - own[area]],
+                        fmt=marker, color=method_colour(method), markersize=6, linewidth=1.6, label=methods[method])
+        ax.set_yticks(range(len(names)), [_plain(name) for name in names])
+        ax.set_ylim(len(names) - 0.5, -0.5)
+        ax.set_xlabel(label)
+        for place in range(1, len(names)):
+            ax.axhline(place - 0.5, color=GREY, linewidth=0.6)
+        ax.grid(False, axis="y")
+    axes[0].axvline(1, color=DARK, linestyle="--", linewidth=0.9)
+    axes[1].set_xscale("log")
+    axes[1].xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False, fontsize=10)
+    return figure
+
+
+def depth(frame, methods: dict[str, str], fifths: list[str]) -> Figure:
+    """Sizes of node scores by fifths of the layers, and rank correlations over all nodes and inside layers.
+
+    Args:
+        frame: columns method, statistic, value; a value for each task.
+        methods: {name: label}.
+        fifths: the statistics of the left panel, first layers first.
+    """
+    figure, (left, right) = panels(2, 11, 4.4, width_ratios=(1.2, 1))
+    means = frame.groupby(["method", "statistic"])["value"].mean().unstack()
+    styles = dict(zip(methods, (":", "-.", "--", "--", "-", "-")))
+    for (method, label), marker in zip(methods.items(), MARKERS):
+        colour = DARK if "+" in method else method_colour(method)
+        left.plot(range(len(fifths)), means.loc[method, fifths], marker=marker, color=colour, label=label,
+                  linestyle=styles[method], markersize=6)
+    left.axhline(1, color=DARK, linewidth=0.9)
+    left.set_yscale("log")
+    left.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    left.yaxis.set_minor_formatter(FuncFormatter(lambda value, _: f"{value:g}" if f"{value:g}"[-1] in "25" else ""))
+    left.set_xticks(range(len(fifths)), ["first fifth", "second", "third", "fourth", "last fifth"])
+    left.set(xlabel="layers", ylabel="sum of |score| / sum of |exact effect|")
+    left.legend(frameon=True, fontsize=9)
+    places = numpy.arange(len(methods))
+    for shift, statistic, label, alpha in ((-0.18, "spearman", "all heads and MLPs", 1),
+                                           (0.18, "within", "inside each layer", 0.5)):
+        right.barh(places + shift, means.loc[list(methods), statistic], height=0.34, alpha=alpha,
+                   color=[DARK if "+" in method else method_colour(method) for method in methods])
+        right.barh([0], [0], color=GREY, alpha=alpha, label=label)
+    right.set_yticks(places, list(methods.values()))
+    right.invert_yaxis()
+    right.set(xlabel="Spearman's correlation with exact patching", xlim=(0, 1))
+    right.grid(False, axis="y")
+    right.legend(frameon=True, fontsize=9, loc="lower left")
     return figure

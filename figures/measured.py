@@ -1,0 +1,59 @@
+"""Figures of what the benchmarks measured, drawn from their csv files."""
+
+from pathlib import Path
+
+import pandas
+
+from figures import papers
+from figures.parts import Request
+from gimkit.errors import GimkitError
+
+PASSES = {"gim": "GIM, one pass", "gradient": "gradient (EAP), one pass", "ig-inputs": "EAP-IG, five passes",
+          "gim-ig": "GIM averaged, five passes", "random": "random edges"}
+BY_DEPTH = {"gradient": "gradient", "freeze": "norms frozen", "freeze+qkv": "frozen, q k v divided",
+            "freeze+gate": "frozen, gated product halved", "gim": "GIM (all of it, T = 2)", "nap-ig": "five passes"}
+FIFTHS = [f"size_{part}" for part in range(1, 6)]
+
+
+def stored(name: str, label: str) -> pandas.DataFrame:
+    """The csv file of a benchmark for a model.
+
+    Raises:
+        GimkitError: it has not been measured.
+    """
+    path = Path("benchmarks") / f"{name.format(label)}.csv"
+    if not path.is_file():
+        raise GimkitError(f"{path} is missing: its command is in benchmarks/README.md")
+    return pandas.read_csv(path)
+
+
+def edges(request: Request):
+    """CPR and CMD of one pass and of five, task by task: (figure, table, alternative text)."""
+    table = stored("compare-{}-mean", request.label)
+    frame = table[table["method"].isin(list(PASSES))]
+    means = frame[frame["method"] != "random"].groupby("method", sort=False)[["cpr", "cmd"]].mean()
+    other = frame[frame["method"] == "ig-inputs"].set_index("task")
+    # a lead counts where its interval over prompts leaves 0 out
+    won = {"cpr": other.index[other["cpr_ahead_low"] > 0], "cmd": other.index[other["cmd_ahead_high"] < 0]}
+    lost = {"cpr": other.index[other["cpr_ahead_high"] < 0], "cmd": other.index[other["cmd_ahead_low"] > 0]}
+    said = "; ".join(f"{PASSES[method]}: CPR {row.cpr:.2f}, CMD {row.cmd:.3f}" for method, row in means.iterrows())
+    ends = "; ".join(f"by {area.upper()} one GIM pass is better than five of EAP-IG on "
+                     f"{', '.join(won[area]) or 'none'}, worse on {', '.join(lost[area]) or 'none'}" for area in won)
+    alt = (f"Dots with 95% intervals over prompts: CPR (high is good) and CMD (low is good) of circuits of "
+           f"{request.label}, a row per task, a colour per method. Means over tasks: {said}. Where the interval of the "
+           f"difference leaves 0 out, {ends}.")
+    return papers.passes(frame, PASSES), frame, alt
+
+
+def nodes(request: Request):
+    """How large node scores are by depth, and their ranks overall and inside layers: (figure, table, text)."""
+    table = stored("nodes-{}", request.label)
+    frame = table[table["method"].isin(list(BY_DEPTH)) & table["statistic"].isin([*FIFTHS, "spearman", "within"])]
+    means = frame.groupby(["method", "statistic"], sort=False)["value"].mean().unstack()
+    said = "; ".join(f"{method}: sizes {', '.join(f'{means.loc[method, part]:.2f}' for part in FIFTHS)}, Spearman "
+                     f"{means.loc[method, 'spearman']:.2f}, inside layers {means.loc[method, 'within']:.2f}"
+                     for method in BY_DEPTH)
+    alt = (f"Left: sum of |score| over sum of |exact effect| of heads and MLPs of {request.label} in each fifth of the "
+           f"layers, mean over tasks; 1 is right. Right: Spearman's correlation with exact patching, over all nodes "
+           f"and inside each layer. {said}.")
+    return papers.depth(frame, BY_DEPTH, FIFTHS), frame, alt
