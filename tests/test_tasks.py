@@ -468,13 +468,24 @@ def test_a_card_says_what_the_model_makes_of_the_task():
 def test_a_failed_task_warns_once_before_its_circuits_are_believed():
     model = gimkit.load("mini-llama")
     task = tasks.agreement(model, n=8, seed=2)
-    edges = gimkit.score_edges(model, task)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
+        edges = gimkit.score_edges(model, task)
         gimkit.faithfulness(model, task, edges, absolute=True, sizes=(0.1,))
+        gimkit.run(model, task, edges.top(100))
     turned = replace(task, good=(*task.bad[:3], *task.good[3:]), bad=(*task.good[:3], *task.bad[3:]))
     with pytest.warns(UserWarning, match="gets 62% of agreement's prompts right, less than 75%") as seen:
         gimkit.faithfulness(model, turned, edges, absolute=True, sizes=(0.1, 0.2))
+    assert len(seen) == 1 and seen[0].filename == __file__
+    for method in ("gim", "ig-inputs", "gp", gimkit.Rules(freeze_norm=True)):
+        with pytest.warns(UserWarning, match="gets 62% of agreement's prompts right, less than 75%") as seen:
+            gimkit.score_edges(model, turned, method, steps=2, batch_size=3)
+        assert len(seen) == 1 and seen[0].filename == __file__
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        gimkit.score_edges(model, turned, "ig-inputs", metric="kl")  # a divergence has no right answer
+    with pytest.warns(UserWarning, match="gets 62% of agreement's prompts right, less than 75%") as seen:
+        gimkit.run(model, turned, edges.top(100))
     assert len(seen) == 1 and seen[0].filename == __file__
 
 

@@ -16,7 +16,7 @@ from gimkit.circuits import mib_files
 from gimkit.circuits.chosen_edges import ChosenEdges, edges_among, forward_chosen
 from gimkit.circuits.circuit import Circuit
 from gimkit.circuits.integration_points import points
-from gimkit.circuits.metric import Metric, check_slope, metric_of
+from gimkit.circuits.metric import DIVERGENCES, Metric, check_slope, metric_of
 from gimkit.errors import GimkitError, check_whole, require_finite
 from gimkit.interventions.edge_patching import exact_edge_scores
 from gimkit.interventions.edge_scores import edge_scores, scores_along_path
@@ -29,6 +29,7 @@ from gimkit.model.residual_stream import ResidualStream, graph_of, residual_stre
 from gimkit.remote import in_session, in_trace
 from gimkit.results import Result
 from gimkit.rules import GIM, PLAIN, RULES, Preset, Rules, name_of, rules_of
+from gimkit.tasks.measure import warn_unsolved
 from gimkit.tasks.task import Task, answer_rows, batches, check_task, per_pair, rows_of
 
 AVERAGED = {"ig-inputs": PLAIN, "gim-ig": GIM, "ig-activations": PLAIN, "clean-corrupted": PLAIN, "gp": PLAIN}
@@ -158,6 +159,7 @@ def score_edges(model: Envoy, task: Task, method: Method | Rules = "gim", *, met
 
     An edge's score is <clean - corrupt output of its source, gradient at what its target reads>, summed over positions,
     averaged over examples; one forward and one backward pass per gradient.
+    Warns when the model gets less than 75% of the clean prompts right.
 
     Memory is what the backward pass keeps, about 32 widths per layer for each token of a pair's rows (2 rows, or as
     many as there are points and the clean and corrupt runs). Sources meet targets a few positions at a time. A pair of
@@ -218,10 +220,14 @@ def score_edges(model: Envoy, task: Task, method: Method | Rules = "gim", *, met
     elif method == "exact":
         scores = _exact(model, w, graph, rows, metric, batch_size, remote) * (len(rows) // len(task))
     else:
+        clean: list[torch.Tensor] = []
+
         def reverse() -> torch.Tensor:
             groups = 2 + points(method, steps, 1, len(w.layers))[0]["extra"]
             pairs = batches(rows, batch_size or _pairs_at_once(w, rows.clean.shape[1], groups), label, metric)
-            return _gradients(model, w, pairs, method, steps, remote) / len(task)
+            found, own = _gradients(model, w, pairs, method, steps, remote)
+            clean.append(own)
+            return found / len(task)
 
         def forward() -> torch.Tensor:
             places = list(chosen.values())
@@ -231,6 +237,8 @@ def score_edges(model: Envoy, task: Task, method: Method | Rules = "gim", *, met
             return scores
 
         scores = by_backend(model, backend, reverse, forward if chosen else NO_FORWARD.format(graph.n_edges), remote)
+        if clean and metric not in DIVERGENCES:
+            warn_unsolved(task.name, per_pair(task, clean[0]))
     require_finite(scores)
     if chosen:
         return ChosenEdges(task.name, label, tuple(chosen), scores[tuple(zip(*chosen.values()))], metric)
@@ -238,23 +246,26 @@ def score_edges(model: Envoy, task: Task, method: Method | Rules = "gim", *, met
 
 
 def _gradients(model: Envoy, w: ResidualStream, pairs: Iterator[tuple[Task, Answers]], method: str | Rules, steps: int,
-               remote: bool | str) -> torch.Tensor:
-    """Scores summed over examples, from the mean gradient over `points`, of the `batches` of a task."""
+               remote: bool | str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scores summed over examples, from the mean gradient over `points`, of the `batches` of a task; the clean metric.
+    """
     rules = AVERAGED[method] if method in AVERAGED else rules_of(method)
     edited = apply(model, rules)
     total: Any = 0
+    clean = []
     for batch, answers in pairs:
         b = len(batch)
         for chunk in points(method, steps, b, len(w.layers)):
             ids = torch.cat([batch.clean, batch.corrupt, batch.clean.repeat(chunk["extra"], 1)])
             arguments = (w, rules.freeze_norm, b, answers, chunk["rows"])
             if method == "gp":
-                found = in_session(edited, scores_along_path, ids, batch.mask, *arguments, remote=remote)
+                found, own = in_session(edited, scores_along_path, ids, batch.mask, *arguments, remote=remote)
             else:
-                found = in_trace(edited, ids, edge_scores, *arguments, chunk["shares"], None, chunk["between"],
-                                 remote=remote)
+                found, own = in_trace(edited, ids, edge_scores, *arguments, chunk["shares"], None, chunk["between"],
+                                      remote=remote)
             total = total + chunk["weight"] * found
-    return total
+        clean.append(own)
+    return total, torch.cat(clean)
 
 
 def _pairs_at_once(w: ResidualStream, tokens: int, rows: int, most: int = 2**26) -> int:

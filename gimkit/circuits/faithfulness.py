@@ -200,7 +200,7 @@ def faithfulness(model: Envoy, task: Task, scores: EdgeScores | NodeScores, *, a
     masks = _circuits(scores, sizes, absolute, greedy)
     keep = torch.stack([torch.zeros_like(masks[0]), graph_of(w).real, *masks])
     different, which = torch.unique(keep, dim=0, return_inverse=True)  # sizes may give the same circuit
-    values = run_masks(model, w, task, different, metric, remote)[which]
+    values = run_masks(model, w, task, different, metric, remote)[0][which]
     empty, full = values[0], values[1]
     if float(full.mean() - empty.mean()) <= 0:
         raise GimkitError(f"on {task.name} the clean prompts' {metric} ({full.mean():.3g}) does not beat the corrupt "

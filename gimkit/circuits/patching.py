@@ -4,13 +4,14 @@ import torch
 from nnsight.intervention.envoy import Envoy
 
 from gimkit.circuits.circuit import Circuit
-from gimkit.circuits.metric import Metric, metric_of
+from gimkit.circuits.metric import DIVERGENCES, Metric, metric_of
 from gimkit.errors import GimkitError, require_finite
 from gimkit.interventions.circuit_runs import run_circuits, whole_circuit
 from gimkit.interventions.recomputed import tolerance_of, weight_dtypes
 from gimkit.model.apply import check_unedited
 from gimkit.model.residual_stream import ResidualStream, check_graph, graph_of, residual_stream_of
 from gimkit.remote import in_session, in_trace
+from gimkit.tasks.measure import warn_unsolved
 from gimkit.tasks.task import Task, answer_rows, answers_of, batches, check_task, per_pair
 
 
@@ -21,7 +22,8 @@ def run(model: Envoy, task: Task, circuits: Circuit | list[Circuit], *, metric: 
     >>> gimkit.run(model, task, [edges.top(100), edges.top(200)]).shape      # circuits x examples
     torch.Size([2, 64])
 
-    No edges give the corrupt prompt's metric, all edges the clean one's.
+    No edges give the corrupt prompt's metric, all edges the clean one's. Warns when the model gets less than 75% of the
+    clean prompts right.
 
     Args:
         model: an unedited nnsight model.
@@ -49,15 +51,16 @@ def run(model: Envoy, task: Task, circuits: Circuit | list[Circuit], *, metric: 
         raise GimkitError("circuits is a Circuit or a list of them; cut one from scores with edges.top(n)")
     for circuit in several:
         check_graph(circuit.graph, w)
-    values = run_masks(model, w, task, torch.stack([circuit.keep for circuit in several]), name,
-                       remote)
+    values, clean = run_masks(model, w, task, torch.stack([circuit.keep for circuit in several]), name, remote)
     require_finite(values, "the circuit's metric")
+    if name not in DIVERGENCES:
+        warn_unsolved(task.name, clean)
     return values[0] if isinstance(circuits, Circuit) else values
 
 
 def run_masks(model: Envoy, w: ResidualStream, task: Task, keep: torch.Tensor, metric: str, remote: bool | str,
-              most: int = 2**25) -> torch.Tensor:
-    """The metric [circuits, examples] of each mask [sources, targets], as many rows at a time as memory likes.
+              most: int = 2**25) -> tuple[torch.Tensor, torch.Tensor]:
+    """The metric [circuits, examples] of each mask [sources, targets], and that of the clean prompts, [examples].
 
     The circuits without any edge and with all of them are the corrupt and the clean run, as `check_whole_circuit` sees.
     most: numbers in the sources' outputs that are held at once (2^25 float32: 128 MiB).
@@ -79,7 +82,8 @@ def run_masks(model: Envoy, w: ResidualStream, task: Task, keep: torch.Tensor, m
             values = in_trace(model, ids, run_circuits, w, len(batch), masks, answers, remote=remote, gradients=False)
             found.append(values[2 if found else 0:])
         columns.append(torch.cat(found))
-    return per_pair(pairs, torch.cat(columns, 1)[place], 1)
+    values = per_pair(pairs, torch.cat(columns, 1), 1)
+    return values[place], values[1]
 
 
 def check_whole_circuit(model: Envoy, w: ResidualStream, task: Task, remote: bool | str, most: int = 4) -> None:

@@ -25,8 +25,9 @@ from gimkit.interventions.weights import matrix_of
 
 
 def edge_scores(model, w, frozen: bool, b: int, answers, gradient_rows: list, shares: list, points, between: dict,
-                most: int = 2**24) -> torch.Tensor:
-    """Scores [sources, targets] of one batch, summed over its examples, averaged over the points of the gradient.
+                most: int = 2**24) -> tuple:
+    """Scores [sources, targets] of one batch, summed over its examples, averaged over the points of the gradient; and
+    the clean prompts' metric [b].
 
     w: the `ResidualStream`. frozen: pull gradients back through norms with constant denominators.
     answers: the `Answers`.
@@ -111,7 +112,7 @@ def edge_scores(model, w, frozen: bool, b: int, answers, gradient_rows: list, sh
     for start in range(0, embedded.shape[1], step):
         total = total + contracted(w, embedded, taken, found, gradients[0], gradient_rows,
                                    slice(start, start + step), frozen)
-    return total / len(gradient_rows)
+    return total / len(gradient_rows), metric_values(logits[:b].detach(), answers, logits[:b])[0]
 
 
 def contracted(w, embedded, taken: list, found: list, at_logits, gradient_rows: list, positions: slice,
@@ -138,7 +139,7 @@ def contracted(w, embedded, taken: list, found: list, at_logits, gradient_rows: 
     return scores
 
 
-def scores_along_path(model, ids, mask, w, frozen: bool, b: int, answers, gradient_rows: list) -> torch.Tensor:
+def scores_along_path(model, ids, mask, w, frozen: bool, b: int, answers, gradient_rows: list) -> tuple:
     """`edge_scores` at the points of EAP-GP's path, in traces of its own: a forward pass per step, then the scores.
 
     ids: [rows, seq] of the clean prompts, the corrupt ones, and a copy of the clean ones for each step.
@@ -150,8 +151,9 @@ def scores_along_path(model, ids, mask, w, frozen: bool, b: int, answers, gradie
         path.append(point)
     path = torch.cat(path)
     with model.trace(input_ids=ids, use_cache=False):
-        scores = edge_scores(model, w, frozen, b, answers, gradient_rows, [], path, {}).save()
-    return scores
+        found = edge_scores(model, w, frozen, b, answers, gradient_rows, [], path, {})
+        scores, clean = found[0].save(), found[1].save()
+    return scores, clean
 
 
 def per_query_head(z, at_z, outputs: dict, layer, w) -> list:
