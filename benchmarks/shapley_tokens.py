@@ -77,6 +77,10 @@ SETS = {
     "redundant, twice": _PromptSet(lambda *given: tasks.ioi_twice(*given, names="held-out"), _mentions),
     "redundant, three times": _PromptSet(lambda *given: tasks.ioi_twice(*given, names="held-out", times=3), _mentions),
 }
+BUNDLED = tuple(SETS)  # what the bundled models are compared on
+SETS |= {  # for models whose prompts are longer, or that know facts
+    "ioi, filled in": _PromptSet(lambda *given: tasks.ioi(*given, names="held-out"), _filled_in),
+    "agreement": _PromptSet(tasks.agreement, _short), "capital": _PromptSet(tasks.capital, _short)}
 
 
 def prompts(model, name: str, n: int, seed: int) -> list[tuple[str, tuple[str, str], list[int]]]:
@@ -106,7 +110,7 @@ def prompts(model, name: str, n: int, seed: int) -> list[tuple[str, tuple[str, s
     raise GimkitError(f"{name}: only {len(found)} of {n} prompts suit this model's tokenizer; ask for fewer")
 
 
-def measure(name: str, sets=tuple(SETS), methods=tuple(COMPARED), n: int = 12, seeds=(0, 1, 2)) -> pandas.DataFrame:
+def measure(name: str, sets=BUNDLED, methods=tuple(COMPARED), n: int = 12, seeds=(0, 1, 2)) -> pandas.DataFrame:
     """A row for each prompt, free token and method, with the method's score and the token's Shapley value.
 
     >>> measure("mini-llama", ["redundant, twice"], ["gim", "random"], n=1, seeds=[0]).columns.tolist()
@@ -284,7 +288,8 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser("python -m benchmarks.shapley_tokens",
                      "Scores of tokens against their exact Shapley values.", 12, 3,
                      "write the table here, and the sets' to NAME-sets.csv")
-    options.add_argument("--sets", nargs="+", metavar="SET", default=tuple(SETS), help="prompt sets, default: all")
+    options.add_argument("--sets", nargs="+", metavar="SET", default=BUNDLED,
+                         help=f"of {', '.join(map(repr, SETS))} (default: the first six)")
     return run_command(_print_correlations, options.parse_args(arguments))
 
 
