@@ -25,6 +25,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--model", default="mini-gpt2", help="for attention: bundled name, folder or hub id "
                         "(default: %(default)s)")
     parser.add_argument("--blocks", type=int, nargs="+", default=[3], help="for attention (default: 3)")
+    parser.add_argument("--prompts", type=int, help="of each task, for attention (default: 48)")
     return run_command(_print_summary, parser.parse_args(arguments))
 
 
@@ -35,7 +36,8 @@ def _print_summary(options) -> None:
     if options.name in runs.VARIANTS:
         table = runs.run(options.name, options.seeds or 5, folder, options.epochs)
     else:
-        table = runs.run_real(options.name, options.model, options.blocks, options.seeds or 1, folder, options.epochs)
+        table = runs.run_real(options.name, options.model, options.blocks, options.seeds or 1, folder, options.epochs,
+                              options.prompts)
     print("Errors: norm is |g - g^| / |g|, the paper's; squared its square, the reference implementation's. new_: on\n"
           "samples that training did not see. Means over seeds, with 95% t intervals.")
     print(runs.summary(table).T.to_string())

@@ -99,7 +99,7 @@ def middle(name: str, folder: Path) -> tuple[toys.Toy, Decomposition]:
 
 
 def run_real(name: str, model: str = "mini-gpt2", blocks=(3,), seeds: int = 1, folder: Path | None = None,
-             epochs: int | None = None, progress: bool = True) -> pandas.DataFrame:
+             epochs: int | None = None, prompts: int | None = None, progress: bool = True) -> pandas.DataFrame:
     """Do subnetworks of a real model select a kind of sample? The tables of `attention_run` or `digits_run`, by seed.
 
     For example `run_real("attention", "mini-gpt2", blocks=[3], seeds=2)`, which takes minutes.
@@ -111,9 +111,12 @@ def run_real(name: str, model: str = "mini-gpt2", blocks=(3,), seeds: int = 1, f
         seeds: decompositions.
         folder: for checkpoints and each seed's rows.
         epochs: of the decompositions; the run's own when None.
+        prompts: of each task, for attention; the run's own when None.
         progress: whether to show bars.
     """
     settings, tables = {"epochs": epochs, "every": max(1, epochs // 10)} if epochs else {}, []
+    if prompts:
+        settings["prompts"] = prompts
     for seed in range(seeds):
         part = folder and Path(folder) / f"{name}-{seed}.csv"
 
