@@ -48,6 +48,12 @@ def _within_layers(score: numpy.ndarray, exact: numpy.ndarray, layer: numpy.ndar
                              for own in (layer == one for one in set(layer))]))
 
 
+def _among_strongest(score: numpy.ndarray, exact: numpy.ndarray) -> float:
+    """Spearman's correlation over the 30 nodes with the largest |exact| alone: most nodes have next to no effect."""
+    best = abs(exact).argsort()[-30:]
+    return float(stats.spearmanr(score[best], exact[best]).statistic)
+
+
 def _size_of(score: numpy.ndarray, exact: numpy.ndarray) -> float:
     """The sum of |score| as a multiple of the sum of |exact|."""
     return abs(score).sum() / abs(exact).sum()
@@ -62,6 +68,7 @@ def _typical_size(score: numpy.ndarray, exact: numpy.ndarray) -> float:
 STATISTICS = {
     "spearman": lambda score, exact, layer: stats.spearmanr(score, exact).statistic,
     "within": _within_layers,
+    "strongest": lambda score, exact, layer: _among_strongest(score, exact),
     "pearson": lambda score, exact, layer: stats.pearsonr(score, exact).statistic,
     "recall_10": lambda score, exact, layer: recall(score, exact, 10),
     "recall_30": lambda score, exact, layer: recall(score, exact, min(30, len(exact))),
@@ -118,10 +125,11 @@ def summarise(scores: pandas.DataFrame) -> pandas.DataFrame:
         scores: of `measure`.
     Returns:
         spearman, pearson: of the mean scores over all prompts with those of exact patching. within: Spearman inside
-        each layer, mean over layers. recall_10, recall_30: the share of exact patching's strongest that are among the
-        method's. ratio: the median of |score| / |exact| over exact patching's strongest 30. size: sum of |score| over
-        sum of |exact|; size_1 ... size_5: the same in each fifth of the layers. low, high: 95% bootstrap intervals
-        over prompts; min, max: the draws with the lowest and the highest value.
+        each layer, mean over layers. strongest: Spearman over exact patching's strongest 30. recall_10, recall_30: the
+        share of exact patching's strongest that are among the method's. ratio: the median of |score| / |exact| over
+        exact patching's strongest 30. size: sum of |score| over sum of |exact|; size_1 ... size_5: the same in each
+        fifth of the layers. low, high: 95% bootstrap intervals over prompts; min, max: the draws with the lowest and
+        the highest value.
     """
     prompts, rows = [column for column in scores if column.startswith("prompt_")], []
     for (model, task), group in scores.groupby(["model", "task"], sort=False):

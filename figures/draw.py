@@ -48,7 +48,7 @@ FIGURES = {
         repair.grad_vs_tsg, GIM + "the scatter `grad_vs_tsg` of its code; its number in the paper is unknown",
         "As ablation-effect.", repair.REPAIRED, repair.PROMPTS),
     "ablation-effect-control": _PaperFigure(
-        repair.control, "none: the control of ablation-effect",
+        repair.control, GIM + "none: the control of ablation-effect",
         "Both models have the 2% of rows with the largest second contribution, whatever its size: with random weights "
         "next to none is above the threshold of the other figure.", ("ioi",)),
     "head-repair": _PaperFigure(

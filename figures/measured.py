@@ -12,6 +12,7 @@ PASSES = {"gim": "GIM, one pass", "gradient": "gradient (EAP), one pass", "ig-in
           "gim-ig": "GIM averaged, five passes", "random": "random edges"}
 BY_DEPTH = {"gradient": "gradient", "freeze": "norms frozen", "freeze+qkv": "frozen, q k v divided",
             "freeze+gate": "frozen, gated product halved", "gim": "GIM (all of it, T = 2)", "nap-ig": "five passes"}
+RANKS = {"spearman": "all heads and MLPs", "within": "inside each layer", "strongest": "the 30 with the largest effect"}
 FIFTHS = [f"size_{part}" for part in range(1, 6)]
 
 
@@ -48,12 +49,13 @@ def edges(request: Request):
 def nodes(request: Request):
     """How large node scores are by depth, and their ranks overall and inside layers: (figure, table, text)."""
     table = stored("nodes-{}", request.label)
-    frame = table[table["method"].isin(list(BY_DEPTH)) & table["statistic"].isin([*FIFTHS, "spearman", "within"])]
+    frame = table[table["method"].isin(list(BY_DEPTH)) & table["statistic"].isin([*FIFTHS, *RANKS])]
     means = frame.groupby(["method", "statistic"], sort=False)["value"].mean().unstack()
     said = "; ".join(f"{method}: sizes {', '.join(f'{means.loc[method, part]:.2f}' for part in FIFTHS)}, Spearman "
-                     f"{means.loc[method, 'spearman']:.2f}, inside layers {means.loc[method, 'within']:.2f}"
+                     f"{means.loc[method, 'spearman']:.2f}, inside layers {means.loc[method, 'within']:.2f}, of the "
+                     f"strongest 30 {means.loc[method, 'strongest']:.2f}"
                      for method in BY_DEPTH)
     alt = (f"Left: sum of |score| over sum of |exact effect| of heads and MLPs of {request.label} in each fifth of the "
-           f"layers, mean over tasks; 1 is right. Right: Spearman's correlation with exact patching, over all nodes "
-           f"and inside each layer. {said}.")
-    return papers.depth(frame, BY_DEPTH, FIFTHS), frame, alt
+           f"layers, mean over tasks; 1 is right. Right: Spearman's correlation with exact patching, over all nodes, "
+           f"inside each layer, and over the 30 nodes with the largest effect. {said}.")
+    return papers.depth(frame, BY_DEPTH, FIFTHS, RANKS), frame, alt

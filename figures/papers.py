@@ -256,13 +256,14 @@ def passes(frame, methods: dict[str, str]) -> Figure:
     return figure
 
 
-def depth(frame, methods: dict[str, str], fifths: list[str]) -> Figure:
-    """Sizes of node scores by fifths of the layers, and rank correlations over all nodes and inside layers.
+def depth(frame, methods: dict[str, str], fifths: list[str], ranks: dict[str, str]) -> Figure:
+    """Sizes of node scores by fifths of the layers, and rank correlations over some of the nodes.
 
     Args:
         frame: columns method, statistic, value; a value for each task.
         methods: {name: label}.
         fifths: the statistics of the left panel, first layers first.
+        ranks: {statistic: label} of the right panel.
     """
     figure, (left, right) = panels(2, 11, 4.4, width_ratios=(1.2, 1))
     means = frame.groupby(["method", "statistic"])["value"].mean().unstack()
@@ -279,14 +280,14 @@ def depth(frame, methods: dict[str, str], fifths: list[str]) -> Figure:
     left.set(xlabel="layers", ylabel="sum of |score| / sum of |exact effect|")
     left.legend(frameon=True, fontsize=9)
     places = numpy.arange(len(methods))
-    for shift, statistic, label, alpha in ((-0.18, "spearman", "all heads and MLPs", 1),
-                                           (0.18, "within", "inside each layer", 0.5)):
-        right.barh(places + shift, means.loc[list(methods), statistic], height=0.34, alpha=alpha,
+    for number, (statistic, label) in enumerate(ranks.items()):
+        alpha = (1, 0.6, 0.3)[number]
+        right.barh(places + 0.25 * (number - 1), means.loc[list(methods), statistic], height=0.25, alpha=alpha,
                    color=[DARK if "+" in method else method_colour(method) for method in methods])
-        right.barh([0], [0], color=GREY, alpha=alpha, label=label)
+        right.barh([0], [0], color=DARK, alpha=alpha, label=label)
     right.set_yticks(places, list(methods.values()))
     right.invert_yaxis()
     right.set(xlabel="Spearman's correlation with exact patching", xlim=(0, 1))
     right.grid(False, axis="y")
-    right.legend(frameon=True, fontsize=9, loc="lower left")
+    right.legend(loc="upper center", bbox_to_anchor=(0.35, 1.22), frameon=False, fontsize=9)
     return figure

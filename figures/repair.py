@@ -1,5 +1,6 @@
 """GIM's first figures: the toy, and attention scores ablated alone and together; heads that compensate for heads."""
 
+import numpy
 import pandas
 import torch
 
@@ -122,15 +123,17 @@ def control(request: Request):
 
 
 def heads(request: Request):
-    """Direct against total effects of heads, and what compensates for the two strongest: (figure, table, text)."""
+    """Direct against total effects of heads, and what compensates for the two most repaired: (figure, table, text)."""
     task = request.task(request.chosen(("ioi",))[0])
     repair = gimkit.selfrepair.head_repair(request.model, task)
     table, parts = repair.frame(), repair.compensation_frame()
-    strongest = table.loc[table["direct"].abs().nlargest(2).index, "ablated"].tolist()
+    strong = table.loc[table["direct"].abs().nlargest(8).index]
+    repaired = strong["repaired"] * numpy.sign(strong["direct"])  # above 0: the others make up for the head
+    chosen = strong.loc[repaired.nlargest(2).index, "ablated"].tolist()
     figure, axes = papers.panels(3, 14, 4.4, width_ratios=(1.25, 1, 1))
     plots.direct_against_total(repair, ax=axes[0])
     notes = []
-    for head, ax in zip(strongest, axes[1:]):
+    for head, ax in zip(chosen, axes[1:]):
         plots.head_compensation(repair, head, ax=ax)
         own = parts[parts["ablated"] == head].set_index("part")["compensation"]
         row = table.set_index("ablated").loc[head]
@@ -138,7 +141,8 @@ def heads(request: Request):
         notes.append(f"{head}: direct {row.direct:+.2f}, total {row.total:+.2f}, repaired {row.repaired:+.2f} "
                      f"[{row.low:+.2f}, {row.high:+.2f}], of it the final norm {row.by_norm:+.2f}; largest parts "
                      + ", ".join(f"{part} {value:+.2f}" for part, value in best.items()))
-    frame = pandas.concat([table, parts[parts["ablated"].isin(strongest)]], ignore_index=True)
+    frame = pandas.concat([table, parts[parts["ablated"].isin(chosen)]], ignore_index=True)
     return figure, frame, (f"Total against direct effect of ablating each head of {request.label} on {task.name}, in "
-                           f"logits, and what compensates for the two with the largest direct effect. "
+                           f"logits, and what compensates for the two of the eight "
+                           f"strongest that are repaired most. "
                            f"{'; '.join(notes)}.")

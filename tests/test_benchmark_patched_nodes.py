@@ -16,7 +16,13 @@ def test_statistics_by_hand():
     assert value["within"] == pytest.approx(1) and value["spearman"] < 1 and value["pearson"] < 1
     assert [value[f"size_{part}"] for part in range(1, 6)] == pytest.approx([0.1, 0.2, 0.3, 0.5, 1])
     assert value["size"] == pytest.approx(abs(shrunk).sum() / abs(exact).sum())
-    assert value["ratio"] == pytest.approx(0.3)
+    assert value["ratio"] == pytest.approx(0.3) and value["strongest"] == value["spearman"]  # there are ten nodes
+    many = numpy.concatenate([numpy.arange(100, 130), numpy.zeros(200)])
+    tiny = numpy.random.default_rng(0).normal(size=200)
+    wrong_where_nothing_is = many + numpy.concatenate([numpy.zeros(30), tiny])
+    exact_there = many + numpy.concatenate([numpy.zeros(30), tiny[::-1]])
+    of = STATISTICS["strongest"](wrong_where_nothing_is, exact_there, None)
+    assert of == pytest.approx(1) and STATISTICS["spearman"](wrong_where_nothing_is, exact_there, None) < 0.7
     assert recall(shrunk, exact, 2) == 0  # its strongest are of the last layers
     assert recall(-exact, exact, 3) == 1
 

@@ -6,10 +6,12 @@ import pytest
 import torch
 
 import gimkit
+from benchmarks.compare import curves as compared_curves
 from benchmarks.ladder import LADDER
-from figures import FIGURES, draw, edges, layers, papers, parts, repair, tokens
+from figures import FIGURES, draw, edges, ioi, layers, measured, papers, parts, repair, tokens
 from figures.__main__ import main
 from figures.parts import Request
+from gimkit.circuits import Circuit
 from gimkit.plots.style import _write_caption
 from gimkit.tokens import layers as layerwise
 
@@ -235,7 +237,7 @@ def test_eap_gp_figures_share_one_measurement(monkeypatch):
     monkeypatch.setattr(edges, "compare", lambda *given, **more: asked.append(given) or compare(*given, **more))
     draw(["eap-gp-faithfulness", "eap-gp-runtime"], n=2, tasks=["capital"])
     assert len(asked) == 1
-    table, curves = compare("mini-llama", ["capital"], ["gradient", "gp"], n=2, seeds=2)
+    curves = compared_curves(compare("mini-llama", ["capital"], ["gradient", "gp"], n=2, seeds=2))
     found = pandas.read_csv("figures/data/eap-gp-faithfulness-mini-llama.csv")
     for method, name in (("gradient", "EAP"), ("gp", "EAP-GP")):
         want = curves[(curves.method == method) & (curves.ranking == "absolute")].faithfulness
@@ -270,3 +272,80 @@ def test_unknown_names_are_one_line_that_lists_the_known(arguments, listed, tmp_
 def test_every_figure_says_what_it_corresponds_to():
     for named in FIGURES.values():
         assert "arXiv" in named.paper and named.differs.endswith(".")
+
+
+def test_random_weights_have_no_self_repair_and_the_trained_model_has():
+    figure, frame, text = repair.control(Request("mini-llama", n=4))
+    trained, random = (frame[frame.weights == kind] for kind in ("trained", "random"))
+    assert len(trained) > 10 < len(random)
+    assert (trained.d12 > trained.d1 + trained.d2).mean() > 0.7 and trained.interaction.median() > 0.3
+    assert abs(random.interaction.median()) < 0.1 and "random weights: " in text and len(figure.axes) == 2
+
+
+def test_heads_that_are_repaired_are_drawn():
+    request = Request("mini-llama", n=3)
+    figure, frame, text = repair.heads(request)
+    rows = frame.dropna(subset="direct").set_index("ablated")
+    assert len(rows) == 20 and len(figure.axes) == 3
+    chosen = [ax.get_title() for ax in figure.axes[1:]]
+    strong = rows.direct.abs().nlargest(8).index
+    made_up_for = (rows.direct - rows.total)[strong] * numpy.sign(rows.direct[strong])
+    for head, title in zip(made_up_for.nlargest(2).index, chosen):
+        assert title == f"What compensates for {head} on ioi" and f"{head}: direct" in text
+        own = frame[(frame.ablated == head) & frame.part.notna()]
+        assert own.compensation.sum() == pytest.approx(rows.repaired[head], abs=1e-4)
+
+
+def test_steps_without_the_right_heads_carry_nothing():
+    """A step between classes that do not exist cuts nothing; heads by name, their controls by layer."""
+    model = gimkit.load("mini-llama")
+    task = gimkit.tasks.ioi(model, n=3)
+    none = ioi.steps_of(model, task, {}, 0)
+    assert none.lost.tolist() == pytest.approx([0] * len(ioi.STEPS), abs=1e-5)
+    some = ioi.steps_of(model, task, {"S-inhibition": ["a0.h1"], "suppressor": ["a2.h2"]}, 0).set_index("step")
+    graph = gimkit.score_edges(model, task, "random").graph
+    keep = graph.real.clone()
+    keep[graph.sources.index("a0.h1"), graph.targets.index("a2.h2<q>")] = False
+    ends = [Circuit(graph, one) for one in (graph.real, torch.zeros_like(graph.real), keep)]
+    full, empty, cut = gimkit.run(model, task, ends).mean(1).tolist()
+    assert some.lost["S-inhibition to movers, queries"] == pytest.approx((full - cut) / (full - empty), abs=1e-4)
+
+
+def test_attention_at_the_repeated_name():
+    model = gimkit.load("mini-llama")
+    task = gimkit.tasks.ioi(model, n=3)
+    found = ioi.attention_at_repeat(model, task).set_index("node")
+    with model.trace(input_ids=task.clean[:1], use_cache=False):
+        layer = model.model.layers[2].self_attn
+        call = layer.source.attention_interface_1
+        q, k = call.inputs[0][1].save(), call.inputs[0][2].save()
+    ids = task.clean[0].tolist()
+    first, last = [place for place, token in enumerate(ids) if token == task.bad[0][0]]
+    k = k.repeat_interleave(q.shape[1] // k.shape[1], 1)
+    single = ioi.attention_at_repeat(model, task[:1]).set_index("node")
+    for head in range(4):
+        row = torch.softmax(q[0, head, last] @ k[0, head, :last + 1].T * q.shape[-1] ** -0.5, -1)
+        assert single.of_duplicate[f"a2.h{head}"] == pytest.approx(float(row[first]), abs=1e-5)
+        assert single.of_induction[f"a2.h{head}"] == pytest.approx(float(row[first + 1]), abs=1e-5)
+    assert found.of_duplicate.between(0, 1).all()
+
+
+def test_what_benchmarks_measured_is_drawn_from_their_files(tmp_path):
+    with pytest.raises(gimkit.GimkitError, match="compare-mini-llama-mean.csv is missing"):
+        draw(["one-pass-or-five"])
+    (tmp_path / "benchmarks").mkdir()
+    ends = {f"{area}{end}": value for area, value in (("cpr", 1.2), ("cmd", 0.1)) for end in ("", "_low", "_high")}
+    leads = {"cpr_ahead_low": 0.1, "cpr_ahead_high": 0.3, "cmd_ahead_low": -0.1, "cmd_ahead_high": 0.1}
+    pandas.DataFrame([{"task": task, "method": method} | ends | leads for task in ("ioi", "capital")
+                      for method in ("gim", "gradient", "ig-inputs")]).to_csv(
+                          tmp_path / "benchmarks" / "compare-mini-llama-mean.csv")
+    draw(["one-pass-or-five"])
+    text = (tmp_path / "figures" / "CAPTIONS.md").read_text()
+    assert "by CPR one GIM pass is better than five of EAP-IG on ioi, capital, worse on none" in text
+    assert "by CMD one GIM pass is better than five of EAP-IG on none, worse on none" in text
+    rows = [(method, statistic, 0.5) for method in measured.BY_DEPTH
+            for statistic in (*measured.FIFTHS, "spearman", "within")]
+    pandas.DataFrame(rows, columns=["method", "statistic", "value"]).assign(task="ioi").to_csv(
+        tmp_path / "benchmarks" / "nodes-mini-llama.csv")
+    draw(["nodes-by-depth"])
+    assert "gim: sizes 0.50, 0.50, 0.50, 0.50, 0.50, Spearman 0.50" in (tmp_path / "figures/CAPTIONS.md").read_text()
