@@ -6,7 +6,8 @@ import pytest
 import torch
 
 import gimkit
-from benchmarks.planted.__main__ import average_precision, load, main, mib_auroc, task_of, truth_of
+from benchmarks.planted.__main__ import main
+from benchmarks.planted.measure import average_precision, load, mib_auroc, task_of, truth_of
 from benchmarks.planted.prompts import PROGRAMS
 from gimkit.circuits import Circuit
 

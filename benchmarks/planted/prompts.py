@@ -13,7 +13,7 @@ class Program(NamedTuple):
     """A compiled program: its words, its longest prompt, and how a pair is drawn.
 
     >>> PROGRAMS["pattern"].pairs(1)[0]
-    ('<start> c a b', '<start> c c b', 'True', 'False')
+    ('<start> b a b', '<start> b c b', 'True', 'False')
     """
 
     tokens: Sequence[str]

@@ -1,0 +1,148 @@
+"""How well each method finds a circuit that is known."""
+
+import warnings
+from itertools import product
+
+import numpy
+import pandas
+import torch
+from nnsight import TransformersModel
+from tqdm.auto import tqdm
+from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
+
+import gimkit
+from benchmarks.planted.prompts import FOLDER, PROGRAMS
+from gimkit import statistics
+from gimkit.circuits import Circuit, auroc
+from gimkit.circuits.faithfulness import SIZES
+from gimkit.model.graph import greedy_edges
+
+COMPARED = ("gradient", "freeze", "gim", "relp", "attnlrp", "transformer-lrp", "ig-inputs", "gim-ig", "gp", "exact",
+            "random")
+PAIRS, LEAST, SOLVED = 32, 1e-3, 0.95
+NOISES = (0.02, 0.01, 0.005, 0.002, 0.001, 0.0005, 0.0)
+
+
+def load(name: str, noise: float = 0.0, seed: int = 0):
+    """A compiled model; normal noise of this standard deviation is added to all weights but the norms'.
+
+    >>> load("pattern").tokenizer.tokenize("a b")
+    ['a', 'b']
+    """
+    model = GPT2LMHeadModel.from_pretrained(FOLDER / name).eval().requires_grad_(False)
+    generator = torch.Generator().manual_seed(seed)
+    for key, weight in model.named_parameters():
+        if "ln_" not in key:
+            weight += noise * torch.randn(weight.shape, generator=generator)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(FOLDER / name)
+    return TransformersModel(model, task="text-generation", tokenizer=tokenizer)
+
+
+def task_of(name: str, model, n: int = PAIRS, seed: int = 0):
+    """The program's prompt pairs.
+
+    >>> task_of("pattern", load("pattern"), n=2).clean.shape
+    torch.Size([2, 4])
+    """
+    clean, corrupt, good, bad = zip(*PROGRAMS[name].pairs(n, seed))
+    return gimkit.tasks.pairs(clean, corrupt, list(zip(good, bad)), model=model, name=name)
+
+
+def truth_of(name: str) -> Circuit:
+    """The edges whose exact effect is not zero in the compiled model, without noise.
+
+    >>> len(truth_of("pattern"))
+    4
+    """
+    model = load(name)
+    exact = gimkit.score_edges(model, task_of(name, model, 64), "exact")
+    return Circuit(exact.graph, exact.scores.abs() > LEAST)
+
+
+def mib_auroc(scores, known: Circuit) -> float:
+    """InterpBench's area as MIB computes it: ten greedy circuits, joined by straight lines from the first one on.
+
+    >>> edges = gimkit.score_edges(model, task[:2], "random")
+    >>> 0 <= mib_auroc(edges, Circuit(edges.graph, edges.scores > 0.5)) <= 1
+    True
+
+    The false positive rate is divided by the largest one; there is no point (0, 0). A share of the edges that is not
+    whole counts as the next whole number.
+    """
+    real, hit, rates = known.graph.real, known.keep, []
+    for share in SIZES:
+        count = int(numpy.ceil(share * known.graph.n_edges))
+        keep = greedy_edges(scores.scores, scores.graph, count, True)
+        rates.append((int((keep & hit).sum()) / int(hit.sum()), int((keep & ~hit).sum()) / int((real & ~hit).sum())))
+    true, false = numpy.array(rates).T
+    return float(numpy.trapezoid(true, false / false[-1])) if false[-1] else 1.0
+
+
+def average_precision(scores, known: Circuit) -> float:
+    """The mean precision at each edge of the circuit, edges in order of |score|.
+
+    >>> edges = gimkit.score_edges(model, task[:2], "random")
+    >>> average_precision(edges, Circuit(edges.graph, edges.scores > 2.5)) > 0
+    True
+    """
+    real = known.graph.real
+    order = scores.scores[real].abs().argsort(descending=True, stable=True)
+    hit = known.keep[real][order].double()
+    return float((hit * hit.cumsum(0) / torch.arange(1, len(hit) + 1)).sum() / hit.sum())
+
+
+def noisy(name: str, seed: int, n: int = PAIRS, noises=NOISES) -> tuple:
+    """The model with the most noise at which it still gets 95% of its prompts right, its task, and that noise.
+
+    >>> noisy("pattern", seed=0, n=4)[2]
+    0.02
+    """
+    for noise in noises:
+        model = load(name, noise, seed)
+        task = task_of(name, model, n, seed)
+        if gimkit.tasks.card(model, task).accuracy >= SOLVED:
+            break
+    return model, task, noise
+
+
+def measure(methods=COMPARED, seeds: int = 5, n: int = PAIRS, noises=NOISES) -> pandas.DataFrame:
+    """A row for each program, seed of the noise, and method.
+
+    >>> measure(["gim", "random"], seeds=1, n=4).columns.tolist()
+    ['program', 'seed', 'method', 'edges', 'circuit', 'noise', 'auroc', 'mib_auroc', 'average_precision']
+
+    Args:
+        methods: of `gimkit.score_edges`.
+        seeds: of the weights' noise.
+        n: prompt pairs.
+        noises: standard deviations of what is added to each weight, tried in order (`noisy`).
+    """
+    known, rows = {name: truth_of(name) for name in PROGRAMS}, []
+    for name, seed in tqdm(list(product(PROGRAMS, range(seeds))), desc="planted circuits", delay=2, leave=False):
+        truth, (model, task, noise) = known[name], noisy(name, seed, n, noises)
+        for method in methods:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                edges = gimkit.score_edges(model, task, method, seed=seed)
+            rows.append({"program": name, "seed": seed, "method": method, "edges": truth.graph.n_edges,
+                         "circuit": len(truth), "noise": noise, "auroc": auroc(edges, truth),
+                         "mib_auroc": mib_auroc(edges, truth), "average_precision": average_precision(edges, truth)})
+    return pandas.DataFrame(rows)
+
+
+def summary(table: pandas.DataFrame) -> pandas.DataFrame:
+    """Means over programs, with 95% bootstrap intervals that draw programs, each with all its seeds.
+
+    >>> table = measure(["random"], seeds=1, n=2)
+    >>> summary(table).columns.tolist()
+    ['method', 'auroc', 'auroc_low', 'auroc_high', 'mib_auroc', 'mib_auroc_low', 'mib_auroc_high', ...]
+    """
+    rows = []
+    for method, own in table.groupby("method", sort=False):
+        row = {"method": method}
+        for area in ("auroc", "mib_auroc", "average_precision"):
+            values = own.groupby("program", sort=False)[area].mean().to_numpy()
+            found = statistics.bootstrap(lambda index, values=values: values[index].mean(), len(values))
+            row |= dict(zip((area, f"{area}_low", f"{area}_high"), found))
+        rows.append(row)
+    return pandas.DataFrame(rows)
