@@ -33,11 +33,11 @@ def test_demo_shows_the_numbers_of_the_library_and_draws(model, tmp_path, monkey
     checked = table["exact"].index.tolist()
     assert 12 <= len(checked) < 25 and "input" not in checked
     for scores in (exact, gim, gradient):  # every node was patched in `exact`, and only the dozen in the demo
-        assert table[scores.method].tolist() == pytest.approx(scores.among(checked).scores.tolist(), abs=1e-3)
+        assert table[scores.method].tolist() == pytest.approx(scores.select(checked).scores.tolist(), abs=1e-3)
     for scores in (gim, gradient):
         best = scores.scores[1:].abs().argsort(descending=True)[:12].tolist()
         assert {scores.nodes[1 + i] for i in best} <= set(checked)
-        assert str(rank_correlation(scores.among(checked), exact.among(checked))) in out
+        assert str(rank_correlation(scores.select(checked), exact.select(checked))) in out
     for what in ("tokens", "nodes", "methods"):
         assert f"figures/demo-{model}-{what}.png" in out
         found = {path.suffix for path in tmp_path.glob(f"figures/demo-{model}-{what}.*")}

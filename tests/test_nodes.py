@@ -129,17 +129,17 @@ def test_chosen_nodes_have_the_scores_that_all_have():
     model, task = NNsight(build("llama")), random_task()
     whole = gimkit.score_nodes(model, task, "exact")
     chosen = gimkit.score_nodes(model, task, "exact", nodes=["m1", "a0.h2", "m1", "input"])
-    assert chosen.nodes == ("input", "a0.h2", "m1") == whole.among(chosen.nodes).nodes
-    assert torch.allclose(chosen.per_example, whole.among(chosen.nodes).per_example, atol=1e-5)
-    assert not torch.allclose(chosen.per_example, whole.among(["input", "a0.h1", "m1"]).per_example, atol=1e-3)
+    assert chosen.nodes == ("input", "a0.h2", "m1") == whole.select(chosen.nodes).nodes
+    assert torch.allclose(chosen.per_example, whole.select(chosen.nodes).per_example, atol=1e-5)
+    assert not torch.allclose(chosen.per_example, whole.select(["input", "a0.h1", "m1"]).per_example, atol=1e-3)
     for act in (lambda: chosen.top(1), lambda: chosen.save("x.json")):
         with pytest.raises(gimkit.GimkitError, match="scores of 3 chosen nodes"):
             act()
     for bad in (["m9"], "m1", []):
-        for act in (whole.among, lambda bad: gimkit.score_nodes(model, task, "exact", nodes=bad)):
+        for act in (whole.select, lambda bad: gimkit.score_nodes(model, task, "exact", nodes=bad)):
             with pytest.raises(gimkit.GimkitError, match="nodes.*; give a list of some of input, a0.h0, ..., m2"):
                 act(bad)
-    with pytest.raises(gimkit.GimkitError, match="gim scores all nodes at once.*among"):
+    with pytest.raises(gimkit.GimkitError, match="gim scores all nodes at once.*select"):
         gimkit.score_nodes(model, task, "gim", nodes=["m1"])
 
 

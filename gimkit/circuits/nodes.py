@@ -66,10 +66,10 @@ class NodeScores(Result):
         """Means over examples, [nodes]."""
         return self.per_example.mean(0)
 
-    def among(self, nodes: Sequence[str]) -> "NodeScores":
+    def select(self, nodes: Sequence[str]) -> "NodeScores":
         """The scores of chosen nodes, in the model's order.
 
-        >>> nodes.among(["m2", "a0.h1"]).nodes
+        >>> nodes.select(["m2", "a0.h1"]).nodes
         ('a0.h1', 'm2')
 
         Args:
@@ -160,7 +160,7 @@ class NodeScores(Result):
                               "file; .frame() has their scores")
         if len(self.nodes) < len(self.graph.sources):
             raise GimkitError(f"these are scores of {len(self.nodes)} chosen nodes; a circuit and a circuit file need "
-                              "all: leave nodes= and .among out")
+                              "all: leave nodes= and .select out")
         if self.nodes != self.graph.sources:
             raise GimkitError(f"{self.method} also scores queries, keys and values, which are no nodes of a circuit; "
                               "method 'gradient' gives heads and MLPs the same scores, and .frame() has all")
@@ -210,7 +210,7 @@ def score_nodes(model: Envoy, task: Task, method: Method | Rules = "gim", *, met
         metric: one of the above.
         steps: points of the averaged gradients.
         nodes: names of nodes, "input", "a0.h1", "m2": only these are patched, by "exact". The other methods score all
-            nodes in one go; `NodeScores.among` chooses from their scores.
+            nodes in one go; `NodeScores.select` chooses from their scores.
         batch_size: prompt pairs a pass; it does not change the result.
         seed: of "random".
         backend: as in `gimkit.attribute`. "forward" pushes each node's clean - corrupt output to the metric as a row of
@@ -245,7 +245,7 @@ def score_nodes(model: Envoy, task: Task, method: Method | Rules = "gim", *, met
     names = nodes_of(parts)
     label = name_of(method)
     if nodes is not None and method != "exact":
-        raise GimkitError(f"{label} scores all nodes at once: leave nodes= out and choose from its scores with .among")
+        raise GimkitError(f"{label} scores all nodes at once: leave nodes= out and choose from its scores with .select")
     if nodes is not None:
         names = tuple(names[i] for i in _places([node.name for node in names], nodes))
     at_clean = method in (*RULES, "atp*") or steps == 1 and method in ("nap-ig", "ig-activations")

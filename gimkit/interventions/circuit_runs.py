@@ -56,16 +56,16 @@ def run_circuits(model, w, b: int, keep: torch.Tensor, answers) -> torch.Tensor:
         # The MLP likewise: one target, read before its norm.
         mlp, norm = model.get(layer.mlp), layer.norm_before_mlp
         path = layer.mlp if norm is None else norm.path
-        entry, heard = model.get(path).input, known if w.parallel else known + w.heads
+        entry, known_to_mlp = model.get(path).input, known if w.parallel else known + w.heads
         check_sum(path, entry, *(behind[:1] if w.parallel else behind), b=b)
-        corrupt, live = entry[:b], keep[:, :heard, column].any(1).nonzero()[:, 0].tolist()
-        reads = torch.cat([corrupt, *streams(corrupt, gaps[:, :heard], keep[:, :heard, column], live)])
+        corrupt, live = entry[:b], keep[:, :known_to_mlp, column].any(1).nonzero()[:, 0].tolist()
+        reads = torch.cat([corrupt, *streams(corrupt, gaps[:, :known_to_mlp], keep[:, :known_to_mlp, column], live)])
         column += 1
         if norm is not None:
             reads = model.get(path)(reads)
-        theirs = mlp.input
-        check_reads(layer.mlp, theirs, reads[:b])
-        mlp.input = torch.cat([theirs, reads[b:].to(theirs.dtype)])
+        own = mlp.input
+        check_reads(layer.mlp, own, reads[:b])
+        mlp.input = torch.cat([own, reads[b:].to(own.dtype)])
         value, after = mlp.output, read_norm(model, layer.norm_after_mlp)
         m = tensor_of(value) if after is None else after.y
         if after is None:
@@ -138,11 +138,11 @@ def put_reads(model, w, layer, corrupt: torch.Tensor, gaps: torch.Tensor, keep: 
         module = model.get(path)
         module.input = module.input[:2 * b]
         check_reads(path, module.input, normed)
-        theirs = module.output
-        check_matrix(module, path, normed, theirs[:b], *matrix)
-        out = torch.cat([theirs, theirs[:b].repeat(group * circuits, 1, 1)])
-        for which, mine in enumerate(layer.projections):
-            if mine == path:
+        output = module.output
+        check_matrix(module, path, normed, output[:b], *matrix)
+        out = torch.cat([output, output[:b].repeat(group * circuits, 1, 1)])
+        for which, read in enumerate(layer.projections):
+            if read == path:
                 part = heads_of(out, which, layer.layout, w.heads, w.key_heads, w.head_dim)
                 put_live(part[2 * b:].unflatten(0, (group, circuits, b)), which, own, w.heads)
         module.output = out

@@ -52,9 +52,9 @@ def exact_edge_scores(model, w, edges: list, answers) -> torch.Tensor:
                 column += 1
         normed = normed_by(model, layer.norm_before_attention, stream[:2 * b])
         for path in list(dict.fromkeys(layer.projections)):
-            mine = [read for read in reads if layer.projections[read[0]] == path]
-            if mine:
-                model.get(path).output = projected(model.get(path), path, normed, mine, layer.layout, w)
+            reading = [read for read in reads if layer.projections[read[0]] == path]
+            if reading:
+                model.get(path).output = projected(model.get(path), path, normed, reading, layer.layout, w)
         projection = model.get(layer.output)
         z = projection.input
         if group > 1 and any(which for which, *_ in reads):

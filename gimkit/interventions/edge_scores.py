@@ -161,9 +161,9 @@ def per_query_head(z, at_z, outputs: dict, layer, w) -> list:
     group = w.heads // w.key_heads
     found = {1: [], 2: []}
     for member in range(group):
-        mine = torch.zeros(w.heads, dtype=at_z.dtype, device=at_z.device)
-        mine[member::group] = 1
-        share = (at_z.unflatten(-1, (w.heads, -1)) * mine[:, None]).flatten(-2)
+        chosen = torch.zeros(w.heads, dtype=at_z.dtype, device=at_z.device)
+        chosen[member::group] = 1
+        share = (at_z.unflatten(-1, (w.heads, -1)) * chosen[:, None]).flatten(-2)
         paths = list(dict.fromkeys(layer.projections[1:]))
         pulled_back = torch.autograd.grad(z, [outputs[path] for path in paths], share, retain_graph=True,
                                           materialize_grads=True)

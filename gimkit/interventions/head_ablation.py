@@ -77,11 +77,11 @@ def precise(x: torch.Tensor) -> torch.Tensor:
 def resampled(projection, layer: int, ablated: list, heads: int, b: int):
     """The input of an output projection, in which each ablated head of this layer has its corrupt output."""
     z = projection.input
-    mine = [(row, head) for row, (at, head) in enumerate(ablated, 2) if at == layer]
-    if mine:
+    here = [(row, head) for row, (at, head) in enumerate(ablated, 2) if at == layer]
+    if here:
         z = z.clone()
         by_head = z.unflatten(-1, (heads, -1))
-        for row, head in mine:
+        for row, head in here:
             by_head[row * b:(row + 1) * b, :, head] = by_head[b:2 * b, :, head]
         projection.input = z
     return z

@@ -61,12 +61,12 @@ def node_scores(model, embedding: str, unembedding, blocks: list, n_heads: int, 
     logits = at_answers(model, unembedding, answers.last)
     value = sum(metric_values(logits[start:start + b], answers, logits[:b]).sum() for start in gradient_rows)
     columns = []
-    for difference, apart, gradient in zip(differences, by_head, torch.autograd.grad(value, parts)):
-        g = gradient if apart else by_row(gradient, rows)
+    for difference, headwise, gradient in zip(differences, by_head, torch.autograd.grad(value, parts)):
+        g = gradient if headwise else by_row(gradient, rows)
         g = sum(g[start:start + b] for start in gradient_rows) / len(gradient_rows)
         precise = torch.promote_types(g.dtype, torch.float32)
         difference, g = difference.to(precise), g.to(precise)
-        if apart:  # heads side by side: [nodes of a head, b, seq, heads, head_dim]
+        if headwise:  # heads side by side: [nodes of a head, b, seq, heads, head_dim]
             columns.append(torch.einsum("nbshd,bshd->bnh", difference, g.reshape(difference.shape[1:])).flatten(1))
         else:  # [nodes, b, seq, width]
             columns.append(torch.einsum("nbsw,bsw->bn", difference, g))

@@ -36,7 +36,7 @@ def spread(rows: int, most: int = 16) -> torch.Tensor:
     return ((torch.arange(most, dtype=torch.float64) * 0.6180339887498949) % 1 * rows).long()
 
 
-def check_agrees(path: str, mine: torch.Tensor, own: torch.Tensor, size: torch.Tensor, tolerance: float,
+def check_agrees(path: str, computed: torch.Tensor, own: torch.Tensor, size: torch.Tensor, tolerance: float,
                  problem: str) -> None:
     """Refuse, naming a module, where a recomputed value differs from the model's own, or that is not finite.
 
@@ -44,5 +44,5 @@ def check_agrees(path: str, mine: torch.Tensor, own: torch.Tensor, size: torch.T
     """
     if not bool(torch.isfinite(own).all()):
         raise GimkitError(f"{path}: the model's own output is NaN or infinite here; check its weights and its dtype")
-    if not bool(((mine - own).abs() <= tolerance * size).all()):
+    if not bool(((computed - own).abs() <= tolerance * size).all()):
         raise GimkitError(f"{path}: {problem}")

@@ -69,11 +69,11 @@ def edges_into_heads(t, clean: list, moved: list, fixed: tuple, starts: dict, la
         return
     group = t.shape[2] // clean[1].shape[2]
     shape = (t.shape[0], len(here), *t.shape[2:])
-    apart = [x.new_zeros(*shape[:4], x.shape[-1]) for x in moved]
+    separate = [x.new_zeros(*shape[:4], x.shape[-1]) for x in moved]
     for i, (_, carrier, which, head) in enumerate(here):
-        apart[which][:, i, head] = moved[which][:, carrier, head if which == 0 else head // group]
+        separate[which][:, i, head] = moved[which][:, carrier, head if which == 0 else head // group]
     q, k, v = clean[0], *(x.repeat_interleave(group, 2) for x in clean[1:])
-    t[:, [row for row, *_ in here]] = attention_tangent(q, k, v, *apart, *fixed)[1]
+    t[:, [row for row, *_ in here]] = attention_tangent(q, k, v, *separate, *fixed)[1]
 
 
 def edges_into_mlp(moved: list, starts: dict, layer: int) -> None:

@@ -46,22 +46,22 @@ def put(x: torch.Tensor, tangents: torch.Tensor, g: int, first: int) -> None:
     x[-1] = -tangents.mean((0, 1)).to(x.dtype)
 
 
-def share_off(mine: torch.Tensor, own: torch.Tensor) -> tuple[float, bool]:
+def share_off(computed: torch.Tensor, own: torch.Tensor) -> tuple[float, bool]:
     """The largest difference from the model's own value as a share of its size; and is that more than rounding?"""
     tolerance = tolerance_of(own.dtype)
-    own = own.to(mine.dtype).reshape(mine.shape)
-    share = float((mine - own).abs().max() / own.abs().max().clamp(min=1e-30))
+    own = own.to(computed.dtype).reshape(computed.shape)
+    share = float((computed - own).abs().max() / own.abs().max().clamp(min=1e-30))
     return share, not share <= tolerance
 
 
-def check_same(mine: torch.Tensor, own: torch.Tensor, what: str) -> None:
+def check_same(computed: torch.Tensor, own: torch.Tensor, what: str) -> None:
     """Refuse when the model's own value on the clean prompts is not what forward mode recomputed.
 
     >>> check_same(torch.tensor([1.0]), torch.tensor([1.1]), "a0")
     Traceback (most recent call last):
     gimkit.errors.GimkitError: a0: forward mode recomputes this from its inputs and is off by 0.091 of its size, ...
     """
-    share, wrong = share_off(mine, own)
+    share, wrong = share_off(computed, own)
     if wrong:
         raise GimkitError(f"{what}: forward mode recomputes this from its inputs and is off by {share:.2g} of its "
                           "size, so the model does something here that it does not know; use backend='reverse' where "

@@ -33,8 +33,8 @@ def holds_weight(module) -> bool:
 def held_or_probed(projection, x: torch.Tensor) -> tuple:
     """A projection's weight [in, out] and bias, read where a Linear or Conv1D holds them.
 
-    Anything else (an adapter, quantised weights, any module in a sandbox) is asked what it makes of each unit vector,
-    and of minus the first; not of zeros, which some quantised ones cannot scale. x: what it reads, [..., in].
+    Anything else (an adapter, quantised weights, any module in a sandbox) is run on each unit vector,
+    and on minus the first; not on zeros, which some quantised ones cannot scale. x: what it reads, [..., in].
     """
     if holds_weight(projection._module):
         weight, bias = projection.weight.detach(), getattr(projection, "bias", None)
@@ -56,20 +56,20 @@ def check_matrix(projection, path: str, x: torch.Tensor, y: torch.Tensor, weight
             outputs.append(projection(x))
     rows = x.detach().flatten(0, -2)
     some = spread(len(rows))
-    mine = rows[some].to(weight.dtype) @ weight
+    computed = rows[some].to(weight.dtype) @ weight
     if bias is not None:
-        mine = mine + bias
+        computed = computed + bias
     tolerance = tolerance_of(y.dtype, *weight_dtypes(module))  # quantised modules may round what they read
     for own in outputs:
         own = own.detach().flatten(0, -2)[some]
-        check_agrees(path, mine, own, own.abs().amax(-1, keepdim=True), tolerance, "its output is not its weight times "
-                     "its input: " + CAUSES)
+        check_agrees(path, computed, own, own.abs().amax(-1, keepdim=True), tolerance,
+                     "its output is not its weight times its input: " + CAUSES)
 
 
 def scale_of(norm, eps: float, dtype: torch.dtype) -> tuple:
     """A norm's weight and bias, None where it has none.
 
-    In a sandbox the norm is asked what it makes of zeros, and of 1, -1, 1, -1, ..., which have mean 0 and variance 1.
+    In a sandbox the norm is run on zeros, and on 1, -1, 1, -1, ..., which have mean 0 and variance 1.
     """
     weight, bias = getattr(norm, "weight", None), getattr(norm, "bias", None)
     if weight is None or not weight.is_meta:

@@ -130,11 +130,11 @@ def intervention_table(toy: Toy, found: Decomposition, deltas: Sequence[float] =
             for name, several in (("subnetwork", [direction]), ("random", controls)):
                 difference = [moved(toy.module, one, delta, inputs) - still for one in several]
                 far, outputs = [each.norm(dim=1) for each in difference], sum(d.abs().mean(0) for d in difference)
-                mine = outputs[circuit] / len(several) if toy.coefficients is None else torch.tensor(float("nan"))
+                own_change = outputs[circuit] / len(several) if toy.coefficients is None else torch.tensor(float("nan"))
                 yes, no = (sum(float(each[where].mean()) for each in far) / len(far) for where in (relevant, ~relevant))
                 rows.append({"toy": toy.name, "seed": toy.seed, "circuit": circuit, "subnetwork": subnetwork,
                              "delta": delta, "direction": name, "relevant": yes, "irrelevant": no,
                              "ratio": yes / max(no, 1e-12),
-                             "auroc": sum(auroc(each, relevant) for each in far) / len(far), "own": float(mine),
-                             "others": float((outputs.sum() / len(several) - mine) / (len(outputs) - 1))})
+                             "auroc": sum(auroc(each, relevant) for each in far) / len(far), "own": float(own_change),
+                             "others": float((outputs.sum() / len(several) - own_change) / (len(outputs) - 1))})
     return pandas.DataFrame(rows)

@@ -77,12 +77,12 @@ def attention_names(module: nn.Module, blocks: Iterable[int]) -> list[str]:
     """
     found = []
     for block in blocks:
-        mine = [name for name, _ in module.named_parameters()
-                if re.search(rf"\.{block}\.(\w*attn|\w*attention)\.", name)]
-        if not mine:
+        names = [name for name, _ in module.named_parameters()
+                 if re.search(rf"\.{block}\.(\w*attn|\w*attention)\.", name)]
+        if not names:
             raise GimkitError(f"block {block} has no parameters of attention (a name such as 'h.{block}.attn.'); "
                               "blocks are counted from 0")
-        found += mine
+        found += names
     return found
 
 

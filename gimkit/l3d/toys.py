@@ -141,8 +141,8 @@ class Toy(Result):
         """Samples in which only one circuit's features are active, [n, features]."""
         generator = torch.Generator().manual_seed(31 * (seed + 1) + circuit)
         x = torch.zeros(n, self.family.features * self.family.copies)
-        mine = slice(circuit * self.family.group, (circuit + 1) * self.family.group)
-        x[:, mine] = _values(self.family, (n, self.family.group), generator)
+        features = slice(circuit * self.family.group, (circuit + 1) * self.family.group)
+        x[:, features] = _values(self.family, (n, self.family.group), generator)
         return x
 
 

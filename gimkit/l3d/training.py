@@ -221,9 +221,9 @@ class Trained:
                 for i, part in enumerate(factors):
                     part.copy_(tensors[f"{name}.{t}.{i}"])
         for i, part in enumerate(self.flat):
-            mine = f"adamw.{i}."
-            self.optimiser.state[part] = {key.removeprefix(mine): value.clone() for key, value in tensors.items()
-                                          if key.startswith(mine)}
+            prefix = f"adamw.{i}."
+            self.optimiser.state[part] = {key.removeprefix(prefix): value.clone() for key, value in tensors.items()
+                                          if key.startswith(prefix)}
 
 
 def train(state: Trained, gradients_at: Callable, samples: int, checkpoint: str | Path | None = None,

@@ -194,8 +194,8 @@ def greedy_edges(scores: torch.Tensor, graph: Graph, n: int, absolute: bool) -> 
         offer(column, place + 1)
         if source not in reached and source > 0:
             reached.add(source)
-            for mine in columns[source]:
-                offer(mine)
+            for own in columns[source]:
+                offer(own)
     keep = torch.zeros_like(graph.real)
     if taken:
         keep[tuple(torch.tensor(taken).T)] = True

@@ -53,7 +53,7 @@ def demo(name: str, n: int = 16, seed: int = 0) -> None:
           f"forward and one backward pass.\n   Exact patching checks the strongest dozen of each, {len(chosen)} in all:"
           " one at a time takes its corrupt output.\n   A part that both rate too low is not among them.", flush=True)
     exact = gimkit.score_nodes(model, task, method="exact", nodes=chosen)
-    checked = [scores.among(chosen) for scores in estimates]
+    checked = [scores.select(chosen) for scores in estimates]
     table = pandas.DataFrame({"node": exact.nodes} | {s.method: s.scores.tolist() for s in (exact, *checked)})
     print(_indented(table.sort_values("exact", key=abs, ascending=False)))
     verdict = judged(checked, exact)
@@ -104,8 +104,8 @@ def judged(checked: list[NodeScores], exact: NodeScores) -> list[str]:
     def sentence(what, measure, larger_is_better):
         found = {method: bootstrap(partial(measure, method), len(truth)) for method in estimated}
         worse, better = sorted(found, key=lambda method: found[method].value, reverse=not larger_is_better)
-        apart = bootstrap(lambda rows: measure(better, rows) - measure(worse, rows), len(truth))
-        clear = f"{better} is better" if apart.low > 0 or apart.high < 0 else "no clear difference"
+        difference = bootstrap(lambda rows: measure(better, rows) - measure(worse, rows), len(truth))
+        clear = f"{better} is better" if difference.low > 0 or difference.high < 0 else "no clear difference"
         return f"{what}: {', '.join(f'{method} {interval}' for method, interval in found.items())}; {clear}"
 
     return [sentence("Rank correlation", rank, True),

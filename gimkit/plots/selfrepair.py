@@ -72,8 +72,8 @@ def _two_colours(repair: SelfRepair, x: numpy.ndarray, y: numpy.ndarray, ax: Axe
         ax.text(0.5, 0.75, f"no row has two contributions above {repair.threshold:g}", ha="center", color=DARK,
                 transform=ax.transAxes)
     _equal_axes(ax, x if len(x) else [-1, 1], y)
-    whose = f" of {head}" if head else ""
-    ax.set(title=_plain(f"{shown.sum()} attention rows{whose} on {repair.name}"))
+    of_head = f" of {head}" if head else ""
+    ax.set(title=_plain(f"{shown.sum()} attention rows{of_head} on {repair.name}"))
     ax.legend(frameon=True, fontsize=9, loc="lower right")
     return ax
 

@@ -40,8 +40,8 @@ def check(model: Envoy, remote: bool | str = True) -> None:
     if remote and remote != "local":
         there = _server_rows(model, remote, rows)
     for name in SHOWN:
-        theirs = there.get(name, "here" if not there else "missing")
-        rows.append((name, version(name), theirs, "yes" if theirs in ("here", version(name)) else "differs"))
+        here, remote_version = version(name), there.get(name, "here" if not there else "missing")
+        rows.append((name, here, remote_version, "yes" if remote_version in ("here", here) else "differs"))
     rows.append(("Python", platform.python_version(), there.get("python", "here"), "yes"))
     try:
         backend = "reverse" if gives_gradients(model, remote) else "forward"

@@ -191,20 +191,20 @@ def messages(subscription: Subscription, tick: Callable[[], Any]) -> Iterator[st
     Raises:
         TimeoutError: the server does not answer a ping, or sends no message about the job for too long.
     """
-    heard: queue.SimpleQueue = queue.SimpleQueue()
+    received: queue.SimpleQueue = queue.SimpleQueue()
 
     def listen() -> None:
         try:
             while True:
-                heard.put(subscription.recv_data(control_frame=True))
+                received.put(subscription.recv_data(control_frame=True))
         except Exception as error:
-            heard.put(error)
+            received.put(error)
 
     threading.Thread(target=listen, daemon=True).start()
     start = last = last_message = pinged = time.monotonic()
     while True:
         try:
-            message = heard.get(timeout=TICK)
+            message = received.get(timeout=TICK)
         except queue.Empty:
             message = None
         now = time.monotonic()

@@ -113,9 +113,9 @@ def _pieces(model, task, layer: int, head: int) -> tuple:
     with torch.no_grad(), model.trace(input_ids=torch.cat([task.clean, task.corrupt]), use_cache=False):
         z = projection.input[rows, task.last.repeat(2)].save()
         x = model.model.norm.input[rows[:n], task.last].save()
-    change, mine = z[:n] - z[n:], slice(head * width, (head + 1) * width)
+    change, own = z[:n] - z[n:], slice(head * width, (head + 1) * width)
     weight, unembed = projection.weight.detach(), model.lm_head.weight.detach()
-    return change[:, mine] @ weight[:, mine].T, change @ weight.T, x, model.model.norm.weight.detach(), (
+    return change[:, own] @ weight[:, own].T, change @ weight.T, x, model.model.norm.weight.detach(), (
         unembed[right] - unembed[wrong])
 
 
@@ -174,13 +174,13 @@ def _effect(model, task, layer: int, head: int, held: _Held) -> torch.Tensor:
     """The effect of an ablated head, [n], while some later parts are held."""
     right, wrong = _answers(task)
     n, width = len(task), architecture_of(model).head_dim
-    rows, mine = torch.arange(n), slice(head * width, (head + 1) * width)
+    rows, own = torch.arange(n), slice(head * width, (head + 1) * width)
     blocks = list(enumerate(model.model.layers))
     with torch.no_grad(), model.trace(input_ids=torch.cat([task.clean, task.corrupt, task.clean]), use_cache=False):
         for i, block in blocks:
             z = block.self_attn.o_proj.input.clone()  # rows: n clean, n corrupt, n ablated
             if i == layer:
-                z[2 * n:, :, mine] = z[n:2 * n, :, mine]
+                z[2 * n:, :, own] = z[n:2 * n, :, own]
             elif i > layer and held.heads:
                 z[2 * n:] = z[:n]
             block.self_attn.o_proj.input = z
