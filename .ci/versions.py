@@ -14,7 +14,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 PINS = (ROOT / "constraints.txt").read_text()
-TESTS = ("rules", "oracle", "blocked_attention", "edits", "edges", "tokens", "versions")
+TESTS = ("rules", "oracle", "blocked_attention", "apply", "edges", "tokens", "versions")
 
 
 def pinned(package: str) -> str:

@@ -5,10 +5,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 from nnsight import NNsight
-from oracle import TemperatureSoftmax, plain_gradient
+from oracle import OracleRules, TemperatureSoftmax, oracle_gradient, plain_gradient
 from test_rules import gradient, relative, target
 from tiny import build, token_ids
-from transformers import AttentionInterface
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.masking_utils import eager_mask
 
 import gimkit
 from gimkit.interventions import backward_rules
@@ -187,6 +188,24 @@ def test_an_unknown_kernel_runs_twice():
         assert relative(got, plain_gradient(hf, ids, target)[0]) < 1e-12
     finally:
         del AttentionInterface._global_mapping["biased"], AttentionInterface._global_mapping["tempered"]
+
+
+def test_a_mask_of_unknown_shape_makes_the_kernel_run_twice(monkeypatch):
+    masks = []
+
+    def flat(module, q, k, v, mask, scaling, **options):
+        masks.append(tuple(mask.shape))
+        return (torch.softmax(q @ k.mT * scaling + mask[:, None], -1) @ v).transpose(1, 2), None
+
+    monkeypatch.setitem(AttentionInterface._global_mapping, "flat", flat)
+    monkeypatch.setitem(AttentionMaskInterface._global_mapping, "flat", lambda *sizes, **given: eager_mask(
+        *sizes, **given)[:, 0])
+    hf, ids = build("gpt2", F64), token_ids()
+    want, _ = oracle_gradient(hf, ids, target, OracleRules(temperature=2.0))
+    hf.set_attn_implementation("flat")
+    got, _ = gradient(gimkit.apply(NNsight(hf), "temperature"), ids)
+    assert masks == [(2, 10, 10)] * 6
+    assert relative(got, want) < 1e-12
 
 
 def test_without_a_gradient_the_kernel_runs_once(monkeypatch):
