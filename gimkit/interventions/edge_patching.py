@@ -38,11 +38,13 @@ def exact_edge_scores(model, w, edges: list, answers) -> torch.Tensor:
     present = began = len(embedded)
     for layer in w.layers:
         check_sum(layer.block, model.get(layer.block).input, *behind, b=b)
+        # Rows whose edge ends in this block join here, as copies of the clean rows.
         here = range(column, column + 3 * w.heads + 1)
         present = max([present, *(rows.stop for target, (rows, _) in into.items() if target in here)])
         if present > began:
             add_rows(model.get(layer.block), present, began, b)
         stream, reads = model.get(layer.block).input, []
+        # What each q, k and v reads on its edges' rows: the stream less the sources' change, through the norm.
         for which in range(3):
             for head in range(w.heads):
                 if column in into:
@@ -50,6 +52,7 @@ def exact_edge_scores(model, w, edges: list, answers) -> torch.Tensor:
                     x = normed_by(model, layer.norm_before_attention, without(stream, rows, gaps[sources]))
                     reads.append((which, head, rows, x))
                 column += 1
+        # Those heads alone get the q, k or v of what they read.
         normed = normed_by(model, layer.norm_before_attention, stream[:2 * b])
         for path in list(dict.fromkeys(layer.projections)):
             reading = [read for read in reads if layer.projections[read[0]] == path]
@@ -57,6 +60,7 @@ def exact_edge_scores(model, w, edges: list, answers) -> torch.Tensor:
                 model.get(path).output = projected(model.get(path), path, normed, reading, layer.layout, w)
         projection = model.get(layer.output)
         z = projection.input
+        # A shared key or value changed for all heads that read it: the others' outputs become clean again.
         if group > 1 and any(which for which, *_ in reads):
             z = z.clone()
             by_head = z.unflatten(-1, (w.heads, -1))
@@ -65,6 +69,7 @@ def exact_edge_scores(model, w, edges: list, answers) -> torch.Tensor:
                 for other in others:
                     by_head[rows, :, other] = by_head[:b, :, other].repeat((rows.stop - rows.start) // b, 1, 1)
             projection.input = z
+        # Clean minus corrupt of what each head writes: the sources of later edges.
         attention = projection.output
         weight = matrix_of(projection, layer.output, z, attention)[0]
         after = read_after(model, layer.norm_after_attention, attention)
@@ -72,6 +77,7 @@ def exact_edge_scores(model, w, edges: list, answers) -> torch.Tensor:
         behind = [stream, attention if after is None else after.y]
         if not w.parallel:
             gaps = torch.cat([gaps, heads])
+        # The MLP likewise: one target, read before its norm.
         mlp, norm = model.get(layer.mlp), layer.norm_before_mlp
         path = layer.mlp if norm is None else norm.path
         entry = model.get(path).input
@@ -85,6 +91,7 @@ def exact_edge_scores(model, w, edges: list, answers) -> torch.Tensor:
         after = read_norm(model, layer.norm_after_mlp)
         behind.append(m if after is None else after.y)
         gaps = torch.cat([gaps, *([heads] if w.parallel else []), written(m, after, b)[None]])
+    # The logits read the stream before the final norm.
     final = model.get(w.final_norm.path)
     check_sum(w.final_norm.path, final.input, *behind, b=b)
     if column in into:

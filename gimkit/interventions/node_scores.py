@@ -33,11 +33,13 @@ def node_scores(model, embedding: str, unembedding, blocks: list, n_heads: int, 
     rows = len(leaf)
     parts, differences, by_head = [leaf], [(leaf[:b] - leaf[b:2 * b]).detach()[None]], [False]
     for layer, (output, mlp, after_attention, after_mlp, attention) in enumerate(blocks):
+        # "atp*": heads again with the corrupt run's queries, keys or values, one after another.
         if attention:
             heads, changes = swapped_heads(model.get(attention), b)
             parts.append(heads)
             differences.append(changes)
             by_head.append(True)
+        # The heads: their outputs side by side, or where a norm follows, what leaves it.
         projection, shares_here = model.get(output), between.get((layer, "attention"), {})
         z = projection.input
         if after_attention is None:
@@ -53,13 +55,16 @@ def node_scores(model, embedding: str, unembedding, blocks: list, n_heads: int, 
             part = put_output(model.get(after_attention.path), shares_here, b, rows)
         parts.append(part)
         by_head.append(after_attention is None)
+        # The MLP, read likewise.
         m, reading = tensor_of(model.get(mlp).output), read_norm(model, after_mlp)
         differences.append(written(by_row(m, rows), reading, b)[None])
         writer = mlp if after_mlp is None else after_mlp.path
         parts.append(put_output(model.get(writer), between.get((layer, "mlp"), {}), b, rows))
         by_head.append(False)
+    # One backward pass from the metric at the gradient's points to all outputs.
     logits = at_answers(model, unembedding, answers.last)
     value = sum(metric_values(logits[start:start + b], answers, logits[:b]).sum() for start in gradient_rows)
+    # <clean - corrupt output, mean gradient>, summed over positions and width.
     columns = []
     for difference, headwise, gradient in zip(differences, by_head, torch.autograd.grad(value, parts)):
         g = gradient if headwise else by_row(gradient, rows)
