@@ -12,8 +12,8 @@ from transformers.models.llama.modeling_llama import LlamaAttention
 
 import gimkit
 from gimkit.circuits import Circuit, EdgeScores, Graph, NodeScores, mib_files
-from gimkit.model.architecture import architecture_of
-from gimkit.model.graph import greedy_edges
+from gimkit.model.architecture import architecture_of, rows_at_once
+from gimkit.model.graph import greedy_edges, prune
 
 SMOLLM2 = Graph(layers=30, heads=9, parallel=False, width=576)
 LLAMA_8B = Graph(layers=32, heads=32, parallel=False, width=4096)
@@ -129,6 +129,19 @@ def test_the_largest_graph_in_seconds(tmp_path):
     top = edges.top(10**6)
     assert len(top) > 9e5 and len(edges.greedy(10**5)) > 5e4
     assert Circuit.load(top.save(tmp_path / "circuit.safetensors")) == top
+
+
+def test_a_chain_through_all_layers_is_pruned():
+    """Each round takes its last edge away; with an edge to the logits all of it stays."""
+    circuit = Circuit.of(LLAMA_8B, ["input->m0", *(f"m{layer}->m{layer + 1}" for layer in range(31))])
+    assert len(circuit) == 32 and not prune(circuit.keep, LLAMA_8B).any()
+    circuit.keep[-1, -1] = True
+    assert torch.equal(prune(circuit.keep, LLAMA_8B), circuit.keep)
+
+
+def test_long_prompts_run_a_few_at_a_time():
+    assert rows_at_once(NNsight(build("llama")), 8) == 2**22 // (8 * 32)
+    assert rows_at_once(NNsight(build("llama")), 10**6) == 1
 
 
 @pytest.mark.parametrize("graph", [SMOLLM2, Graph(2, 3, True, 8), Graph(1, 1, False, 4)])

@@ -14,7 +14,7 @@ from gimkit.circuits.nodes import NodeScores
 from gimkit.errors import check_whole, require_finite
 from gimkit.interventions.node_patching import coalition_values
 from gimkit.model.apply import check_unedited
-from gimkit.model.architecture import Architecture, architecture_of, unembedding_of
+from gimkit.model.architecture import Architecture, architecture_of, rows_at_once, unembedding_of
 from gimkit.model.graph import nodes_of
 from gimkit.model.residual_stream import graph_if_covered
 from gimkit.remote import in_trace
@@ -122,10 +122,10 @@ def node_intervals(scores: NodeScores, **options: Any) -> pandas.DataFrame:
 
 
 def _worth(model: Envoy, parts: Architecture, paths: list[tuple[str, str]], batch: Task, present: torch.Tensor,
-           remote: bool | str, most_rows: int = 512) -> torch.Tensor:
-    """Values [1 + sets, b]: of the corrupt run, then of each set, as many per forward as fit into `most_rows` rows."""
+           remote: bool | str) -> torch.Tensor:
+    """Values [1 + sets, b]: of the corrupt run, then of each set, as many in one pass as it takes."""
     found: list[torch.Tensor] = []
-    for some in present.split(max(1, most_rows // len(batch) - 1)):
+    for some in present.split(max(1, rows_at_once(model, batch.clean.shape[1]) // len(batch) - 1)):
         ids = torch.cat([batch.corrupt, batch.clean.repeat(len(some), 1)])
         values = in_trace(model, ids, coalition_values, unembedding_of(model), paths, parts.n_heads, some,
                           answers_of(batch), remote=remote, gradients=False)

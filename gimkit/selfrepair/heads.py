@@ -11,7 +11,7 @@ from nnsight.intervention.envoy import Envoy
 from gimkit.errors import check_whole, require_finite
 from gimkit.interventions.head_ablation import head_effects
 from gimkit.model.apply import check_unedited
-from gimkit.model.architecture import architecture_of
+from gimkit.model.architecture import architecture_of, rows_at_once
 from gimkit.model.residual_stream import residual_stream_of
 from gimkit.remote import in_trace
 from gimkit.results import Result
@@ -148,7 +148,8 @@ def head_repair(model: Envoy, task: Task, *, batch_size: int = 32, remote: bool 
     places = [(layer, head) for layer in range(len(layers)) for head in range(w.heads)]
     found = []
     for batch, answers in batches(task, batch_size, "heads"):
-        ids, step, chunks = rows_of(batch), max(1, 512 // len(batch) - 2), []
+        ids, chunks = rows_of(batch), []
+        step = max(1, rows_at_once(model, ids.shape[1]) // len(batch) - 2)
         for chosen in (places[i:i + step] for i in range(0, len(places), step)):
             rows = torch.cat([ids, batch.clean.repeat(len(chosen), 1)])
             chunks.append(in_trace(model, rows, head_effects, layers, w.final_norm, w.unembedding, softcap, w.heads,
