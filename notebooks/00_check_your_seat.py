@@ -1,17 +1,21 @@
 # %% [markdown]
 # # 00 · Check your seat
 #
-# **Claim: if this notebook runs to its end, so do the others. The models are on your disk, they predict, gradients flow through them, and none of it needs the network.**
+# ![A model is a tree of modules; a trace reads one of them](pictures/trace.svg)
 #
-# Runs on: the bundled models. To run on a hub model, or on a large model on NDIF's servers, change the first cell; the rest stays as it is. The cells take about 10 seconds; the exercise 5 minutes.
+# **Claim: if this notebook runs to its end, so do the others.**
+#
+# - A model is a tree of modules. A *trace* runs it and reads any of them.
+# - The models are on your disk; nothing here needs the network.
+#
+# Runs on: SmolLM2, a real model of 135 million parameters, and two bundled ones. The cells take about half a minute; the exercise 5 minutes. Words you do not know are in the [glossary](GLOSSARY.md).
 
 # %%
-MODEL = "mini-gpt2"  # bundled; or a hub id, a folder, or an NDIF model
+MODEL = "smollm2-135m"  # a real model; or "mini-gpt2", "mini-llama" (bundled), a hub id, a folder, an NDIF model
 REMOTE = False
 
 # %% [markdown]
-# ## Versions
-# If an import fails: run `make lab` from the repository's folder, or `pip install .` there.
+# The switch above opens every notebook. Where SmolLM2 is not installed, the next cell names the command that installs it; with a bundled model everything runs too.
 
 # %%
 import os
@@ -22,60 +26,70 @@ import pandas
 import torch
 
 import gimkit
+from gimkit import plots
 from gimkit.model.architecture import architecture_of
 from gimkit.notebook import checks
 
-status = {f"{name} {found}": "yes" for name, found in [("python", platform.python_version()), ("torch", torch.__version__)]}
-status |= {f"{name} {version(name)}": "yes" for name in ("nnsight", "transformers")}
-status |= {f"gimkit {version('gimkit-nnsight')}": "yes"}
-for part in status:
-    print(part)
+model = gimkit.load(MODEL)
+print("python", platform.python_version(), *(f"{name} {version(name)}" for name in ("torch", "transformers", "nnsight")))
+
+# %% [markdown]
+# ## What the kit is for
+# Two people; one gives something to the other. Which words speak for the right name? Below, the same model and the same sentence, with two backward passes on one colour scale: blue speaks for the right name, orange against it. **Predict:** how strong is the right name itself?
+
+# %%
+task = gimkit.tasks.ioi(model, n=8, seed=0)
+pair = task[0]
+scores = {name: gimkit.attribute(model, pair.clean, (pair.answer, pair.wrong), method=method, remote=REMOTE)
+          for name, method in (("GIM", "gim"), ("plain gradient", "gradient"))}
+ax = plots.token_heat(scores)
+
+# %% [markdown]
+# <details><summary>What you see on SmolLM2</summary>
+#
+# GIM gives the right name, Charles, the most: +3.6 logits. The plain gradient counts it as evidence *against* itself: -5.1. Notebook 01 shows on five numbers how a gradient can be so wrong, notebook 04 asks an exact measurement who is right.
+# </details>
 
 # %% [markdown]
 # ## Do the models predict?
-# Both bundled models were trained for this kit, on sentences of its own; they know a few hundred words and some simple tasks. Read the prompt that the next cell prints: two people, and one of them gives, sends or lends something. **Predict** the next word, then look at the three most probable ones.
+# Both bundled models were trained for this kit, on a few hundred words. **Predict** the next word of each prompt, then look at the three most probable ones. A real model also knows words that are no names; what counts is which of the two names it prefers.
+
 
 # %%
-models = {name: gimkit.load(name) for name in dict.fromkeys(["mini-gpt2", "mini-llama", MODEL])}
-model = models[MODEL]
-pair = gimkit.tasks.ioi(model, n=1, seed=0)[0]
-
-
 def next_words(model, prompt, n=3):
-    """The n most probable next tokens, as {text: probability}."""
+    """The probabilities of the next token: the n most probable ones, as {text: probability}, and all of them."""
     with torch.no_grad():
         with model.trace(prompt, use_cache=False, remote=REMOTE):
             logits = model.output.logits[0, -1].save()
-    top = logits.softmax(-1).topk(n)
-    return {model.tokenizer.decode(i).strip(): round(float(p), 3) for p, i in zip(*top)}
+    chances = logits.softmax(-1)
+    top = {model.tokenizer.decode(i).strip(): round(float(p), 3) for p, i in zip(*chances.topk(n))}
+    return top, chances
 
-
-print(pair.clean, "...")
-for name, each in models.items():
-    words = next_words(each, pair.clean)
-    status[f"{name} answers {pair.answer}"] = "yes" if next(iter(words)) == pair.answer.strip() else "NO"
-    print(f"{name:12}", words)
-
-# %% [markdown]
-# ### A control
-# Perhaps the models say this name whatever they read; then they would say it here too. One word of the prompt was exchanged: **predict** the answer.
 
 # %%
-print(pair.corrupt, "...")
-for name, each in models.items():
-    words = next_words(each, pair.corrupt)
-    status[f"{name} then answers {pair.wrong}"] = "yes" if next(iter(words)) == pair.wrong.strip() else "NO"
-    print(f"{name:12}", words)
+status = {}
+for name in dict.fromkeys([MODEL, "mini-gpt2", "mini-llama"]):
+    each = model if name == MODEL else gimkit.load(name)
+    few = gimkit.tasks.ioi(each, n=8, seed=0)
+    names = [few.good[0][0], few.bad[0][0]]  # the tokens of the right and the wrong name
+    for prompt, (right, wrong) in ((few[0].clean, names), (few[0].corrupt, names[::-1])):
+        words, chances = next_words(each, prompt)
+        who = each.tokenizer.decode(right).strip()
+        status[f"{name} prefers {who}"] = "yes" if chances[right] > chances[wrong] else "NO"
+        print(f"{name}: {prompt} ...\n    {words}; {who} {chances[right]:.2g}, the other {chances[wrong]:.2g}")
+
+# %% [markdown]
+# The second prompt of each model is a **control**: one name was exchanged, so the answer must change too. A model that always says the same name would fail here.
 
 # %% [markdown]
 # ## Reading a trace
-# nnsight runs a model inside a `with model.trace(prompt):` block. There, `module.output` is what the module returns, and `.save()` keeps a value for after the block. The block's body starts on its own line. A name like `transformer.h.0.mlp` leads to a module: `model.transformer.h[0].mlp`, or `model.get("transformer.h.0.mlp")`.
+# nnsight runs a model inside a `with model.trace(prompt):` block. There, `module.output` is what the module returns, and `.save()` keeps a value for after the block. The block's body starts on its own line. A name like `model.layers.0.mlp` leads to a module: `model.get("model.layers.0.mlp")`.
 
 # %%
 first = architecture_of(model).blocks[0]  # gimkit finds the parts of a model by itself
 print("attention:", first.attention, "  MLP:", first.mlp)
 
-with model.trace(pair.clean, use_cache=False, remote=REMOTE):
+with model.trace(task[0].clean, use_cache=False, remote=REMOTE):
     leaf = model.get(architecture_of(model).embedding).output.detach().requires_grad_(True)
     model.get(architecture_of(model).embedding).output = leaf
     gradient = torch.autograd.grad(model.output.logits[0, -1].max(), leaf)[0].save()
@@ -110,6 +124,8 @@ checks.read_a_trace(activation_shape, model)
 #     return output.shape
 # ```
 # </details>
+#
+# **Bonus:** which word does the model expect after the *first* five words of the prompt? Trace them, and read the logits at the last position.
 
 # %% [markdown]
 # ## Your seat
@@ -120,8 +136,8 @@ status["NDIF key (only for notebook 08)"] = "yes" if os.environ.get("NDIF_API_KE
 pandas.DataFrame(status.items(), columns=["part", "ready"])
 
 # %% [markdown]
-# `NO` in capitals should not be there: please open an issue with this table. A model of your own may well fail the two rows about names; the bundled ones must not.
+# `NO` in capitals should not be there: please open an issue with this table. A model of your own may well fail the rows about names; SmolLM2 and the bundled ones must not.
 #
-# **What this does not show:** that other models work (each is examined when it is loaded into a method, and refused by name if it cannot be done exactly), or that a server is up.
+# **What this does not show:** that other models work (each is examined when a method meets it, and refused by name if it cannot be done exactly), or that a server is up.
 #
 # Next: **01 · When gradients lie**.

@@ -370,3 +370,8 @@ def test_every_document_fits_and_is_in_the_vocabulary():
         assert len(pieces) < CONTEXT and words.issuperset(pieces)
     text = "Outside the farm, Mary was talking with John in 1732."
     assert build_tokenizer(sorted(words)).tokenize(text) == corpus.PIECES.findall(text)
+
+
+def test_loading_a_bundled_model_says_nothing(capfd):
+    gimkit.load("mini-llama")
+    assert capfd.readouterr() == ("", "")

@@ -39,7 +39,8 @@ def _complete(name: str) -> Iterator[None]:
     logger, unfilled = logging.getLogger("transformers.modeling_utils"), _Unfilled()
     level, unfilled.level, silenced = logger.level, logger.getEffectiveLevel(), logger.disabled
     logger.addFilter(unfilled)
-    logger.setLevel(min(logging.WARNING, unfilled.level))  # the report must come where the user shows errors only
+    if unfilled.level > logging.WARNING:  # the report must come where the user shows errors only
+        logger.setLevel(logging.WARNING)
     logger.disabled = False
     try:
         yield
