@@ -1,12 +1,17 @@
 # %% [markdown]
 # # 01 · When gradients lie
 #
-# **Claim: when two attention scores carry the same information, each one's gradient is almost zero, and so is the effect of lowering either, although lowering both changes the output a lot. A softmax gradient at temperature 2 sees it.**
+# ![Lowering one of two scores costs nothing, lowering both a lot; the gradient predicts nothing](pictures/saturation.svg)
 #
-# You need: how softmax works, and `torch`. It runs on five numbers, no model, no network. The cells take seconds; with the three exercises plan 30 minutes.
+# **Claim: where two attention scores carry the same information, the plain gradient misses both.**
+#
+# - Lowering either score costs nothing: the other takes over. Lowering both costs a lot.
+# - A softmax gradient at temperature 2 sees the pair. It overshoots.
+#
+# You need: how softmax works, and `torch`. Runs on: five numbers, no model, no network. The cells take seconds; with the three exercises plan 30 minutes. Words: [glossary](GLOSSARY.md).
 
 # %%
-MODEL = "mini-gpt2"  # bundled; or a hub id, a folder, or an NDIF model
+MODEL = "smollm2-135m"  # a real model; or "mini-gpt2", "mini-llama" (bundled), a hub id, a folder, an NDIF model
 REMOTE = False
 
 # %% [markdown]
@@ -45,7 +50,10 @@ print("weights", [round(w, 4) for w in lowered.softmax(-1).tolist()])
 print(f"output  {output(lowered):.3f}, a fall of {output(scores) - output(lowered):.3f}")
 
 # %% [markdown]
+# <details><summary>Why</summary>
+#
 # Almost nothing: softmax weights add up to 1, so position 1 takes over what position 0 loses, and carries the same information. The attention **repaired itself**. A test of one score at a time would call both unimportant.
+# </details>
 
 # %% [markdown]
 # ### Exercise 1 · One at a time, or both? (10 minutes, easy)
@@ -92,7 +100,10 @@ print("gradient of each score   ", [round(g, 4) for g in leaf.grad.tolist()])
 print(f"predicted fall, both lowered {(leaf.grad * distance)[:2].sum():.3f}")
 
 # %% [markdown]
+# <details><summary>Why</summary>
+#
 # The gradient is tiny because a softmax row near its limit is flat: with g = dL/dweights (here the `values`), its backward pass is dL/da = p (g - Σ p g), and the mean Σ p g is already almost 10.
+# </details>
 #
 # **The temperature rule** keeps the forward pass and takes the same formula with p at a higher temperature: p_T = softmax(a / T). A warmer row is less saturated.
 
@@ -138,7 +149,7 @@ left, right = plots.saturation(effects)
 # %% [markdown]
 # Read the right side from top to bottom. Each single ablation sees next to nothing, both at once cost over a logit, and the plain gradient sides with the single ones. Temperature 2 sees the pair, and **overshoots**: the rule finds what matters, it does not measure it.
 #
-# Now move the scores and the temperature (this needs a running kernel). Try equal scores of 2, 4, 8. At which does the plain gradient stop being useful?
+# Now move the scores and the temperature (this needs a running kernel). Try equal scores of 2, 4, 8, 16. At which does the plain gradient stop being useful?
 
 # %%
 from gimkit.notebook.widgets import saturation_explorer
@@ -146,8 +157,8 @@ from gimkit.notebook.widgets import saturation_explorer
 saturation_explorer()
 
 # %% [markdown]
-# ## Controls: where the story must break
-# If the story is right, three things must *not* happen. **Predict each before you run.**
+# ## Controls: nothing should happen
+# If the explanation is right, three things must *not* happen. **Predict each before you run.**
 # 1. *One position has the information* (a = [6, 0, 0, 0, 0], only value 0 counts): no other position can take over, so a single ablation must show the effect and little interaction may be left.
 # 2. *No saturation* (a = [1, 1, 0, 0, 0]): the plain gradient must be about right.
 # 3. *No information in the attention* (all values 10): every effect and every gradient must be zero, at temperature 2 too. A rule that sees something here would be making it up.
@@ -155,14 +166,15 @@ saturation_explorer()
 
 # %%
 def summary(scores, values, temperature=2.0):
-    table = plots.saturation_effects(scores, values, temperature)
-    at = table[table["share"] == 1].set_index(["by", "lowered"])["effect"]
+    table = plots.saturation_effects(scores, values, temperature).query("share == 1")
+    at = table.set_index(["by", "lowered"])["effect"]
     joint, single = at["truth", "both"], at["sum of single", "both"]
-    return {"first alone": at["truth", "first"], "both": joint,
-            "interaction": (joint - single) / joint if abs(joint) > 1e-9 else 0.0,
+    interaction = (joint - single) / joint if abs(joint) > 1e-9 else 0.0
+    return {"first alone": at["truth", "first"], "both": joint, "interaction": interaction,
             "gradient": at["gradient", "both"], f"T = {temperature:g}": at[f"gradient, T = {temperature:g}", "both"]}
 
 
+# %%
 controls = pandas.DataFrame({
     "two positions, same information": summary([6, 6, 0, 0, 0], [10, 10, 0, 0, 0]),
     "1. one position": summary([6, 0, 0, 0, 0], [10, 0, 0, 0, 0]),
@@ -172,7 +184,10 @@ controls = pandas.DataFrame({
 controls.round(3) + 0.0
 
 # %% [markdown]
+# <details><summary>What happened</summary>
+#
 # Look at control 1 again: the interaction is nearly gone, and yet the plain gradient still misses most of the effect. So there are **two** lies. Self-repair fools single ablations; saturation fools the gradient, with or without a second position. Temperature works against the second.
+# </details>
 
 # %%
 one, none = controls.loc["1. one position"], controls.loc["3. no information"]
@@ -204,10 +219,12 @@ checks.hidden_from_the_gradient(my_scores)
 #
 # The gradient shrinks like exp(-score). The true effect shrinks more slowly, since ablation puts the two scores at the mean; but beyond a score of about 12 that mean itself keeps the last three positions out.
 # </details>
+#
+# **Bonus:** hide from temperature 2 as well: which scores make both gradients predict less than 1% of the joint effect?
 
 # %% [markdown]
 # ## What temperature cannot do
-# Each row below is one size of the first two scores; the columns are predicted over true joint effect (1 is right).
+# Predicted over true joint effect, for growing scores of the first two positions; on the dashed line a prediction is right.
 
 # %%
 ratios = {}
@@ -216,7 +233,9 @@ for size in (0.5, 1, 2, 4, 6, 8, 10, 12):
         found = summary([size, size, 0, 0, 0], [10, 10, 0, 0, 0], t)
         ratios.setdefault(f"T = {t:g}", {})[size] = found[f"T = {t:g}"] / found["both"]
 ratios = pandas.DataFrame(ratios).rename_axis("score")
-ratios.round(2)
+ax = ratios.plot(logy=True, marker="o", ylabel="predicted / true", figsize=(7, 3.2),
+                 color=[plots.ORANGE, plots.BLUE, plots.GREY])
+line = ax.axhline(1, color=plots.DARK, linestyle="--", linewidth=0.9)
 
 # %%
 off_by = pandas.concat([ratios, 1 / ratios]).groupby(level=0).max().max()

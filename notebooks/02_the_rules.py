@@ -1,19 +1,25 @@
 # %% [markdown]
 # # 02 · The rules
 #
-# **Claim: GIM's four rules change only the backward pass. The logits stay the same, bit for bit; the gradients change; and a receipt says where each rule acts.**
+# ![Four places in a block: forward unchanged, backward changed](pictures/rules.svg)
 #
-# You need: 01, and the parts of a transformer block. Runs on: the bundled models, no network. The cells take about 20 seconds; with the four exercises plan an hour.
+# **Claim: GIM's four rules change only the backward pass.**
+#
+# - The logits stay the same, bit for bit. The gradients change.
+# - A receipt lists where each rule acts.
+#
+# You need: 01, and the parts of a transformer block. Runs on: SmolLM2 and a bundled model, no network. The cells take about a minute; with the four exercises plan an hour. Words: [glossary](GLOSSARY.md).
 
 # %%
-MODEL = "mini-gpt2"  # bundled; or a hub id, a folder, or an NDIF model
+MODEL = "smollm2-135m"  # a real model; or "mini-gpt2", "mini-llama" (bundled), a hub id, a folder, an NDIF model
 REMOTE = False
 
 # %%
+from itertools import combinations
+
 import pandas
 import seaborn
 import torch
-from matplotlib import pyplot
 
 import gimkit
 from gimkit import plots
@@ -22,53 +28,53 @@ from gimkit.model.architecture import architecture_of
 from gimkit.notebook import checks
 from gimkit.rules import Rules
 
+# %%
 torch.manual_seed(0)
+torch.set_num_threads(1)
 seaborn.set_style("whitegrid")
 model = gimkit.load(MODEL)
-llama = gimkit.load("mini-llama")  # a second one, with gated MLPs
+llama = gimkit.load("mini-llama")  # a small one with gated MLPs, for exercise 4
 
 # %% [markdown]
 # ## First, what it is for
-# Here is a sentence with two names, and the models must continue it. Which words speak for the right name and against the wrong one? Each bar is (embedding - neutral embedding) · gradient. **Predict** the two tallest bars, then run.
+# A sentence with two names, and the model must continue it. Which words speak for the right name (blue) and against it (orange)? Each score is (embedding - neutral embedding) · gradient. The last text is an exact measurement: take the word out, run again. **Predict** the two strongest words, then run.
 
 # %%
-task = gimkit.tasks.ioi(model, n=16, seed=0)
+task = gimkit.tasks.ioi(model, n=4, seed=0)
 pair = task[0]
 print(f"{pair.clean} ... {pair.answer}, not {pair.wrong}")
-figure, axes = pyplot.subplots(1, 2, figsize=(12, 3.2), layout="constrained")
-for method, ax in zip(("gradient", "gim"), axes):
-    scores = gimkit.attribute(model, pair.clean, (pair.answer, pair.wrong), method=method, remote=REMOTE)
-    plots.token_bars(scores, ax=ax)
+texts = {name: gimkit.attribute(model, pair.clean, (pair.answer, pair.wrong), method=method, remote=REMOTE)
+         for name, method in (("plain gradient", "gradient"), ("GIM", "gim"), ("exact: taken out", "occlusion"))}
+ax = plots.token_heat(texts)
 
 # %% [markdown]
-# The same model, the same sentence, two backward passes. The one on the right was edited: it is the gradient of no function. The next cell runs both on all sixteen sentences. **Predict:** in how many of the logits do the two models differ?
+# <details><summary>What you see on SmolLM2</summary>
+#
+# WHATYOUSEE
+# </details>
+#
+# The next cells run both backward passes on all prompts. **Predict:** in how many logits do the two models differ?
 
 
 # %%
 def logits_and_gradient(model, task):
     """Logits [n, seq, vocabulary], and the gradient of right minus wrong logit at the embeddings [n, seq, width]."""
-    rows, path = torch.arange(len(task)), architecture_of(model).embedding
     right, wrong = (torch.tensor([ids[0] for ids in answers]) for answers in (task.good, task.bad))
+    rows, embedding = torch.arange(len(task)), model.get(architecture_of(model).embedding)
     with model.trace(input_ids=task.clean, use_cache=False, remote=REMOTE):
-        embedding = model.get(path)
         leaf = embedding.output.detach().requires_grad_(True)
         embedding.output = leaf
         logits = model.output.logits
         last = logits[rows, task.last]
-        difference = (last[rows, right] - last[rows, wrong]).sum()
-        gradient = torch.autograd.grad(difference, leaf)[0].save()
+        gradient = torch.autograd.grad((last[rows, right] - last[rows, wrong]).sum(), leaf)[0].save()
         logits = logits.detach().save()
     return logits, gradient
 
 
+# %%
 def change(gradient, plain):
     """How far a gradient moved, as a share of the plain one's length; the mean over prompts."""
     return float(((gradient - plain).flatten(1).norm(dim=1) / plain.flatten(1).norm(dim=1)).mean())
-
-
-def alignment(gradient, plain):
-    """The cosine between a gradient and the plain one; the mean over prompts."""
-    return float(torch.cosine_similarity(gradient.flatten(1), plain.flatten(1)).mean())
 
 
 gim = gimkit.apply(model)  # an edited copy; `model` itself is untouched
@@ -189,7 +195,7 @@ checks.tempered_attention(tempered_attention)
 # </details>
 
 # %% [markdown]
-# ## Rule: gate, in a real model
+# ## Rule: gate, in a model
 # A gated MLP multiplies act(gate) by up, then projects down. One half at the input of `down_proj` gives each factor its half. GPT-2 has no gate, so this exercise is on the Llama-type model.
 #
 # With nnsight, `model.edit()` stores an intervention in a copy of the model: it runs in every later trace.
@@ -221,53 +227,46 @@ checks.halved_products(halve_products, llama)
 #     return edited
 # ```
 # </details>
+#
+# **Bonus:** give the gate a quarter and `up` three quarters. Which tokens of the sentence above change most?
 
 # %% [markdown]
 # ## How much does each rule change?
-# All 16 sets of the four rules, on both models; the change is the distance from the plain gradient as a share of its length. **Predict:** which rule moves the gradient most? Will all four together move it by the sum?
+# All 16 sets of the four rules; the change is the distance from the plain gradient as a share of its length. **Predict:** which rule moves the gradient most? Will all four together move it by the sum?
 
 # %%
-from itertools import combinations
-
 PARTS = {"norm": dict(freeze_norm=True), "temperature": dict(temperature=2.0),
          "q/k/v": dict(q=0.25, k=0.25, v=0.5), "gate": dict(gate=0.5, up=0.5)}
 SETS = [frozenset(chosen) for size in range(5) for chosen in combinations(PARTS, size)]
 rules = {chosen: Rules(**{key: value for part in chosen for key, value in PARTS[part].items()}) for chosen in SETS}
-
-
-def changes_of(model, task):
-    """For each set of rules the gradient's (change, cosine with the plain one); raise if a single logit differs."""
-    logits, plain = logits_and_gradient(model, task)
-    changes = {}
-    for chosen in SETS:
-        edited_logits, gradient = logits_and_gradient(gimkit.apply(model, rules[chosen]), task)
-        assert torch.equal(edited_logits, logits), f"the forward pass changed under {set(chosen)}"
-        changes[chosen] = change(gradient, plain), alignment(gradient, plain)
-    return changes
-
-
-llama_task = gimkit.tasks.ioi(llama, n=16, seed=0)
-found = {MODEL: changes_of(model, task), "mini-llama": changes_of(llama, llama_task)}
-print("logits identical, bit for bit, under", len(SETS), "sets of rules on", " and ".join(found))
+changes, lengths = {}, {}
+for chosen in SETS:
+    edited_logits, gradient = logits_and_gradient(gimkit.apply(model, rules[chosen]), task)
+    assert torch.equal(edited_logits, logits), f"the forward pass changed under {set(chosen)}"
+    changes[chosen] = change(gradient, plain)
+    lengths[chosen] = float(gradient.norm() / plain.norm())
+print("logits identical, bit for bit, under", len(SETS), "sets of rules")
 
 # %%
-figure, axes = pyplot.subplots(1, 2, figsize=(11, 2.4), sharex=True, layout="constrained")
-for ax, (name, changes) in zip(axes, found.items()):
-    shown = {part: changes[frozenset({part})] for part in PARTS} | {"all four (GIM)": changes[frozenset(PARTS)]}
-    table = pandas.DataFrame([(rule, *pair) for rule, pair in shown.items()], columns=["rules", "change", "cosine"])
-    plots.rule_changes(table, ax=ax)
-    ax.set_title(name)
-    print(f"{name:12} cosine with the plain gradient:", dict(zip(table["rules"], table["cosine"].round(2))))
+shown = {part: frozenset({part}) for part in PARTS} | {"all but norm": frozenset(PARTS) - {"norm"},
+                                                       "all four (GIM)": frozenset(PARTS)}
+table = pandas.DataFrame([(rule, changes[chosen]) for rule, chosen in shown.items()], columns=["rules", "change"])
+ax = plots.rule_changes(table)
+print("length of the gradient, plain = 1:", {rule: round(lengths[chosen], 2) for rule, chosen in shown.items()})
 
 # %% [markdown]
-# The rules do not add up: each one changes what the others receive. Tick rules below (this needs a running kernel; every set is already computed).
+# <details><summary>Why do the rules not add up?</summary>
+#
+# WHYNOTADD
+# </details>
+#
+# Tick rules below (this needs a running kernel; every set is already computed).
 
 # %%
 from gimkit.notebook.widgets import rule_explorer
 
-asked = llama_task[0]
-tokens = {chosen: gimkit.attribute(llama, asked.clean, (asked.answer, asked.wrong), method=rules[chosen]) for chosen in SETS}
-rule_explorer({chosen: moved for chosen, (moved, _) in found["mini-llama"].items()}, tokens)
+tokens = {chosen: gimkit.attribute(model, pair.clean, (pair.answer, pair.wrong), method=rules[chosen]) for chosen in SETS}
+rule_explorer(changes, tokens)
 
 # %% [markdown]
 # ## The same with every attention kernel
@@ -280,7 +279,8 @@ for name, edited in (("sdpa", sdpa), ("eager", eager)):
     places = gimkit.receipt(edited).places
     assert edited.config._attn_implementation == name and len(places) == 3 and all(places.values())
     print(f"{name:5}", {rule: len(modules) for rule, modules in places.items()})
-gap = change(logits_and_gradient(eager, llama_task)[1], logits_and_gradient(sdpa, llama_task)[1])
+few = gimkit.tasks.ioi(llama, n=16, seed=0)
+gap = change(logits_and_gradient(eager, few)[1], logits_and_gradient(sdpa, few)[1])
 print(f"gradients differ by {gap:.1e} of their length")
 
 # %% [markdown]
@@ -292,7 +292,7 @@ nothing = gimkit.apply(model, Rules(temperature=1.0, q=1.0, k=1.0, v=1.0))
 print(gimkit.receipt(nothing))
 print("gradient identical", torch.equal(logits_and_gradient(nothing, task)[1], plain))
 
-gpt2 = model if MODEL == "mini-gpt2" else gimkit.load("mini-gpt2")
+gpt2 = gimkit.load("mini-gpt2")
 print(gimkit.receipt(gimkit.apply(gpt2, rules[frozenset({"gate"})])))
 
 # %% [markdown]
@@ -310,12 +310,15 @@ finally:
 print(f"{norm_class.__name__}.forward returned zeros; logits that changed: {int((before != after).sum())}")
 
 # %% [markdown]
-# Nothing happened, and nothing complained. A rule placed like this would be silently absent; this is why the rules are nnsight edits, and why there is a receipt.
+# <details><summary>What happened</summary>
+#
+# Nothing, and nothing complained. A rule placed like this would be silently absent; this is why the rules are nnsight edits, and why there is a receipt.
+# </details>
 #
 # ## What this does not show
 # - **Changed is not better.** That the gradient moves says nothing about whether it explains more. Notebook 04 measures that against exact patching.
 # - **It is the gradient of no function.** Finite differences will not match it; do not train with it.
-# - **Two attention calls per layer:** the temperature costs time.
+# - **The temperature costs time:** attention's scores are computed once more in the backward pass.
 # - **Not every architecture.** Models whose attention does not run through transformers' `attention_interface` (GPT-Neo, Bloom, Mamba and others) are refused by name.
 #
 # Next: **03 · Self-repair**, inside a model this time. Sources: GIM, [arXiv 2505.17630](https://arxiv.org/abs/2505.17630).
