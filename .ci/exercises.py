@@ -1,9 +1,10 @@
 """Write the exercise edition of the notebooks, without solutions and outputs: `python .ci/exercises.py exercises`.
 
-Hints and checks stay. The folder is made anew, and only where it holds nothing but notebooks.
+Hints, checks, pictures and the glossary stay. The folder is made anew, and only where it holds nothing else.
 """
 
 import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -30,11 +31,13 @@ def strip(script: Path) -> nbformat.NotebookNode:
 if __name__ == "__main__":
     folder = Path(sys.argv[1])
     folder.mkdir(parents=True, exist_ok=True)
-    others = [path.name for path in folder.iterdir() if path.suffix != ".ipynb"]
+    beside = ("pictures", "GLOSSARY.md")
+    others = [path.name for path in folder.iterdir() if path.suffix != ".ipynb" and path.name not in beside]
     if others:
         sys.exit(f"{folder} holds {others[0]}; give a folder of its own")
-    for path in folder.iterdir():
-        path.unlink()
+    shutil.rmtree(folder)
+    shutil.copytree(NOTEBOOKS / "pictures", folder / "pictures", ignore=shutil.ignore_patterns("*.py", "__pycache__"))
+    shutil.copy(NOTEBOOKS / "GLOSSARY.md", folder)
     for script in sorted(NOTEBOOKS.glob("*.py")):
         nbformat.write(strip(script), folder / f"{script.stem}.ipynb")
-    print(f"wrote {len(list(folder.iterdir()))} notebooks to {folder}")
+    print(f"wrote {len(list(folder.glob('*.ipynb')))} notebooks to {folder}")

@@ -1,11 +1,12 @@
 """Run notebooks and write them as they are committed: `python .ci/notebooks.py notebooks/01*.py`.
 
 From the paired py:percent script: converted, executed, and stripped of metadata, of progress bars, and of widgets,
-which die with their kernel: their picture stays.
+which die with their kernel: their picture stays. With `--model mini-llama`, or another name or folder, they are run on
+that model and nothing is written.
 """
 
+import argparse
 import re
-import sys
 from pathlib import Path
 
 import jupytext
@@ -16,14 +17,19 @@ WIDGET, PICTURES = "application/vnd.jupyter.widget-view+json", ("image/png", "im
 PROGRESS = re.compile(r"\d%\|.*(it/s|s/it)\]")  # a progress bar, which is over
 
 
-def build(script: Path) -> None:
-    """Write the executed notebook beside its script."""
+def build(script: Path, model: str | None = None) -> None:
+    """Run a notebook; write it beside its script, unless it is run on another model than its own."""
     path = script.with_suffix(".ipynb")
     notebook = jupytext.read(script)
     for number, cell in enumerate(notebook.cells):
         cell.id = f"cell-{number}"
-    NotebookClient(notebook, kernel_name="python3", timeout=600, record_timing=False, coalesce_streams=True,
+        if model and cell.cell_type == "code":
+            cell.source = re.sub(r'^MODEL = ".*?"|"smollm2-135m"',
+                                 lambda found: "MODEL = " * (found[0][0] == "M") + repr(model), cell.source)
+    NotebookClient(notebook, kernel_name="python3", timeout=3600, record_timing=False, coalesce_streams=True,
                    resources={"metadata": {"path": str(script.parent)}}).execute()
+    if model:
+        return print(f"{script.name} runs on {model}")
     notebook.metadata = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"},
                          "language_info": {"name": "python"}}
     for cell in notebook.cells:
@@ -37,5 +43,9 @@ def build(script: Path) -> None:
     print(f"wrote {path}")
 
 
-for name in sys.argv[1:]:
-    build(Path(name).with_suffix(".py"))
+parser = argparse.ArgumentParser(description="Run notebooks and write them as they are committed.")
+parser.add_argument("notebooks", nargs="+", type=Path)
+parser.add_argument("--model", help="run on this model and write nothing")
+options = parser.parse_args()
+for name in options.notebooks:
+    build(name.with_suffix(".py"), options.model)

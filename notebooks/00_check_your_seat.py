@@ -18,6 +18,7 @@ REMOTE = False
 # The switch above opens every notebook. Where SmolLM2 is not installed, the next cell names the command that installs it; with a bundled model everything runs too.
 
 # %%
+# setup
 import os
 import platform
 from importlib.metadata import version

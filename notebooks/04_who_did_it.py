@@ -1,46 +1,71 @@
 # %% [markdown]
 # # 04 · Who did it?
 #
-# **Claim: one backward pass finds the heads and MLPs that exact patching finds. It gets their sizes wrong; freezing the norms repairs much of that, and the rest of GIM sometimes helps and sometimes harms. Only an exact measurement shows which.**
+# ![One output of the corrupt run is copied into the clean run](pictures/patch.svg)
 #
-# You need: 02, and a trace (00). Runs on: the bundled models, no network. The cells take about a minute; with the three exercises plan an hour.
+# **Claim: one backward pass finds most of the heads and MLPs that an exact measurement finds; how large they are it gets wrong.**
+#
+# - *Exact patching* replaces one part's output and runs again. It is the judge here.
+# - GIM is not always the better estimate: where it wins and where it loses is shown.
+#
+# You need: 02, and a trace (00). Runs on: SmolLM2, then both bundled models; no network. The cells take about two minutes; with the three exercises plan an hour. Words: [glossary](GLOSSARY.md).
 
 # %%
-MODEL = "mini-gpt2"  # bundled; or a hub id, a folder, or an NDIF model
+MODEL = "smollm2-135m"  # a real model; or "mini-gpt2", "mini-llama" (bundled), a hub id, a folder, an NDIF model
 REMOTE = False
 
 # %%
-import sys
-
+# setup: imports, the model, and helpers that the text does not need
 import numpy
 import pandas
 import seaborn
 import torch
-from IPython.display import display
 from matplotlib import pyplot
 from scipy.stats import spearmanr
+from tqdm.auto import tqdm
 
-sys.path.append("..")  # benchmarks/ and figures/ lie beside notebooks/
 import gimkit
-from benchmarks.shapley_tokens import measure, summarise
 from gimkit import plots
-from gimkit.circuits import NodeScores
+from gimkit.circuits import NodeScores, rank_correlation
 from gimkit.model.architecture import architecture_of
-from gimkit.model.tokenizer import baseline_token, token_text
 from gimkit.notebook import checks
+from gimkit.notebook.widgets import node_explorer, token_tabs
 from gimkit.statistics import bootstrap
-from gimkit.tokens import TokenScores
 
 torch.manual_seed(0)
-torch.set_num_threads(1)  # the models are small: threads would wait for each other
+torch.set_num_threads(1)
 seaborn.set_style("whitegrid")
 model = gimkit.load(MODEL)
-llama = gimkit.load("mini-llama")  # a second opinion
-task = gimkit.tasks.ioi(model, n=48, seed=0, names="held-out")
+task = gimkit.tasks.ioi(model, n=8, seed=0)
+
+
+def words_of(story):
+    return [model.tokenizer.decode([i]) for i in model.tokenizer(story.clean)["input_ids"]]
+
+
+def correlation(estimate, truth):
+    return spearmanr(estimate, truth).statistic
+
+
+def error(estimate, truth):
+    return abs(estimate - truth).sum() / abs(truth).sum()
+
+
+def judged(measure, truth, ours, other=None):
+    """The measure of our mean scores, minus that of the other, with its bootstrap interval over examples."""
+    exact, ours, other = (scores.per_example[:, 1:].numpy() if scores else None for scores in (truth, ours, other))
+
+    def statistic(index):
+        mean = exact[index].mean(0)
+        value = measure(ours[index].mean(0), mean)
+        return value if other is None else value - measure(other[index].mean(0), mean)
+
+    return bootstrap(statistic, len(exact), resamples=200)
+
 
 # %% [markdown]
 # ## The case
-# Two people; one acts; who receives? *Indirect object identification*, IOI. In the corrupt prompt one name is exchanged, so that the other name is right. The measure is the **logit difference**: the clean prompt's right name minus its wrong one. **Predict:** its mean on the clean prompts, and its sign on the corrupt ones.
+# Two people; one acts; who receives? *Indirect object identification*, IOI. In the corrupt prompt one name is exchanged, so that the other name is right. The measure is the **logit difference**: the clean prompt's right name minus its wrong one. **Predict:** its sign on the clean prompts and on the corrupt ones.
 
 
 
@@ -59,79 +84,62 @@ def logit_difference(model, ids, task):
     return difference
 
 
+# %%
 pair = task[0]
 clean, corrupt = (logit_difference(model, ids, task) for ids in (task.clean, task.corrupt))
 print(f"clean    {pair.clean} ... {pair.answer}, not {pair.wrong}")
 print(f"corrupt  {pair.corrupt}")
-print(f"right in {int((clean > 0).sum())} of {len(task)}")
-print(f"mean logit difference {clean.mean():+.2f}, on corrupt prompts {corrupt.mean():+.2f}")
+print(f"right in {int((clean > 0).sum())} of {len(task)}; mean logit difference {clean.mean():+.2f}, "
+      f"on corrupt prompts {corrupt.mean():+.2f}")
 
 # %% [markdown]
 # ## Which words?
-# The exact question for one word: put the neutral token in its place and run again. The bundled models met their neutral token, `<blank>`, in training. This **leave-one-out** takes a run per word. The others predict it: `gradient` and `gim` from one backward pass, (embedding - neutral embedding) · gradient; `ig` from 20 passes on the way between the two embeddings. **Predict:** which words get the largest bars of leave-one-out? And which sign has the *first* mention of the wrong name?
-
-
-# %%
-def leave_one_out(model, task, i):
-    """TokenScores of prompt i: by how much the logit difference falls when a token becomes the neutral one."""
-    ids = task.clean[i][task.mask[i]]
-    rows = ids.repeat(len(ids) + 1, 1)
-    rows.fill_diagonal_(baseline_token(model.tokenizer))  # row i lacks token i; the last row is intact
-    with model.trace(input_ids=rows, use_cache=False, remote=REMOTE):
-        logits = model.output.logits[:, -1]
-        difference = (logits[:, task.good[i][0]] - logits[:, task.bad[i][0]]).save()
-    words = tuple(token_text(model.tokenizer, token) for token in ids.tolist())
-    return TokenScores(words, difference[-1] - difference[:-1], f"{task[i].answer} - {task[i].wrong}", "leave-one-out")
-
-
-def words_by(model, task, i, method):
-    """TokenScores of prompt i by one of gimkit's methods."""
-    return gimkit.attribute(model, task[i].clean, (task[i].answer, task[i].wrong), method=method, remote=REMOTE)
-
-
-words = [leave_one_out(model, task, 0), *(words_by(model, task, 0, method) for method in ("gim", "ig", "gradient"))]
-figure, axes = pyplot.subplots(2, 2, figsize=(13, 6.4), sharex=True, layout="constrained")
-for scores, ax in zip(words, axes.flat):
-    plots.token_bars(scores, ax=ax)
+# The exact question for one word: put the neutral token in its place and run again. This **leave-one-out** takes a run per word. The others predict it: `gradient` and `gim` from one backward pass, (embedding - neutral embedding) · gradient; `ig` from 20 passes on the way between the two embeddings. **Predict:** what does each say of the *first* mention of the wrong name?
 
 # %%
-from gimkit.notebook.widgets import token_tabs
+METHODS = {"leave-one-out": "occlusion", "gim": "gim", "ig": "ig", "gradient": "gradient"}
+words = {name: gimkit.attribute(model, pair.clean, (pair.answer, pair.wrong), method=method, remote=REMOTE)
+         for name, method in METHODS.items()}
+ax = plots.token_heat(words)
 
-token_tabs(words)  # a tab per method, the score under the pointer; needs a running kernel
+# %%
+token_tabs(list(words.values()))  # a tab per method, the score under the pointer; needs a running kernel
 
 # %% [markdown]
-# The plain gradient hardly sees the right name. GIM calls the wrong name's first mention evidence against; taking it away says otherwise, for then no one is named twice.
+# WORDSTEXT
 #
-# One prompt is an anecdote. On 16 prompts and both models: the rank correlation of each prompt's scores with leave-one-out, its mean, and a bootstrap interval over prompts. **Predict** the order of the columns.
-
+# ## Right in sign?
+# Leave-one-out has a blind spot: where two words say the same, it calls both unimportant (notebook 01). **Shapley values** average a word's effect over every set of the other words; for a few words they are exact. Here the words are the names. **Predict:** which methods have the sign of the Shapley values?
 
 # %%
-def agreement(model, task, methods, prompts=16):
-    """Per method the mean rank correlation with leave-one-out, with its interval over prompts."""
-    truth = [leave_one_out(model, task, i).scores for i in range(prompts)]
-    found = {}
-    for method in methods:
-        each = numpy.array([spearmanr(words_by(model, task, i, method).scores, truth[i]).statistic
-                            for i in range(prompts)])
-        found[method] = bootstrap(lambda index, each=each: each[index].mean(), prompts)
-    return found
+def names_of(i):
+    """Scores of every mention of the two names in prompt i: {method: [mentions]}, and their places."""
+    story = task[i]
+    places = [k for k, word in enumerate(words_of(story)) if word.strip() in (story.answer.strip(), story.wrong.strip())]
+    options = {"target": (story.answer, story.wrong), "free": places, "remote": REMOTE}
+    found = {name: gimkit.attribute(model, story.clean, method=method, **options).scores[places]
+             for name, method in METHODS.items()}
+    return {"Shapley": gimkit.tokens.shapley(model, story.clean, **options).scores[places]} | found, places
 
 
-llama_task = gimkit.tasks.ioi(llama, n=48, seed=0, names="held-out")
-METHODS = ("gradient", "freeze", "gim", "ig")
-display(pandas.DataFrame({MODEL: agreement(model, task, METHODS), "mini-llama": agreement(llama, llama_task, METHODS)}).T[
-    list(METHODS)].map(str))
-tokens = summarise(measure("mini-llama", ("ioi", "redundant, twice"), (*METHODS[::2], "leave-one-out", "ig-20"), n=4, seeds=[0]))
-tokens.assign(pearson=[f"{r.pearson:.2f} [{r.pearson_low:.2f}, {r.pearson_high:.2f}]" for r in tokens.itertuples()]).pivot(
-    index="set", columns="method", values="pearson")
+mentions = [names_of(i) for i in tqdm(range(len(task)))]
+
+# %%
+found, places = mentions[0]
+table = pandas.DataFrame({name: scores.tolist() for name, scores in found.items()},
+                         index=[f"{words_of(task[0])[k].strip()} ({k})" for k in places])
+ax = table.plot.bar(figsize=(9, 3.2), rot=0, ylabel="score (logits)", width=0.8,
+                    color=[plots.GREY, *map(plots.method_colour, METHODS)])
+place = ax.legend(ncols=5, loc="upper center", bbox_to_anchor=(0.5, -0.15))
+for name in METHODS:
+    same = [(each[name].sign() == each["Shapley"].sign()).double().mean() for each, _ in mentions]
+    print(f"{name:14} has the sign of the Shapley value in {numpy.mean(same):.0%} of all mentions")
 
 # %% [markdown]
-# `freeze` is GIM's norm rule alone. Nothing comes near, the plain gradient least. In part this is the question's fault: with a blank for the last word the prompt no longer calls for a name, which no straight line predicts. And where two words say the same, leave-one-out calls both unimportant (notebook 01).
-#
-# The second table compares with a truth that includes interactions, **Shapley values** over all subsets of up to twelve tokens (`gimkit.tokens.shapley`; Pearson, mini-llama, four prompts a set). On plain IOI all but the gradient do well. Where both people are named twice, leave-one-out sees nothing, and one GIM pass leads 20 passes of `ig`. All results: `benchmarks/README.md`.
+# SHAPLEYTEXT
 #
 # ## Which heads?
-# **Exact patching** measures one head: what if it alone had read the corrupt prompt? Its output, at all positions, is replaced by the one from the corrupt run. What the logit difference loses is the head's effect. `share` below goes only part of the way; we shall need it.
+# **Exact patching** measures one head: what if it alone had read the corrupt prompt? Its output, at all positions, is replaced by the one from the corrupt run. What the logit difference loses is the head's effect. `share` goes only part of the way; we shall need it. A run per head takes minutes on a real model, so here it judges those that an estimate calls strong.
 
 
 # %%
@@ -149,14 +157,21 @@ def patch_head(model, task, layer, head, share=1.0):
     return difference
 
 
-exact = gimkit.score_nodes(model, task, method="exact", remote=REMOTE)
+# %%
+estimates = {method: gimkit.score_nodes(model, task, method=method, remote=REMOTE)
+             for method in ("gradient", "freeze", "relp", "gim")}
+strong = {node for scores in estimates.values() for node in
+          scores.frame().query("kind != 'input'").sort_values("score", key=abs).tail(12)["node"]}
+chosen = [node for node in estimates["gim"].nodes if node in strong]
+exact = gimkit.score_nodes(model, task, method="exact", nodes=chosen, remote=REMOTE)
 effects = exact.frame().query("kind == 'head'").sort_values("score", key=abs, ascending=False)
 strongest = effects.iloc[0]
 by_hand = (clean - patch_head(model, task, strongest.layer, strongest["head"])).mean()
-print(f"strongest head {strongest.node}: by hand {by_hand:+.4f}, score_nodes(method='exact') {strongest.score:+.4f}")
+print(f"{len(chosen)} of {len(estimates['gim'].nodes) - 1} heads and MLPs are judged; strongest head {strongest.node}: "
+      f"by hand {by_hand:+.3f}, score_nodes(method='exact') {strongest.score:+.3f}")
 
 # %% [markdown]
-# ### Exercise 1 · Foretell a patch (15 minutes, hard)
+# ### Exercise 1 · Predict a patch (15 minutes, hard)
 # **Attribution patching** predicts the effect of every part from one pass: (clean - corrupt output) · gradient of the logit difference at the clean output, summed over positions. Write it for one module. Given `gimkit.apply(model)` instead of the model, the same function must return GIM's score.
 
 
@@ -189,22 +204,22 @@ checks.attribution_patching(attribution_patching, model)
 #     return scores
 # ```
 # </details>
+#
+# **Bonus:** the same at the *corrupt* output. Which of the two estimates is nearer to the exact effect of the first MLP?
 
 # %% [markdown]
 # ## The map
-# `score_nodes` does this for every head and MLP at once. Left the exact effects, then two estimates, each on its own colour scale. **Predict:** will GIM's numbers be larger or smaller than the gradient's? (It halves what passes through a product.)
+# `score_nodes` does this for every head and MLP at once; both maps have one colour scale. **Predict:** will GIM's numbers be larger or smaller than the gradient's?
 
 # %%
-figure, axes = pyplot.subplots(1, 3, figsize=(15, 3.6), layout="constrained")
-estimates = {method: gimkit.score_nodes(model, task, method=method, remote=REMOTE)
-             for method in ("gradient", "freeze", "relp", "gim")}
-for scores, ax in zip((exact, estimates["gradient"], estimates["gim"]), axes):
-    plots.node_grid(scores, ax=ax)
+shown = [estimates["gim"], estimates["gradient"]]
+most = max(float(scores.scores[1:].abs().max()) for scores in shown)
+figure, axes = pyplot.subplots(1, 2, figsize=(12, 6.4), layout="constrained")
+for scores, ax in zip(shown, axes):
+    plots.node_grid(scores, ax=ax, most=most)
 
 # %%
-from gimkit.notebook.widgets import node_explorer
-
-node_explorer([exact, *estimates.values()])  # choose a method; needs a running kernel
+node_explorer(list(estimates.values()))  # choose a method; needs a running kernel
 
 # %% [markdown]
 # ### Exercise 2 · Rank correlation (10 minutes, easy)
@@ -270,155 +285,118 @@ checks.bootstrap_interval(bootstrap_interval)
 # </details>
 
 # %% [markdown]
-# ## The line-up
-# Heads and MLPs against exact patching. On the dashed line an estimate is right in logits, not only in rank. **Predict:** which panel lies nearest to the line?
+# ## Estimate against exact
+# On the dashed line an estimate is right in logits, not only in rank. **Predict:** which panel lies nearest to the line?
 
 # %%
-figure, axes = pyplot.subplots(1, 3, figsize=(16, 4.8), layout="constrained")
-for method, ax in zip(("gradient", "freeze", "gim"), axes):
-    plots.method_scatter(estimates[method], exact, ax=ax)
-parts = torch.tensor([i for i, node in enumerate(exact.nodes) if node != "input"])  # heads and MLPs
+figure, axes = pyplot.subplots(1, 3, figsize=(14, 4.8), layout="constrained")
+for method, ax in zip(("gradient", "relp", "gim"), axes):
+    plots.method_scatter(estimates[method].among(chosen), exact, ax=ax)
 for method, scores in estimates.items():
-    x, y = exact.scores[parts], scores.scores[parts]
-    print(f"{method:9} best line through 0: {(x @ y) / (x @ x):.2f} x exact")
+    x, y = exact.scores, scores.among(chosen).scores
+    print(f"{method:9} sum of |estimate - exact| / sum of |exact|: {(y - x).abs().sum() / x.abs().sum():.2f}")
 
 # %% [markdown]
+# LINEUP
+#
 # ## More cases
-# The order is nearly right. The size is not: the gradient sees a quarter, GIM half, frozen norms three quarters.
-#
-# One task of one model proves little. Both models, five tasks that they solve. Two measures over heads and MLPs: the rank correlation with exact patching, and the **error**, the sum of |estimate - exact| over the sum of |exact|: 0 is right, and 1 no better than calling everything 0. `relp` freezes norms and linearises activations.
-#
-# Both methods met the same prompts, so intervals that overlap do not settle who wins; the interval of their *difference* does, in the last table. **Predict:** where will GIM do better than its norm rule alone?
+# One task of one model proves little. On the bundled models every part can be patched: five tasks, two measures over all heads and MLPs. The **rank correlation** with exact patching, and the **error**, the sum of |estimate - exact| over the sum of |exact|: 0 is right, and 1 no better than calling everything 0. **Predict:** where will GIM do better than its norm rule alone, `freeze`?
 
 
 # %%
-def correlation(estimate, truth):
-    return spearmanr(estimate, truth).statistic
-
-
-def error(estimate, truth):
-    return abs(estimate - truth).sum() / abs(truth).sum()
-
-
-def judged(measure, truth, ours, other=None):
-    """The measure of our mean scores, minus that of the other, with its bootstrap interval over examples."""
-    keep = [i for i, node in enumerate(truth.nodes) if node != "input"]
-    exact, ours, other = (scores.per_example[:, keep].numpy() if scores else None for scores in (truth, ours, other))
-
-    def statistic(index):
-        mean = exact[index].mean(0)
-        value = measure(ours[index].mean(0), mean)
-        return value if other is None else value - measure(other[index].mean(0), mean)
-
-    return bootstrap(statistic, len(exact), resamples=200)
-
-
 TASKS = ("ioi", "ioi_twice", "odd_one_out", "induction", "greater_than")
 MEASURES = {"rank correlation": correlation, "error": error}
 cases, rows = {}, []
-for name, suspect in ((MODEL, model), ("mini-llama", llama)):
-    for kind in TASKS:
-        prompts = getattr(gimkit.tasks, kind)(suspect, n=32, seed=0)
-        truth = gimkit.score_nodes(suspect, prompts, method="exact", remote=REMOTE)
-        scored = {method: gimkit.score_nodes(suspect, prompts, method=method, remote=REMOTE) for method in estimates}
-        cases[name, kind] = truth, scored
-        rows += [(name, kind, method, named, *judged(measure, truth, scores))
-                 for method, scores in scored.items() for named, measure in MEASURES.items()]
+for name, kind in tqdm([(name, kind) for name in ("mini-gpt2", "mini-llama") for kind in TASKS]):
+    small = gimkit.load(name)
+    prompts = getattr(gimkit.tasks, kind)(small, n=32, seed=0)
+    truth, *scored = (gimkit.score_nodes(small, prompts, method=method) for method in ("exact", *estimates))
+    cases[name, kind] = truth, dict(zip(estimates, scored))
+    rows += [(name, kind, method, measure, *judged(MEASURES[measure], truth, scores))
+             for method, scores in cases[name, kind][1].items() for measure in MEASURES]
 table = pandas.DataFrame(rows, columns=["model", "task", "method", "measure", "value", "low", "high"])
-table.pivot(index=["model", "task"], columns=["measure", "method"], values="value")[list(MEASURES)].loc[list(cases)].round(2)
 
 # %%
-COLOURS = {"gradient": plots.ORANGE, "freeze": plots.GREEN, "relp": plots.PINK, "gim": plots.BLUE}
-figure, axes = pyplot.subplots(2, 2, figsize=(12, 6.6), sharex="col", sharey=True, layout="constrained")
+figure, axes = pyplot.subplots(2, 2, figsize=(12, 6.6), sharex="row", sharey=True, layout="constrained")
 for ax, ((judge, name), part) in zip(axes.flat, table.groupby(["measure", "model"], sort=False)):
     for step, (method, found) in enumerate(part.groupby("method", sort=False)):
         height = numpy.arange(len(TASKS)) + 0.18 * (step - 1.5)
-        spread = [found["value"] - found["low"], found["high"] - found["value"]]
-        ax.errorbar(found["value"], height, xerr=numpy.maximum(spread, 0), fmt="o", color=COLOURS[method], label=method)
+        spread = numpy.maximum([found["value"] - found["low"], found["high"] - found["value"]], 0)
+        ax.errorbar(found["value"], height, xerr=spread, fmt="o", color=plots.method_colour(method), label=method)
     ax.set_yticks(range(len(TASKS)), TASKS)
     ax.set(title=name, xlabel=f"{judge} against exact patching")
-axes[0, 1].legend(loc="center left", bbox_to_anchor=(1.02, 0.5))
+legend = axes[0, 1].legend(loc="center left", bbox_to_anchor=(1.02, 0.5))
 axes[0, 0].invert_yaxis()
 
-
 # %%
-def verdict(measure, other):
-    """In every case whether GIM beats the other method, and by how much."""
-    for truth, scored in cases.values():
-        gap = judged(MEASURES[measure], truth, scored["gim"], scored[other])
-        better, worse = (gap.low > 0, gap.high < 0) if measure != "error" else (gap.high < 0, gap.low > 0)
-        yield f"{'GIM wins' if better else 'GIM loses' if worse else 'tie'}  {gap}"
-
-
-pandas.DataFrame({f"{measure}, gim - {other}": list(verdict(measure, other))
-                  for other in ("gradient", "freeze") for measure in MEASURES}, index=pandas.MultiIndex.from_tuples(cases))
+for other in ("gradient", "freeze"):
+    for name, measure in MEASURES.items():
+        gaps = [judged(measure, truth, scored["gim"], scored[other]) for truth, scored in cases.values()]
+        better, worse = sum(gap.low > 0 for gap in gaps), sum(gap.high < 0 for gap in gaps)
+        better, worse = (better, worse) if name != "error" else (worse, better)
+        print(f"{name:16} GIM against {other:8}: better in {better}, worse in {worse}, no difference in "
+              f"{len(gaps) - better - worse} of {len(gaps)} cases")
 
 # %% [markdown]
-# **Where GIM wins, where it loses.** In rank it beats the plain gradient once in ten cases and loses to it in five. In size it wins on both kinds of IOI and on greater-than, in both models, and loses on induction. Against its own norm rule it mostly loses: freezing does nearly all the good, the other rules more harm than good. The exception is mini-llama's greater-than, where frozen norms alone overshoot. In rank the plain gradient is best there.
+# CASESTEXT
 #
 # ## Controls: nothing should happen
 # **Predict each.** (1) GIM's scores, shuffled over the nodes anew in every example: the interval must contain 0. (2) Shuffled *once*, the same for all examples, twenty times: how many of the bootstrap intervals will miss 0? (3) A thousand such shuffles: how high does chance get with 25 nodes?
 
 # %%
-draw, gim = torch.Generator().manual_seed(0), estimates["gim"]
+draw, (truth, scored) = torch.Generator().manual_seed(0), cases["mini-llama", "ioi"]
+gim = scored["gim"].per_example[:, 1:]
 
 
-def shuffled(orders):
-    """GIM's scores with heads' and MLPs' columns reordered, row by row."""
-    values = gim.per_example.clone()
-    values[:, parts] = gim.per_example.gather(1, parts[orders])
-    return NodeScores(task.name, "shuffled", gim.nodes, values)
+def agreement(orders):
+    """Rank correlation with exact patching, with interval, of GIM's scores reordered row by row."""
+    return rank_correlation(NodeScores("ioi", "shuffled", truth.nodes[1:], gim.gather(1, orders)),
+                            truth.among(truth.nodes[1:]), resamples=200)
 
 
 def order():
-    return torch.randperm(len(parts), generator=draw)
+    return torch.randperm(gim.shape[1], generator=draw)
 
-
-def ranked(scores):
-    return spearmanr(scores.scores[parts], exact.scores[parts]).statistic
-
-
-each = gimkit.circuits.rank_correlation(shuffled(torch.stack([order() for _ in range(len(task))])), exact)
-once = [shuffled(order().expand(len(task), -1)) for _ in range(1000)]
-chance = numpy.array([ranked(scores) for scores in once])
-intervals = [gimkit.circuits.rank_correlation(scores, exact, resamples=200) for scores in once[:20]]
-print(f"GIM's scores as they are     {gimkit.circuits.rank_correlation(gim, exact)}")
-print(f"1. shuffled in every example {each}")
-print(f"2. shuffled once, for example {intervals[0]}; intervals without 0:",
-      sum(not low < 0 < high for _, low, high in intervals), "of", len(intervals))
-print(f"3. 95% of a thousand deals   [{numpy.quantile(chance, 0.025):.2f}, {numpy.quantile(chance, 0.975):.2f}]")
-assert each.low < 0 < each.high and ranked(gim) > numpy.quantile(chance, 0.975)
-
-# %% [markdown]
-# Number 2 is the warning. As a test against chance, one interval in twenty might miss 0. But an interval over examples only says how stable a number is, and a stable accident is stable.
-#
-# ## Why an estimate errs
-# A gradient is a straight line that leaves the clean run. Here the three strongest heads go from their clean to their corrupt output step by step. **Predict:** is the truth a line? Do the effects of single parts add up to that of the whole prompt?
 
 # %%
-shares = torch.linspace(0, 1, 9)
-heads = effects.head(3)
-figure, axes = pyplot.subplots(1, 3, figsize=(14, 3.6), layout="constrained")
-for ax, head in zip(axes, heads.itertuples()):
-    falls = [(clean - patch_head(model, task, head.layer, head.head, float(share))).mean() for share in shares]
-    ax.plot(shares, falls, color=plots.DARK, label="exact")
-    for method in ("gradient", "freeze", "gim"):
-        ax.plot(shares, shares * estimates[method].scores[exact.nodes.index(head.node)], "--", color=COLOURS[method],
-                label=method)
-    ax.set(title=head.node, xlabel="share of the way to the corrupt output", ylabel="fall of the logit difference")
-axes[0].legend(frameon=True)
-single = exact.scores[parts].sum()
-print(f"effects of all heads and MLPs, patched one at a time, sum to {single:.2f};")
-print(f"all at once, the corrupt prompt costs {(clean - corrupt).mean():.2f}")
+as_it_is, each = agreement(torch.arange(25).expand(32, -1)), agreement(torch.stack([order() for _ in range(32)]))
+once = [agreement(order().expand(32, -1)) for _ in range(20)]
+mean, right = gim.mean(0), truth.scores[1:]
+chance = numpy.array([spearmanr(mean[order()], right).statistic for _ in range(1000)])
+print(f"GIM's scores as they are     {as_it_is}")
+print(f"1. shuffled in every example {each}")
+print(f"2. shuffled once: {sum(not low < 0 < high for _, low, high in once)} of 20 intervals miss 0, such as {once[0]}")
+print(f"3. 95% of a thousand shuffles [{numpy.quantile(chance, 0.025):.2f}, {numpy.quantile(chance, 0.975):.2f}]")
+assert each.low < 0 < each.high and as_it_is.value > numpy.quantile(chance, 0.975)
 
 # %% [markdown]
-# The truth bends, and no rule makes it a line. It starts flat: the norms hide small steps, which is why freezing them helps. Frozen norms predict some seven tenths of what the whole way costs, GIM four, the plain gradient two.
+# <details><summary>What to learn from number 2</summary>
+#
+# As a test against chance, one interval in twenty might miss 0. But an interval over examples only says how stable a number is, and a stable accident is stable.
+# </details>
+#
+# ## Why an estimate errs
+# A gradient is a straight line that leaves the clean run. Here three strong heads of the real model go from their clean to their corrupt output step by step. **Predict:** is the truth a line?
+
+# %%
+shares = torch.linspace(0, 1, 5)
+figure, axes = pyplot.subplots(1, 3, figsize=(14, 3.6), layout="constrained")
+for ax, head in zip(axes, effects.head(3).itertuples()):
+    falls = [(clean - patch_head(model, task, head.layer, head.head, float(share))).mean() for share in shares]
+    ax.plot(shares, falls, color=plots.DARK, marker="o", label="exact")
+    for method in ("gradient", "freeze", "gim"):
+        slope = estimates[method].scores[estimates[method].nodes.index(head.node)]
+        ax.plot(shares, shares * slope, "--", color=plots.method_colour(method), label=method)
+    ax.set(title=head.node, xlabel="share of the way to the corrupt output", ylabel="fall of the logit difference")
+legend = axes[0].legend(frameon=True)
+
+# %% [markdown]
+# PATHTEXT
 #
 # ## What this does not show
-# - **Exact patching is exact about what it measures:** one part at a time, all others as they were. Parts that work in a chain each get the whole effect (see the two sums above); parts that compensate for each other get no share at all (notebook 03).
-# - **Rank correlation counts every node alike,** and most of these 25 do next to nothing: their order is noise. Look at the scatter and at the error too.
+# - **Exact patching is exact about what it measures:** one part at a time, all others as they were. Parts that work in a chain each get the whole effect; parts that compensate for each other get no share at all (notebook 03).
+# - **Rank correlation counts every node alike,** and most of them do next to nothing: their order is noise. Look at the scatter and at the error too.
+# - **Only parts that an estimate called strong were judged on SmolLM2.** A part that all four rate too low is not among them. `benchmarks/README.md` has all 300, on six tasks.
 # - **A pair of prompts measures one thing.** What both share gets no credit; `gimkit.tasks.ioi(..., corrupt="third")` measures something else.
-# - **Saturation:** at logit differences of 18 much can be lost before an answer changes.
-# - **Two small models, one training run each, 32 prompts a case,** which solve IOI by suppressing the repeated name. Nothing here says how the methods rank on large models.
 #
 # Next: **05 · Find the circuit**, where integrated gradients join. Sources: IOI, [arXiv 2211.00593](https://arxiv.org/abs/2211.00593); attribution patching, [arXiv 2310.10348](https://arxiv.org/abs/2310.10348); GIM, [arXiv 2505.17630](https://arxiv.org/abs/2505.17630); RelP, [arXiv 2508.21258](https://arxiv.org/abs/2508.21258).

@@ -1,23 +1,29 @@
 # %% [markdown]
 # # 08 · Same code, bigger model: NDIF
 #
-# **Claim: what you wrote for a small model here runs on a large one there, unchanged. Code and names go up, scores come down; the weights stay where they are.**
+# ![Code and names go up, scores come down, weights stay](pictures/remote.svg)
 #
-# You need: 04. Runs on: the bundled models, no network: every request below is packed as for a server, unpacked and run in this process (`remote="local"`). The next step is a server. The cells take half a minute, the two exercises 20 minutes.
+# **Claim: what you wrote for a small model here runs on a large one there, unchanged.**
+#
+# - Code and names go up, scores come down; the weights stay where they are.
+# - What an ordinary key may do, and what needs a trusted one, is in a table.
+#
+# You need: 04. Runs on: a bundled model and SmolLM2, no network. Every request below is packed as for a server, unpacked, and run in this process (`remote="local"`): a rehearsal on a real model, not a recording of a server. The cells take about a minute, the two exercises 20 minutes. Words: [glossary](GLOSSARY.md).
 
 # %%
-MODEL = "mini-gpt2"  # bundled; or a hub id, a folder, or an NDIF model
+MODEL = "mini-gpt2"  # bundled; or "mini-llama", "smollm2-135m" (a real model), a hub id, a folder, an NDIF model
 REMOTE = False
 
 # %%
+# setup
 import time
 
 import nnsight
 import pandas
 import seaborn
 import torch
-from matplotlib import pyplot
 from scipy.stats import spearmanr
+from tqdm.auto import tqdm
 
 import gimkit
 from gimkit import plots
@@ -26,7 +32,7 @@ from gimkit.notebook import checks
 torch.set_num_threads(1)  # the models are small: threads would wait for each other
 seaborn.set_style("whitegrid")
 WHERE = REMOTE or "local"  # True: NDIF, or the server in NDIF_HOST; or an address, "http://..."
-LARGE = "meta-llama/Llama-3.1-8B" if REMOTE else "mini-llama"
+LARGE = "meta-llama/Llama-3.1-8B" if REMOTE else "smollm2-135m"  # or "mini-llama" where it is not installed
 
 # %% [markdown]
 # ## What is there?
@@ -51,7 +57,10 @@ if not REMOTE:
     print("largest difference to a run without the detour:", float((here.scores - there.scores).abs().max()))
 
 # %% [markdown]
+# <details><summary>What happened</summary>
+#
 # Equal to the last bit, if it is the same machine with the same versions. On other hardware the last digits differ; with other versions of transformers more may, which is why the table above compares them.
+# </details>
 #
 # ## What travels
 # A trace's block goes up as source text, with the values that it names: token ids, module paths, and the source of each function that it calls. The model goes as a name. What you `.save()` comes down, and nothing else. So the size of a request hardly depends on the model, and the size of a result is up to you.
@@ -68,6 +77,7 @@ def weigh(tracer, compress=False):
     return packed(tracer, compress)
 
 
+# %%
 nnsight.schema.request.RequestModel.serialize = weigh
 try:
     for bundled in (gimkit.load("mini-gpt2"), gimkit.load("mini-llama")):
@@ -114,11 +124,11 @@ checks.strengths(my_strengths, model)
 
 # %% [markdown]
 # ## A small model beside a large one
-# Six prompts of the same kind for both. **Predict:** does the larger model (here: mini-llama beside mini-gpt2) rely on the same tokens?
+# Six prompts of the same kind for both. **Predict:** does the larger model (here: SmolLM2 beside mini-gpt2) rely on the same kinds of words?
 
 # %%
 rows, first, both = [], {}, {MODEL: model, LARGE: large}
-for name, each in both.items():
+for name, each in tqdm(both.items()):
     for pair in gimkit.tasks.ioi(each, n=6, seed=3):
         truth = gimkit.attribute(each, pair.clean, pair.answer, method="occlusion", remote=WHERE).scores
         for method, seed in (("gim", 0), ("gradient", 0), *(("random", seed) for seed in range(20))):
@@ -130,10 +140,8 @@ table = pandas.DataFrame(rows, columns=["model", "method", "rank correlation", "
 table.groupby(["model", "method"], sort=False).mean().round(2)
 
 # %%
-figure, axes = pyplot.subplots(2, 1, figsize=(9, 5.6), layout="constrained")
-for ax, name in zip(axes, both):
-    plots.token_bars(first[name, "gim"], ax=ax)
-    ax.set_title(f"{name}: {first[name, 'gim'].method} for {first[name, 'gim'].target!r}")
+for name in both:
+    ax = plots.token_heat({f"{name}, {method}": first[name, method] for method in ("gim", "gradient")})
 
 # %% [markdown]
 # ### A control
@@ -178,6 +186,8 @@ checks.sandbox_calls(my_calls)
 #
 # Each was run on NDIF's own code for ordinary keys: `tests/ndif/test_untrusted.py`.
 # </details>
+#
+# **Bonus:** write `my_strengths` so that it returns the three strongest layers only, and count the numbers that come back.
 
 # %% [markdown]
 # ## Long jobs

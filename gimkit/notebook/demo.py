@@ -121,23 +121,23 @@ def _indented(table: pandas.DataFrame) -> str:
 def _draw(label: str, pair: Pair, tokens: list, estimates: list, checked: list, exact: NodeScores,
           verdict: list[str]) -> list[Path]:
     """Write the three figures to figures/ and return the paths of their png files."""
-    figure, axes = plots.panels(2, 11, 4.2, sharey=True)
-    for ax, scores in zip(axes, tokens):
-        plots.token_bars(scores, ax=ax)
-    axes[1].set_ylabel("")
+    names = {"gim": "GIM", "gradient": "plain gradient"}
+    figure = plots.token_heat({names[scores.method]: scores for scores in tokens}).figure
     best = [scores.tokens[int(scores.scores.argmax())] for scores in tokens]
     drawn = [plots.save(
         figure, FIGURES / f"demo-{label}-tokens", pandas.concat([scores.frame() for scores in tokens]),
-        f'Bars: how much each token of "{pair.clean}" speaks for {pair.answer} and against {pair.wrong}. '
+        f'Heat maps over "{pair.clean}", on one colour scale: how much each token speaks for {pair.answer} and against '
+        f"{pair.wrong}. "
         f"Largest: {best[0]} under GIM, {best[1]} under the plain gradient.")]
 
     frame = pandas.concat([scores.frame() for scores in estimates])
     figure, axes = plots.panels(2, 11, 2.2 + 0.25 * frame["layer"].max())
+    most = float(frame.loc[frame["kind"] != "input", "score"].abs().max())
     for ax, scores in zip(axes, estimates):
-        plots.node_grid(scores, ax=ax)
+        plots.node_grid(scores, ax=ax, most=most)
     drawn.append(plots.save(
         figure, FIGURES / f"demo-{label}-nodes", frame,
-        f"Grids of layers by heads and MLP on {exact.task}: GIM and the plain gradient, each on its own scale. "
+        f"Grids of layers by heads and MLP on {exact.task}: GIM and the plain gradient, on one colour scale. "
         f"Among the three strongest by either: {', '.join(strongest(estimates, 3))}."))
 
     values = torch.stack([scores.scores for scores in (exact, *checked)])

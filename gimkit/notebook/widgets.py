@@ -116,7 +116,7 @@ def rule_explorer(changes: dict, tokens: dict) -> Pictured:
         for rules, bar in zip(subsets, left.patches):
             bar.set_alpha(1.0 if rules == chosen else 0.3)
         plots.token_bars(tokens[chosen], ax=right)
-        right.set(ylim=(-most, most), title=f"Tokens for {tokens[chosen].target!r} under: {_title(chosen, names)}")
+        right.set(ylim=(-most, most), title=f"Rules: {_title(chosen, names)}")
         return figure
 
     return _explorer(controls, draw)

@@ -248,7 +248,7 @@ def beside_gim(shares: pandas.Series, scores: pandas.Series, rhos: list, chosen:
         left.annotate(head, (scores[head], shares[head]), (4, 4), textcoords="offset points", fontsize=9)
     left.margins(0.12)
     left.set(xlabel=f"|GIM score| of the head on {task} (logits)", ylabel="share of the subnetwork's squared norm",
-             title=f"Subnetwork {chosen}, which selects {task}: ρ = {rhos[chosen]:.2f}")
+             title=f"Subnetwork {chosen}, which selects {task}: ρ = {rhos[chosen]:.2f} ({len(shares)} heads)")
     left.legend(fontsize=9, frameon=True)
     others = [rho for which, rho in enumerate(rhos) if which != chosen]
     right.hist(others, bins=numpy.linspace(-1, 1, 17), color=GREY, label="other subnetworks")

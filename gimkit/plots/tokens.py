@@ -84,6 +84,7 @@ def token_heat(results: dict[str, TokenScores], ax: Axes | None = None) -> Axes:
                 ax.text(x + (width - 0.3) / 2, y + 1.4, f"{score:+.1f}", ha="center", va="center", fontsize=9)
     ax.set(xlim=(0, LINE), ylim=(height * len(results), 0))
     ax.axis("off")
-    ax.figure.colorbar(scale, ax=ax, shrink=0.8, aspect=12, pad=0.01, label=f"for {_plain(first.target.strip())}, in "
-                       f"{UNITS.get(first.metric, first.metric)}")
+    target = _plain(" ".join(first.target.split()))
+    ax.figure.colorbar(scale, ax=ax, shrink=0.8, aspect=12, pad=0.01,
+                       label=f"for {target}, in {UNITS.get(first.metric, first.metric)}")
     return ax
