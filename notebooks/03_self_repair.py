@@ -159,7 +159,10 @@ for (name, repair), ax in zip(repairs.items(), axes):
           f"{rows['interaction'].median():.2f}; nothing alone (under 1%) in {pure.mean():.1%}")
 
 # %% [markdown]
-# ROWSTEXT
+# <details><summary>What you see</summary>
+#
+# In SmolLM2 most dots lie a little above the line. The joint loss is more than 1.1 times the sum in 82% of the rows, and single ablations miss 15% of it (median). No row loses nothing alone. In mini-llama 2.9% of the rows do: the stripe on the vertical axis, self-repair at its purest. Orange are the 5% with the largest interaction.
+# </details>
 #
 # ## Is it the repetition? A control
 # If repair comes from a second copy of the information, it must be strong where both positions hold the **same word**, and weak where the second contribution is under 3% of the first: a **lone** position has no other position to take over. **Predict** the order of the three kinds, and whether repeated prompts matter.
@@ -189,7 +192,10 @@ axes[0].set_yticks(range(3), PROMPTS)
 legend = axes[1].legend(loc="center left", bbox_to_anchor=(1.02, 0.5))
 
 # %% [markdown]
-# KINDTEXT
+# <details><summary>What you see</summary>
+#
+# mini-llama does what the explanation says: a second copy repairs nearly everything, a lone position hardly anything. In SmolLM2 the three kinds hardly differ (.05 to .11, .12 to .14, .12 to .19), and prompts that name people twice change little. Its repair is what any softmax with several useful positions does; notebook 07 has random weights as the control.
+# </details>
 #
 # ## What the gradient sees
 # A useful score ranks rows by their joint loss. Spearman's correlation with d12: of the gradient summed over both scores, of the same at softmax temperature 2 (GIM's rule), and of d1 + d2, two exact ablations a row. **Predict** the best.
@@ -203,7 +209,11 @@ ax.invert_yaxis()
 legend = ax.legend(loc="center left", bbox_to_anchor=(1.02, 0.5))
 
 # %% [markdown]
-# RANKTEXT
+# <details><summary>What you see</summary>
+#
+# Temperature 2 ranks the rows better than the plain gradient in all six cases: by .03 or .04 in SmolLM2, where little is repaired, and by about .3 in mini-llama. Two exact single ablations are better still.
+# </details>
+#
 #
 # # Second half: heads
 # Self-repair also names something larger: ablate a whole **head**, and later parts change what they write. This needs hundreds of runs, so it is shown on the bundled models. We *resample*: the head's output, at all positions, becomes that of the corrupt prompt. Two effects on the logit difference:

@@ -16,6 +16,7 @@ from gimkit.tasks import Pair
 from gimkit.tasks.measure import metric
 
 METHODS = ("gim", "gradient")
+TOKENS = {"gim": "GIM", "gradient": "plain gradient", "occlusion": "exact: the word is taken out"}
 FIGURES = Path("figures")
 
 
@@ -42,7 +43,7 @@ def demo(name: str, n: int = 16, seed: int = 0) -> None:
    Right in {int((clean > 0).sum())} of {n}. Mean logit difference {clean.mean():+.2f}, corrupt {corrupt.mean():+.2f}.
 """, flush=True)
 
-    tokens = [gimkit.attribute(model, pair.clean, target=(pair.answer, pair.wrong), method=m) for m in METHODS]
+    tokens = [gimkit.attribute(model, pair.clean, target=(pair.answer, pair.wrong), method=m) for m in TOKENS]
     table = pandas.DataFrame({"token": tokens[0].tokens} | {t.method: t.scores.tolist() for t in tokens})
     print(f"2. Which tokens of that clean prompt speak for {pair.answer} and against {pair.wrong} (logits)?")
     print(_indented(table), flush=True)
@@ -121,14 +122,13 @@ def _indented(table: pandas.DataFrame) -> str:
 def _draw(label: str, pair: Pair, tokens: list, estimates: list, checked: list, exact: NodeScores,
           verdict: list[str]) -> list[Path]:
     """Write the three figures to figures/ and return the paths of their png files."""
-    names = {"gim": "GIM", "gradient": "plain gradient"}
-    figure = plots.token_heat({names[scores.method]: scores for scores in tokens}).figure
-    best = [scores.tokens[int(scores.scores.argmax())] for scores in tokens]
+    figure = plots.token_heat({TOKENS[scores.method]: scores for scores in tokens}).figure
+    best = [scores.tokens[int(scores.scores.argmax())].strip() for scores in tokens]
     drawn = [plots.save(
         figure, FIGURES / f"demo-{label}-tokens", pandas.concat([scores.frame() for scores in tokens]),
         f'Heat maps over "{pair.clean}", on one colour scale: how much each token speaks for {pair.answer} and against '
         f"{pair.wrong}. "
-        f"Largest: {best[0]} under GIM, {best[1]} under the plain gradient.")]
+        f"Largest: {best[0]} under GIM, {best[1]} under the plain gradient, {best[2]} when taken out.")]
 
     frame = pandas.concat([scores.frame() for scores in estimates])
     figure, axes = plots.panels(2, 11, 2.2 + 0.25 * frame["layer"].max())
