@@ -159,7 +159,7 @@ for ax, keys, title in ((axes[0], [(method, True) for method in METHODS], "cut b
 # %% [markdown]
 # <details><summary>What you see on SmolLM2</summary>
 #
-# At 1% of the edges five averaged passes keep most (.84), one GIM pass .68, one gradient pass .60: GIM lies between them, nearer to the gradient. The areas, made by large circuits, hardly tell the three apart. Random edges keep nothing, even half of all.
+# At 1% of the edges five averaged passes keep most (.83), one GIM pass .68, one gradient pass .59: GIM lies between them, nearer to the gradient. The areas, made by large circuits, hardly tell the three apart. Random edges keep nothing, even half of all.
 # </details>
 #
 # **Signed or absolute?** Cut by score (solid line), circuits leave out what speaks against the answer, and can be "better" than the model that they should explain. CPR rewards that, CMD does not. MIB reads CPR with signed circuits and CMD with absolute ones; always say which.

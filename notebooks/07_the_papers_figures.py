@@ -29,7 +29,6 @@ from tqdm.auto import tqdm
 os.chdir("..")  # figures/ and benchmarks/ lie beside notebooks/
 sys.path.append(".")
 import gimkit
-from figures import FIGURES
 from gimkit import plots
 from gimkit.notebook import checks
 from gimkit.statistics import bootstrap
@@ -43,9 +42,10 @@ def show(name):
     """A figure of the papers, on MODEL if it was drawn for it, else on mini-llama."""
     path = next(path for path in (Path(f"figures/{name}-{MODEL}.png"), Path(f"figures/{name}-mini-llama.png"),
                                   Path(f"figures/{name}.png")) if path.is_file())
-    print(f"{path.stem}: {FIGURES[name].paper}")
-    picture = Image.open(path).convert("P", palette=Image.Palette.ADAPTIVE)
-    display(picture.resize((900, round(900 * picture.height / picture.width))) if picture.width > 900 else picture)
+    picture = Image.open(path).convert("RGB")
+    picture.thumbnail((950, 950))
+    print(path.stem)
+    display(picture.quantize(96))
 
 
 # %%
@@ -152,6 +152,7 @@ table = pandas.DataFrame({name: one.scores[free].tolist() for name, one in score
                          index=[f"{words[i]} ({i})" for i in free])
 ax = table.plot.bar(figsize=(9, 3.2), rot=0, width=0.8, ylabel="score (logits)",
                     color=[plots.DARK, *map(plots.method_colour, list(scored)[1:])])
+place = ax.legend(ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.12))
 wrong = {name: int((numpy.sign(table[name]) != numpy.sign(table["Shapley, exact"])).sum()) for name in list(scored)[1:]}
 print(f"{story.clean} ... {story.answer}\nmentions with the wrong sign, of {len(free)}:", wrong)
 
