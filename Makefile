@@ -3,7 +3,6 @@
 #              (tests/browser: apt-get install chromium)
 # make test-versions   the core tests on the oldest and newest allowed transformers, each in an environment of its own;
 #              VERSIONS="--transformers 5.20.2 --torch 2.13.0" runs others
-# make lab     install into .venv, then JupyterLab on notebooks/
 # make lab     install into .venv, then JupyterLab on the exercises: the notebooks without solutions and outputs
 # make lab-solved   the same on notebooks/, with both
 # make notebooks   run each notebooks/*.py and rewrite its executed .ipynb

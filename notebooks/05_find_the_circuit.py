@@ -48,7 +48,7 @@ edges = gimkit.score_edges(model, task, method="gim", remote=REMOTE)
 graph = edges.graph
 print(f"{task[0].clean} ... {task[0].answer}, not {task[0].wrong}\n{graph.n_edges:,} edges")
 best = edges.frame().sort_values("score", key=abs, ascending=False).head(8)[["source", "target", "score"]]
-best.round(2)
+best.round(2).reset_index(drop=True)
 
 # %% [markdown]
 # The exact effect for comparison: cut one edge, run, put it back. By hand for the three strongest.
@@ -303,7 +303,8 @@ own = gimkit.tasks.pairs(
     answers=[("are", "is")] * 3, model=model, name="number of the subject")
 print(gimkit.tasks.card(model, own))
 found = gimkit.score_edges(model, own, method="gim", remote=REMOTE)
-found.frame().sort_values("score", key=abs, ascending=False).head(5)[["source", "target", "score"]].round(2)
+best = found.frame().sort_values("score", key=abs, ascending=False).head(5)[["source", "target", "score"]]
+best.round(2).reset_index(drop=True)
 
 # %% [markdown]
 # ## What this does not show

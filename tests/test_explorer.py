@@ -1,5 +1,6 @@
 """The explorer's data and its file; tests/browser opens it."""
 
+import base64
 import json
 import re
 from dataclasses import replace
@@ -48,6 +49,13 @@ def test_the_file_holds_exactly_the_scores(made, tmp_path):
         assert torch.equal(first <= size, edges.top(int(share * edges.graph.n_edges), absolute=True).keep)
     assert data["faithfulness"] == curve.faithfulness.tolist() and data["sizes"] == list(curve.edges)
     assert data["shares"] == list(SIZES) and data["title"] == "ioi: gim, absolute, logit"
+
+
+def test_without_a_kernel_a_picture_of_a_circuit_is_in_its_place(made):
+    bundle, _ = gimkit.explore(*made)._repr_mimebundle_()
+    assert base64.b64decode(bundle["image/png"]).startswith(b"\x89PNG")
+    [ax] = gimkit.explore(*made).figure.axes
+    assert ax.get_title() == str(made[2].top(int(0.1 * made[2].graph.n_edges), absolute=True))
 
 
 def test_greedy_circuits_are_nested_too(made):

@@ -1,6 +1,8 @@
 """A circuit to click through: a widget in a notebook, or one HTML file that needs no network."""
 
+import base64
 import html
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -8,6 +10,7 @@ from typing import Any
 import anywidget
 import torch
 import traitlets
+from matplotlib.figure import Figure
 from nnsight.intervention.envoy import Envoy
 
 from gimkit.circuits import Circuit, Curve, EdgeScores
@@ -19,10 +22,12 @@ from gimkit.model.architecture import architecture_of
 from gimkit.model.prompt import PromptLike, prompt_ids
 from gimkit.model.residual_stream import check_graph, residual_stream_of
 from gimkit.model.tokenizer import token_text
+from gimkit.plots import circuit_graph, panels
 from gimkit.remote import in_trace
 
 SCRIPT, STYLE = (Path(__file__).with_name(f"explorer.{kind}").read_text(encoding="utf-8") for kind in ("js", "css"))
 MOST_EDGES = 5000  # a browser draws a line for each
+MOST_DRAWN = 150  # in the picture, which nobody can zoom
 MOST_ATTENTION = 2**21  # numbers, of some 7 characters each
 PAGE = """<!doctype html>
 <html lang="en">
@@ -47,12 +52,36 @@ explore(document.getElementById("explorer"), JSON.parse(document.getElementById(
 """
 
 
+def add_picture(bundle: Any, figure: Figure | None) -> Any:
+    """A widget's bundle with a picture, which viewers without a kernel show in its place.
+
+    >>> sorted(add_picture({"text/plain": "widget"}, Figure()))
+    ['image/png', 'text/plain']
+
+    Args:
+        bundle: of `_repr_mimebundle_`: data, or data and metadata.
+        figure: a matplotlib figure.
+    Returns:
+        The same bundle, with a png.
+    """
+    if bundle and figure is not None:
+        png = io.BytesIO()
+        figure.savefig(png, format="png", dpi=80, facecolor="white", metadata={"Software": None})
+        data = bundle[0] if isinstance(bundle, tuple) else bundle
+        data["image/png"] = base64.b64encode(png.getvalue()).decode()
+    return bundle
+
+
 class Explorer(anywidget.AnyWidget):
     """A circuit to click through, returned by `explore`; a notebook shows it. Its contents are in `.data`."""
 
     _esm = SCRIPT
     _css = STYLE
     data = traitlets.Dict().tag(sync=True)
+    figure: Any = None  # the circuit, for viewers without a kernel
+
+    def _repr_mimebundle_(self, **options: Any) -> Any:
+        return add_picture(super()._repr_mimebundle_(**options), self.figure)
 
     def save(self, path: str | Path) -> Path:
         """Write one HTML file that contains everything and loads nothing; the same data give the same bytes.
@@ -118,7 +147,7 @@ def explore(model: Envoy, prompt: PromptLike, edges: EdgeScores, curve: Curve, r
     if len(heads) * len(ids)**2 > MOST_ATTENTION:
         raise GimkitError(f"the attention of {len(heads)} heads on {len(ids)} tokens is too much for a page; give a "
                           "shorter prompt, or faithfulness smaller sizes=")
-    return Explorer(data={
+    explorer = Explorer(data={
         "title": f"{curve.task}: {curve.label}",
         "tokens": [token_text(tokenizer, i) for i in ids.tolist()],
         "sources": list(edges.sources), "targets": list(edges.targets),
@@ -129,6 +158,10 @@ def explore(model: Envoy, prompt: PromptLike, edges: EdgeScores, curve: Curve, r
         "attention": _attention_patterns(model, ids, heads, remote),
         "edges": [[i, j, float(edges.scores[i, j]), int(first[i, j])] for i, j in shown.nonzero().tolist()],
     })
+    drawn = [circuit for circuit in circuits if 0 < len(circuit) <= MOST_DRAWN]
+    if drawn:
+        explorer.figure = circuit_graph(drawn[-1], roles, ax=panels(1, 10, 7)[1][0]).figure
+    return explorer
 
 
 def curve_circuits(edges: EdgeScores, curve: Curve) -> list[Circuit]:

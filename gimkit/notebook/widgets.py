@@ -3,8 +3,6 @@
 Each one carries its first picture, which a viewer without a kernel shows in its place.
 """
 
-import base64
-import io
 from collections.abc import Mapping
 from itertools import combinations
 
@@ -20,7 +18,7 @@ from gimkit import plots
 from gimkit.circuits import Curve, EdgeScores
 from gimkit.errors import GimkitError
 from gimkit.l3d import Decomposition, interventions
-from gimkit.notebook.explorer import curve_circuits
+from gimkit.notebook.explorer import add_picture, curve_circuits
 from gimkit.selfrepair import HeadRepair, SelfRepair
 
 
@@ -40,12 +38,7 @@ class Pictured(ipywidgets.VBox):
         self._figure = figure
 
     def _repr_mimebundle_(self, **options):
-        bundle = super()._repr_mimebundle_(**options)
-        if bundle and self._figure is not None:
-            png = io.BytesIO()
-            self._figure.savefig(png, format="png", dpi=80, facecolor="white", metadata={"Software": None})
-            bundle["image/png"] = base64.b64encode(png.getvalue()).decode()
-        return bundle
+        return add_picture(super()._repr_mimebundle_(**options), self._figure)
 
 
 def saturation_explorer() -> Pictured:
