@@ -175,3 +175,9 @@ def test_there_are_ten_slides(tmp_path):
     assert "10 slides" in done.stdout
     page = (tmp_path / "slides.html").read_text(encoding="utf-8")
     assert page.count("Claim: ") == 9 and "pictures/" not in page  # the pictures are inside
+
+
+def test_notebook_04_runs_on_a_model_that_it_also_compares_with():
+    done = subprocess.run([sys.executable, ".ci/notebooks.py", "--model", "mini-llama", "notebooks/04_who_did_it.py"],
+                          cwd=NOTEBOOKS.parent, capture_output=True, text=True)
+    assert "04_who_did_it.py runs on mini-llama" in done.stdout, done.stderr[-2000:]
