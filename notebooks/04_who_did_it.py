@@ -297,9 +297,9 @@ checks.bootstrap_interval(bootstrap_interval)
 # %%
 figure, axes = pyplot.subplots(1, 3, figsize=(14, 4.8), layout="constrained")
 for method, ax in zip(("gradient", "relp", "gim"), axes):
-    plots.method_scatter(estimates[method].among(chosen), exact, ax=ax)
+    plots.method_scatter(estimates[method].select(chosen), exact, ax=ax)
 for method, scores in estimates.items():
-    x, y = exact.scores, scores.among(chosen).scores
+    x, y = exact.scores, scores.select(chosen).scores
     print(f"{method:9} sum of |estimate - exact| / sum of |exact|: {(y - x).abs().sum() / x.abs().sum():.2f}")
 
 # %% [markdown]
@@ -363,7 +363,7 @@ gim = scored["gim"].per_example[:, 1:]
 def agreement(orders):
     """Rank correlation with exact patching, with interval, of GIM's scores reordered row by row."""
     return rank_correlation(NodeScores("ioi", "shuffled", truth.nodes[1:], gim.gather(1, orders)),
-                            truth.among(truth.nodes[1:]), resamples=200)
+                            truth.select(truth.nodes[1:]), resamples=200)
 
 
 def order():
