@@ -278,7 +278,7 @@ def depth(frame, methods: dict[str, str], fifths: list[str], ranks: dict[str, st
     left.yaxis.set_minor_formatter(FuncFormatter(lambda value, _: f"{value:g}" if f"{value:g}"[-1] in "25" else ""))
     left.set_xticks(range(len(fifths)), ["first fifth", "second", "third", "fourth", "last fifth"])
     left.set(xlabel="layers", ylabel="sum of |score| / sum of |exact effect|")
-    left.legend(frameon=True, fontsize=9)
+    figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False, fontsize=10)
     places = numpy.arange(len(methods))
     for number, (statistic, label) in enumerate(ranks.items()):
         alpha = (1, 0.6, 0.3)[number]
