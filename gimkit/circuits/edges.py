@@ -175,7 +175,8 @@ def score_edges(model: Envoy, task: Task, method: Method | Rules = "gim", *, met
         metric: as in `gimkit.score_nodes`. The divergences' gradient is zero at the clean run, so "gradient", other
             rules, and "ig-activations" with one step are refused them.
         steps: points of the averaged gradients.
-        nodes: names of nodes, "input", "a0.h1", "m2", "logits": only the edges among them are scored, by any rules.
+        nodes: names of nodes, "input", "a0.h1", "m2", "logits": only the edges among them are scored, by any rules or
+            "exact".
         batch_size: prompt pairs a pass, with no effect on the result. None: as many as keep about 2^26 numbers (256 MiB
             in float32) for the backward pass, at most 64; with nodes= in forward mode 32.
         seed: of "random".
@@ -211,14 +212,15 @@ def score_edges(model: Envoy, task: Task, method: Method | Rules = "gim", *, met
     w = residual_stream_of(model)
     check_unedited(model)
     graph = graph_of(w)
-    if nodes is not None and not rules_only:
+    if nodes is not None and not rules_only and method != "exact":
         raise GimkitError(f"{label} scores all edges at once: leave nodes= out, or use any rules ('gim', 'gradient', "
                           "'relp', ...)")
     chosen = {} if nodes is None else edges_among(graph, nodes)
     if method == "random":
         scores = torch.randn(graph.real.shape, generator=torch.Generator().manual_seed(seed)) * graph.real
     elif method == "exact":
-        scores = _exact(model, w, graph, rows, metric, batch_size, remote) * (len(rows) // len(task))
+        places = sorted(chosen.values() or graph.real.nonzero().tolist(), key=lambda place: place[1])
+        scores = _exact(model, w, graph, places, rows, metric, batch_size, remote) * (len(rows) // len(task))
     else:
         clean: list[torch.Tensor] = []
 
@@ -273,10 +275,9 @@ def _pairs_at_once(w: ResidualStream, tokens: int, rows: int, most: int = 2**26)
     return min(64, max(1, most // (rows * tokens * len(w.layers) * 32 * w.width)))
 
 
-def _exact(model: Envoy, w: ResidualStream, graph: Graph, task: Task, metric: str, batch_size: int | None,
-           remote: bool | str) -> torch.Tensor:
-    """By how much the metric falls when one edge carries its corrupt value, for every edge."""
-    edges = graph.real.T.nonzero().flip(1).tolist()  # target by target
+def _exact(model: Envoy, w: ResidualStream, graph: Graph, edges: Sequence, task: Task, metric: str,
+           batch_size: int | None, remote: bool | str) -> torch.Tensor:
+    """By how much the metric falls when one edge carries its corrupt value, for edges that come target by target."""
     joining = rows_may_join(model, architecture_of(model))
     rows = rows_at_once(model, task.clean.shape[1])
     batch_size = max(1, min(batch_size or 16, rows // 128))  # most rows are for edges, not for clean and corrupt
