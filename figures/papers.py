@@ -220,9 +220,9 @@ def ioi_circuit(heads, steps, draws: int, threshold: float) -> Figure:
     right.set_yticks(places, [step.replace(" to ", "\nto ", 1) for step in steps["step"]])
     right.invert_yaxis()
     right.grid(False, axis="y")
-    right.xaxis.set_major_formatter(PercentFormatter(1))
+    right.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     right.set_xlabel("lost of clean minus corrupt metric")
-    right.legend(loc="upper center", bbox_to_anchor=(0.4, 1.16), ncols=1, frameon=False, fontsize=9)
+    right.legend(loc="lower right", frameon=True, fontsize=9)
     figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False, fontsize=9)
     return figure
 
