@@ -220,7 +220,7 @@ def score_edges(model: Envoy, task: Task, method: Method | Rules = "gim", *, met
         scores = torch.randn(graph.real.shape, generator=torch.Generator().manual_seed(seed)) * graph.real
     elif method == "exact":
         places = sorted(chosen.values() or graph.real.nonzero().tolist(), key=lambda place: place[1])
-        scores = _exact(model, w, graph, places, rows, metric, batch_size, remote) * (len(rows) // len(task))
+        scores = _exact(model, w, places, rows, metric, batch_size, remote) * (len(rows) // len(task))
     else:
         clean: list[torch.Tensor] = []
 
@@ -275,13 +275,13 @@ def _pairs_at_once(w: ResidualStream, tokens: int, rows: int, most: int = 2**26)
     return min(64, max(1, most // (rows * tokens * len(w.layers) * 32 * w.width)))
 
 
-def _exact(model: Envoy, w: ResidualStream, graph: Graph, edges: Sequence, task: Task, metric: str,
-           batch_size: int | None, remote: bool | str) -> torch.Tensor:
+def _exact(model: Envoy, w: ResidualStream, edges: Sequence, task: Task, metric: str, batch_size: int | None,
+           remote: bool | str) -> torch.Tensor:
     """By how much the metric falls when one edge carries its corrupt value, for edges that come target by target."""
     joining = rows_may_join(model, architecture_of(model))
     rows = rows_at_once(model, task.clean.shape[1])
     batch_size = max(1, min(batch_size or 16, rows // 128))  # most rows are for edges, not for clean and corrupt
-    scores = torch.zeros(graph.real.shape, dtype=torch.float32)  # whatever torch's default is
+    scores = torch.zeros(graph_of(w).real.shape, dtype=torch.float32)  # whatever torch's default is
     for batch, answers in batches(task, batch_size, "exact", metric):
         together = max(1, rows // len(batch) - 2)
         for first in tqdm(range(0, len(edges), together), desc=f"{task.name} edges", delay=2, leave=False):
