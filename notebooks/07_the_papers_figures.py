@@ -1,6 +1,8 @@
 # %% [markdown]
 # # 07 · The papers' figures
 #
+# ![A paper's figure, the command that draws it, and what is kept](pictures/gallery.svg)
+#
 # **Claim: most of what the GIM and EAP-GP papers draw can be drawn again on a laptop, with intervals and with controls.**
 #
 # - This is a gallery: a figure, a sentence. Each one was made by `python -m figures`, with its numbers beside it.

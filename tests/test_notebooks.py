@@ -108,8 +108,8 @@ def test_the_notebook_opens_with_its_claim_and_the_switch_cell(path):
     assert claim.count(".") == 1 and len(claim.split()) <= 40, "one claim, in one sentence"
     assert len(re.findall("^- ", title, re.MULTILINE)) == 2, "two lines of takeaway"
     assert "](GLOSSARY.md)" in title
-    for picture in re.findall(r"\]\((pictures/.*?)\)", title):
-        assert (NOTEBOOKS / picture).is_file()
+    [picture] = re.findall(r"\]\((pictures/.*?)\)", title)
+    assert (NOTEBOOKS / picture).is_file()
     assert not UNPLAIN.search(prose(nbformat.read(path, 4)))
     assert next(cell.source for cell in cells if cell.cell_type == "code") in SWITCHES
 

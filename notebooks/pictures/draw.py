@@ -159,6 +159,19 @@ def l3d():
     return figure
 
 
+def gallery():
+    """07: a paper's figure, the command that measures and draws it, and what is kept beside it."""
+    figure, ax = page(9.5, 2.2)
+    box(ax, 1.4, 1.2, "a figure\nof the paper", 2.0, 1.0)
+    box(ax, 4.75, 1.2, "python -m figures NAME", 2.8, 0.7, "white", family="monospace")
+    arrow(ax, (2.45, 1.2), (3.3, 1.2))
+    for y, text in ((1.9, "picture"), (1.2, "its numbers, as csv"), (0.5, "caption: how it differs")):
+        box(ax, 8.0, y, text, 2.4, 0.5, BLUE, 10.5)
+        arrow(ax, (6.2, 1.2), (6.75, y), BLUE)
+    say(ax, 4.75, 0.3, "prompts, intervals, controls", 10.5)
+    return figure
+
+
 def remote():
     """08: code and names go up, scores come down, the weights stay."""
     figure, ax = page(9.5, 2.4)
@@ -179,5 +192,5 @@ def saturation():
 
 if __name__ == "__main__":
     with matplotlib.rc_context({"svg.hashsalt": "gimkit"}):
-        for draw in (trace, saturation, rules, row, patch, edge, l3d, remote):
+        for draw in (trace, saturation, rules, row, patch, edge, l3d, gallery, remote):
             draw().savefig(FOLDER / f"{draw.__name__}.svg", metadata={"Date": None})
