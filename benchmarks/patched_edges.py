@@ -83,6 +83,7 @@ def summarise(table: pandas.DataFrame, methods=COMPARED) -> pandas.DataFrame:
     Returns:
         spearman, pearson, with 95% bootstrap intervals over the sample's edges. sign: the share of the exact effect's
         size, sum of |exact|, on edges whose score has the same sign. size: sum of |score| over sum of |exact|.
+        largest: the edge with the largest exact effect, that effect, and its score.
     """
     rows = []
     for (task, sample), own in table.groupby(["task", "sample"], sort=False):
@@ -93,9 +94,10 @@ def summarise(table: pandas.DataFrame, methods=COMPARED) -> pandas.DataFrame:
             for label, correlation in (("spearman", stats.spearmanr), ("pearson", stats.pearsonr)):
                 value = bootstrap(lambda i, r=correlation, s=score, e=exact: r(s[i], e[i])[0], len(own), resamples=299)
                 row |= {label: value.value, f"{label}_low": value.low, f"{label}_high": value.high}
-            right = numpy.sign(score) == numpy.sign(exact)
+            right, largest = numpy.sign(score) == numpy.sign(exact), abs(exact).argmax()
             rows.append(row | {"sign": abs(exact)[right].sum() / abs(exact).sum(),
-                               "size": abs(score).sum() / abs(exact).sum()})
+                               "size": abs(score).sum() / abs(exact).sum(), "largest": own["edge"].iloc[largest],
+                               "largest_exact": exact[largest], "largest_score": score[largest]})
     return pandas.DataFrame(rows)
 
 

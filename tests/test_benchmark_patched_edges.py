@@ -33,6 +33,7 @@ def test_by_hand():
                               "gim": [2.0, 1.0, 0.5, 0.5]})
     found = summarise(table, ["gim"]).iloc[0]
     assert found.sign == 6 / 8 and found["size"] == 0.5 and found.edges == 4
+    assert (found.largest, found.largest_exact, found.largest_score) == ("a", 4, 2)
 
 
 def test_command(tmp_path, capsys):

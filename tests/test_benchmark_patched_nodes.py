@@ -3,6 +3,7 @@
 import numpy
 import pandas
 import pytest
+from scipy.stats import spearmanr
 
 import gimkit
 from benchmarks.patched_nodes import STATISTICS, main, measure, recall, summarise
@@ -16,6 +17,7 @@ def test_statistics_by_hand():
     assert value["within"] == pytest.approx(1) and value["spearman"] < 1 and value["pearson"] < 1
     assert [value[f"size_{part}"] for part in range(1, 6)] == pytest.approx([0.1, 0.2, 0.3, 0.5, 1])
     assert value["size"] == pytest.approx(abs(shrunk).sum() / abs(exact).sum())
+    assert value["spearman"] == pytest.approx(spearmanr(shrunk, exact).statistic)
     assert value["ratio"] == pytest.approx(0.3) and value["strongest"] == value["spearman"]  # there are ten nodes
     many = numpy.concatenate([numpy.arange(100, 130), numpy.zeros(200)])
     tiny = numpy.random.default_rng(0).normal(size=200)

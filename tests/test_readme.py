@@ -50,7 +50,8 @@ def test_the_sections_come_as_a_newcomer_needs_them():
     wanted = ["Two commands", "Ten lines", "Notebooks", "Models", "Remote", "Methods, and what they are worth",
               "Limits", "When something goes wrong", "Citing", "Development"]
     assert re.findall(r"^## (.*)$", README, re.MULTILINE) == wanted
-    assert README.index("![Scores of heads") < README.index("## Two commands")
+    pictures = [README.index(alt) for alt in ("![How well circuits work", "![Scores of heads")]
+    assert pictures == sorted(pictures) and pictures[-1] < README.index("## Two commands")
 
 
 def test_every_command_in_the_readme_exists():
@@ -67,7 +68,8 @@ RENAMED = {"ig": "ig-20", "occlusion": "leave-one-out"}  # in the token table
 
 
 def test_the_method_table_is_what_the_benchmarks_measured():
-    rows = re.findall(r"^\| (`.*?) \| ([-–.\d /]+) \| ([-–.\d /]+) \| ([-–.\d /]+) \|$", README, re.MULTILINE)
+    section = README.partition("How they compare")[2].partition("Methods without a number")[0]
+    rows = re.findall(r"^\| (`.*?) \| ([-–.\d /]+) \| ([-–.\d /]+) \| ([-–.\d /]+) \|$", section, re.MULTILINE)
     assert len(rows) >= 12
     for name, *cells in rows:
         for (file, measure), cell in zip(COLUMNS, cells):
@@ -78,6 +80,23 @@ def test_the_method_table_is_what_the_benchmarks_measured():
                 known = [RENAMED.get(key, key) for key in re.findall("`(.*?)`", name)]
                 (method,) = {method for method in known if method in means.index}
                 assert abs(means[method] - float(number)) <= 0.6 * 10.0**-len(number.split(".")[1]), (name, file, model)
+
+
+def test_the_table_of_the_real_model_is_what_the_benchmarks_measured():
+    tokens, nodes, edges = (pandas.read_csv(ROOT / "benchmarks" / f"{name}.csv") for name in (
+        "shapley-smollm2-135m", "nodes-smollm2-135m", "compare-smollm2-135m-mean"))
+    measured = [tokens.groupby("method").pearson.mean(),
+                *(nodes[nodes.statistic == name].groupby("method").value.mean() for name in ("spearman", "strongest")),
+                *(edges.groupby("method")[area].mean() for area in ("cpr", "cmd"))]
+    section = README.partition("On a real model, SmolLM2-135M")[2].partition("\n\nOn tokens")[0]
+    rows = re.findall(r"^\| (`.*)" + r" \| ([-–.\d]+)" * 5 + r" \|$", section, re.MULTILINE)
+    assert len(rows) >= 8
+    for name, *cells in rows:
+        known = [RENAMED.get(key, key) for key in re.findall("`(.*?)`", name)]
+        for means, cell in zip(measured, cells):
+            if cell != "–":
+                (method,) = {method for method in known if method in means.index}
+                assert abs(means[method] - float(cell)) <= 0.6 * 10.0**-len(cell.split(".")[1]), (name, cell)
 
 
 MEASURED = {"gimkit.attribute": (gimkit.tokens.METHODS, *COLUMNS[0], "set", "2f"),
