@@ -10,9 +10,9 @@ from matplotlib import pyplot
 from matplotlib.path import Path as Outline
 from matplotlib.text import Text
 from matplotlib.transforms import Affine2D
-from test_drawing import MINI, scored
 from test_plots import TOKENS, curve, made_up
-from test_plots_repair import heads, rows
+from test_plots_circuit import MINI, scored
+from test_plots_selfrepair import heads, rows
 
 from figures import papers
 from figures.comparison import faithfulness_by_edges
