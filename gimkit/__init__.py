@@ -12,9 +12,9 @@ All examples in these docstrings are run as tests, with these names at hand:
 
 import transformers
 
-if tuple(map(int, transformers.__version__.split(".")[:2])) < (5, 17):  # 5.0, for one, gives wrong gradients with sdpa
+if tuple(map(int, transformers.__version__.split(".")[:2])) < (5, 17):  # 5.0 gives wrong gradients with sdpa
     raise ImportError(f"gimkit needs transformers 5.17 or newer, and {transformers.__version__} is installed; "
-                      "pip install --upgrade transformers, or install gimkit anew")
+                      "pip install --upgrade transformers, or install gimkit again")
 
 from gimkit import circuits, l3d, selfrepair, tasks, tokens
 from gimkit.circuits import faithfulness, run, score_edges, score_nodes

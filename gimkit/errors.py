@@ -127,7 +127,7 @@ def check_length(length: int, context: int | None, what: str = "the prompt") -> 
 
 
 def check_answers(good: list | tuple | set, bad: list | tuple | set, what: str = "the pair") -> None:
-    """Refuse right and wrong answers that share a token id, for their difference would not depend on it.
+    """Refuse right and wrong answers that share a token id: their difference would not depend on it.
 
     >>> check_answers([5], [5])
     Traceback (most recent call last):

@@ -22,13 +22,13 @@ class Rules(NamedTuple):
             own derivative stays, with masks, biases and attention sinks.
         freeze_norm: every LayerNorm and RMSNorm keeps its denominator constant; the mean that LayerNorm subtracts
             still has its gradient (GIM's "layernorm freeze").
-        q: factor on the gradient of the attention's queries, after rotary embeddings and q/k norms. GIM: 1/4, for
+        q: factor on the gradient of the attention's queries, after rotary embeddings and q/k norms. GIM: 1/4, since
             queries pass two products, and each halves the gradient.
-        k: likewise of the keys. GIM: 1/4.
-        v: likewise of the values. GIM: 1/2.
+        k: the same for the keys. GIM: 1/4.
+        v: the same for the values. GIM: 1/2.
         gate: factor on the gradient of act(gate) in a gated MLP's product act(gate) * up. GIM: 1/2. Fused experts
-            (Mixtral, Qwen3-MoE, gpt-oss) likewise; the router keeps its plain gradient.
-        up: likewise of up. GIM: 1/2.
+            (Mixtral, Qwen3-MoE, gpt-oss) are treated alike; the router keeps its plain gradient.
+        up: the same for up. GIM: 1/2.
         detach_attention: the attention pattern is a constant, so gradients reach values only.
         identity_activation: the MLP's nonlinearity acts as multiplication by the constant act(x) / x.
 

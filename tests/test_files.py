@@ -156,7 +156,7 @@ def test_decompositions_that_are_damaged_or_mixed_up(tmp_path):
     tensors, about = (tmp_path / f"a=0.1.{ending}" for ending in ("safetensors", "json"))
     for n in (0, 5, 60, len(tensors.read_bytes()) - 1):
         tensors.write_bytes(tensors.read_bytes()[:n])
-        refused("delete them to start anew")
+        refused("delete them to start again")
     content = bytearray(tensors.read_bytes())
     content[-1] ^= 1  # one bit of one number
     tensors.write_bytes(content)
@@ -164,9 +164,9 @@ def test_decompositions_that_are_damaged_or_mixed_up(tmp_path):
     about.write_text(json.dumps(json.loads(about.read_text()) | {"seed": 7}))
     refused("do not belong together, or were changed")
     about.unlink()
-    refused("delete them to start anew")
+    refused("delete them to start again")
     about.write_text("{")
-    refused("delete them to start anew")
+    refused("delete them to start again")
     refused("holds no toy", l3d.toys.Toy.load)
     tensors.unlink()
     refused("no decomposition at")

@@ -76,18 +76,18 @@ def forward_chosen(model: Envoy, task: Task, rules: Rules, metric: str, places: 
         raise GimkitError(f"{mixed[0]} normalises all heads together, so in forward mode an edge into one of them "
                           "has no tangent of its own; use rules with freeze_norm=True, such as 'gim', or score nodes")
 
-    def chunks(most: int, spare: int) -> Iterator[tuple]:
+    def chunks(most: int, extra: int) -> Iterator[tuple]:
         first = 0
         for after in range(1, len(places) + 1):
             sources = {source for source, _ in places[first:after + 1]}
-            if after == len(places) or len(sources) + after + 1 - first + spare > most:
-                yield *_rows(graph, names, places[first:after], spare), list(range(first, after))
+            if after == len(places) or len(sources) + after + 1 - first + extra > most:
+                yield *_rows(graph, names, places[first:after], extra), list(range(first, after))
                 first = after
 
     return forward_task_scores(model, task, answers_of(task, metric), rules, chunks, batch_size, remote)
 
 
-def _rows(graph: Graph, names: Sequence[Node], places: list, spare: int) -> tuple[dict, list[int]]:
+def _rows(graph: Graph, names: Sequence[Node], places: list, extra: int) -> tuple[dict, list[int]]:
     """Where carriers and edges start, and each edge's row; an edge to the logits is its carrier's own row."""
     carriers, targets = list(dict.fromkeys(source for source, _ in places)), graph.targets
     started: list[tuple] = []
@@ -101,4 +101,4 @@ def _rows(graph: Graph, names: Sequence[Node], places: list, spare: int) -> tupl
         layer, _, head = owner[1:].partition(".h")
         rows.append(len(carriers) + len(started))
         started.append((carrier, read or "mlp", int(layer), int(head or 0)))
-    return starts_of([names[source] for source in carriers], started, spare), rows
+    return starts_of([names[source] for source in carriers], started, extra), rows

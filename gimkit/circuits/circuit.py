@@ -120,7 +120,7 @@ class Circuit:
 
     @property
     def nodes(self) -> tuple[str, ...]:
-        """Sources that an edge leaves."""
+        """The sources of the circuit's edges."""
         return tuple(name for name, used in zip(self.graph.sources, self.keep.any(1).tolist()) if used)
 
     def plot(self, roles: Mapping | pandas.Series | None = None, ax: "Axes | None" = None) -> "Axes":

@@ -162,9 +162,9 @@ def score_edges(model: Envoy, task: Task, method: Method | Rules = "gim", *, met
     Warns when the model gets less than 75% of the clean prompts right.
 
     Memory is what the backward pass keeps, about 32 widths per layer for each token of a pair's rows (2 rows, or as
-    many as there are points and the clean and corrupt runs). Sources meet targets a few positions at a time. A pair of
-    a Llama-3.1-8B (1,592,881 edges) in bfloat16 takes about 17 MB per token by this count. A random Llama of 8 layers
-    and width 512 in float32 took 1.2 times its count at 1024 tokens.
+    many as there are points and the clean and corrupt runs). All sources are multiplied with all targets for a few
+    positions at a time. A pair of a Llama-3.1-8B (1,592,881 edges) in bfloat16 takes about 17 MB per token by count.
+    A random Llama of 8 layers and width 512 in float32 took 1.2 times its count at 1024 tokens.
 
     Args:
         model: an unedited nnsight model whose edges are covered.
@@ -172,8 +172,8 @@ def score_edges(model: Envoy, task: Task, method: Method | Rules = "gim", *, met
         method: any rules ("gim", "gradient", which is EAP, "relp", ..., or a `gimkit.Rules`), "ig-inputs" (EAP-IG),
             "gim-ig", "clean-corrupted", "ig-activations", "gp" (EAP-GP), "exact" or "random". docs/METHODS.md says what
             each computes, what it costs, and where it wins and loses.
-        metric: as in `gimkit.score_nodes`. The divergences' gradient is zero at the clean run, so "gradient", other
-            rules, and "ig-activations" with one step are refused them.
+        metric: as in `gimkit.score_nodes`. The divergences' gradient is zero at the clean run, so they are
+            refused for "gradient", other rules, and "ig-activations" with one step.
         steps: points of the averaged gradients.
         nodes: names of nodes, "input", "a0.h1", "m2", "logits": only the edges among them are scored, by any rules or
             "exact".
@@ -249,7 +249,7 @@ def score_edges(model: Envoy, task: Task, method: Method | Rules = "gim", *, met
 
 def _gradients(model: Envoy, w: ResidualStream, pairs: Iterator[tuple[Task, Answers]], method: str | Rules, steps: int,
                remote: bool | str) -> tuple[torch.Tensor, torch.Tensor]:
-    """Scores summed over examples, from the mean gradient over `points`, of the `batches` of a task; the clean metric.
+    """The scores of a task's `batches`, summed over examples, and the clean metric; gradients are means over `points`.
     """
     rules = AVERAGED[method] if method in AVERAGED else rules_of(method)
     edited = apply(model, rules)
@@ -271,13 +271,13 @@ def _gradients(model: Envoy, w: ResidualStream, pairs: Iterator[tuple[Task, Answ
 
 
 def _pairs_at_once(w: ResidualStream, tokens: int, rows: int, most: int = 2**26) -> int:
-    """How many pairs, of so many rows each, a backward pass can take: each block keeps some 32 widths per token."""
+    """How many pairs of `rows` rows a backward pass can take: each block keeps about 32 widths per token."""
     return min(64, max(1, most // (rows * tokens * len(w.layers) * 32 * w.width)))
 
 
 def _exact(model: Envoy, w: ResidualStream, edges: Sequence, task: Task, metric: str, batch_size: int | None,
            remote: bool | str) -> torch.Tensor:
-    """By how much the metric falls when one edge carries its corrupt value, for edges that come target by target."""
+    """By how much the metric falls when one edge carries its corrupt value; edges are ordered by target."""
     joining = rows_may_join(model, architecture_of(model))
     rows = rows_at_once(model, task.clean.shape[1])
     batch_size = max(1, min(batch_size or 16, rows // 128))  # most rows are for edges, not for clean and corrupt

@@ -173,7 +173,7 @@ def faithfulness(model: Envoy, task: Task, scores: EdgeScores | NodeScores, *, a
         scores: `EdgeScores` of this model; or `NodeScores`, whose circuits are all edges between the embedding and the
             best heads and MLPs.
         absolute: rank by |score| (MIB's CMD) or by score (MIB's CPR); it must be stated.
-        metric: evaluates the circuits, as in `gimkit.score_nodes`. With "kl" the whole model has 0, the corrupt -KL.
+        metric: evaluates the circuits, as in `gimkit.score_nodes`. With "kl" the whole model has 0.
         sizes: increasing shares of all edges (or of all heads and MLPs); int(share * edges) edges are requested.
         greedy: grow circuits from the logits instead of taking the top edges; for edges only.
         remote: as in `gimkit.attribute`.

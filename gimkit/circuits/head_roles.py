@@ -58,9 +58,9 @@ def head_roles(model: Envoy, task: Task, *, heads: Sequence[str] | None = None, 
     - "negative name mover-like": attends right and writes against the answer.
     - "suppressor-like": attends wrong and writes for the answer, lowering the wrong one's logit.
     - "S-inhibition-like": attends wrong and steers queries.
-    - "previous-token-like", "duplicate-token-like", "induction-like": attend so.
+    - "previous-token-like", "duplicate-token-like", "induction-like": have that mean attention.
 
-    A name means that the numbers fit, not that the head works as its namesake does.
+    A name means that the numbers fit, not that the head works as the paper describes.
 
     Args:
         model: an unedited nnsight model whose edges are covered (`gimkit.score_edges`).
@@ -116,7 +116,7 @@ def head_roles(model: Envoy, task: Task, *, heads: Sequence[str] | None = None, 
 
 
 def occasions(task: Task) -> torch.Tensor:
-    """Which attention counts for what, [n, 5, seq, seq] of queries and positions, the kinds in the order of LOOKS."""
+    """True where a query's attention to a position is of a kind, [n, 5, seq, seq], the kinds in the order of LOOKS."""
     n, length = task.clean.shape
     place = torch.arange(length)
     holds = [torch.stack([torch.isin(row, torch.tensor(ids)) for row, ids in zip(task.clean, answers)]) & task.mask
@@ -131,7 +131,7 @@ def occasions(task: Task) -> torch.Tensor:
 
 def _through_heads(model: Envoy, graph: Graph, task: Task, names: Sequence[str],
                    remote: bool | str) -> tuple[list, float, float]:
-    """Per head what is lost through later queries, keys, values; the mean clean metric; clean minus corrupt."""
+    """For each head the loss through later queries, keys, values; the mean clean metric; clean minus corrupt."""
     real = graph.real
     found: list[torch.Tensor] = []
     heads = [i for i, source in enumerate(graph.sources) if source in names]

@@ -9,9 +9,9 @@ def points(method: str | Rules, steps: int, b: int, layers: int) -> list[dict]:
     >>> points("ig-inputs", steps=2, b=8, layers=5)
     [{'extra': 1, 'rows': [8, 16], 'shares': [0.5], 'between': {}, 'weight': 1.0}]
 
-    "ig-inputs" counts the corrupt end of the path beside the points inside, "nap-ig" the clean one.
+    "ig-inputs" includes the corrupt end of the path, "nap-ig" the clean end.
     extra: how many groups. rows: first rows at which the gradient is taken. shares: where between the corrupt (0) and
-    the clean (1) embedding the extra rows are. between: {(layer, part): {first row: share}} likewise of a part's
+    the clean (1) embedding the extra rows are. between: {(layer, part): {first row: share}}, the same for a part's
     output. weight: of the trace in the mean.
     """
     one = {"extra": 0, "rows": [0], "shares": [], "between": {}, "weight": 1.0}

@@ -112,7 +112,7 @@ class NodeScores(Result):
 
         Source:
             EAP-IG's node level, which ranks the embedding too and marks edges that run backward; without the
-            embedding its circuits run as the corrupt prompt, for nothing feeds the other nodes.
+            embedding its circuits give the corrupt prompt's metric, because nothing feeds the other nodes.
         """
         graph = self._covered()
         n = check_whole("n, a number of heads and MLPs,", n, 0, len(self.nodes) - 1)
@@ -175,7 +175,7 @@ class NodeScores(Result):
 
 Method = Literal[Preset, "nap-ig", "ig-activations", "atp*", "exact", "random"]
 METHODS: tuple[Method, ...] = get_args(Method)
-NO_FORWARD = ("{} has no forward mode, which knows gradients at the clean run alone; use any rules ('gim', 'gradient', "
+NO_FORWARD = ("{} has no forward mode, which takes gradients at the clean run only; use any rules ('gim', 'gradient', "
               "'relp', ...), or 'exact', which needs no gradient")
 
 
@@ -197,8 +197,8 @@ def score_nodes(model: Envoy, task: Task, method: Method | Rules = "gim", *, met
     - "probability": the good answers' summed probability minus the bad ones', for greater-than sum p(> yy) -
       sum p(<= yy). Where the model is sure, its gradient vanishes.
     - with answers of several tokens "logit" becomes "log-probability": the good answer's minus the bad one's, each
-      given the prompt and the answer's tokens before (teacher forcing), in nats; "probability" likewise. Good and bad
-      answer each follow their prompt in a row of their own, and a pair's scores are those of both rows.
+      given the prompt and the answer's tokens before (teacher forcing), in nats; "probability" is the difference of
+      their probabilities. Each answer follows the prompt in its own row, and a pair's scores are those of both rows.
     - "kl": minus KL(clean run || current run) of the next token, summed over the vocabulary, in nats. "kl-mean": its
       mean over the vocabulary, which is EAP-IG's. Both are zero, with gradient zero, at the clean run.
 
@@ -210,12 +210,12 @@ def score_nodes(model: Envoy, task: Task, method: Method | Rules = "gim", *, met
         metric: one of the above.
         steps: points of the averaged gradients.
         nodes: names of nodes, "input", "a0.h1", "m2": only these are patched, by "exact". The other methods score all
-            nodes in one go; `NodeScores.select` chooses from their scores.
+            nodes at once; `NodeScores.select` chooses from their scores.
         batch_size: prompt pairs a pass; it does not change the result.
         seed: of "random".
         backend: as in `gimkit.attribute`. "forward" pushes each node's clean - corrupt output to the metric as a row of
-            its own, a forward pass of n + 3 rows a pair for n nodes. It knows any rules, and the architectures whose
-            edges are covered, and refuses where what it recomputes of the clean run is not the model's.
+            its own, a forward pass of n + 3 rows a pair for n nodes. It covers any rules, on architectures whose edges
+            are covered, and raises an error where what it recomputes of the clean run differs from the model's.
         remote: as in `gimkit.attribute`.
 
     Returns:
@@ -271,7 +271,7 @@ def score_nodes(model: Envoy, task: Task, method: Method | Rules = "gim", *, met
 
 
 def _places(known: Sequence[str], chosen: Sequence[str]) -> list[int]:
-    """Where chosen nodes stand among the known ones, in their order."""
+    """The places of chosen nodes among the known ones, in increasing order."""
     unknown = [chosen] if isinstance(chosen, str) else [name for name in chosen if name not in known]
     if unknown or not len(chosen):
         raise GimkitError(f"{f'unknown nodes {unknown}' if unknown else 'no nodes'}; give a list of some of "
@@ -282,11 +282,11 @@ def _places(known: Sequence[str], chosen: Sequence[str]) -> list[int]:
 def _forward(model: Envoy, names: Sequence[Node], task: Task, rules: Rules, metric: str, batch_size: int,
              remote: bool | str) -> torch.Tensor:
     """Each node's clean - corrupt output pushed to the metric as a row of its own."""
-    def chunks(most: int, spare: int) -> Iterator[tuple]:
-        each = max(1, most - spare)
+    def chunks(most: int, extra: int) -> Iterator[tuple]:
+        each = max(1, most - extra)
         for start in range(0, len(names), each):
             chosen = names[start:start + each]
-            yield starts_of(chosen, spare=spare), list(range(len(chosen))), list(range(start, start + len(chosen)))
+            yield starts_of(chosen, extra=extra), list(range(len(chosen))), list(range(start, start + len(chosen)))
 
     return forward_task_scores(model, task, answers_of(task, metric), rules, chunks, batch_size, remote)
 
@@ -321,7 +321,7 @@ def _gradients(model: Envoy, parts: Architecture, pairs: Iterator[tuple[Task, An
 
 def _exact(model: Envoy, parts: Architecture, names: Sequence[Node], task: Task, metric: str, batch_size: int,
            remote: bool | str) -> torch.Tensor:
-    """Exact effects: all nodes of as many pairs in one pass as it takes, or some nodes of one pair."""
+    """Exact effects; a pass takes all nodes of several pairs, or some nodes of one pair where they are too many."""
     paths = [(block.path, block.output, block.mlp) for block in parts.blocks]
     joining = rows_may_join(model, parts)
     rows = rows_at_once(model, task.clean.shape[1])

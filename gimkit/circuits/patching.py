@@ -62,7 +62,7 @@ def run_masks(model: Envoy, w: ResidualStream, task: Task, keep: torch.Tensor, m
               most: int = 2**25) -> tuple[torch.Tensor, torch.Tensor]:
     """The metric [circuits, examples] of each mask [sources, targets], and that of the clean prompts, [examples].
 
-    The circuits without any edge and with all of them are the corrupt and the clean run, as `check_whole_circuit` sees.
+    The circuit without edges is the corrupt run, the one with all edges the clean run, as `check_whole_circuit` checks.
     most: numbers in the sources' outputs that are held at once (2^25 float32: 128 MiB).
     """
     pairs, task = task, answer_rows(task)
@@ -71,7 +71,7 @@ def run_masks(model: Envoy, w: ResidualStream, task: Task, keep: torch.Tensor, m
     cut = keep[place < 0]
     place[place < 0] = torch.arange(2, 2 + len(cut))
     rows = max(1, most // (keep.shape[1] * task.clean.shape[1] * w.width))
-    together = max(1, min(len(cut), rows))  # circuits, which share the corrupt run, rather than examples
+    together = max(1, min(len(cut), rows))  # circuits before examples: they share the corrupt run
     examples = max(1, rows // together)
     check_whole_circuit(model, w, task, remote)
     columns = []
@@ -89,7 +89,7 @@ def run_masks(model: Envoy, w: ResidualStream, task: Task, keep: torch.Tensor, m
 def check_whole_circuit(model: Envoy, w: ResidualStream, task: Task, remote: bool | str, most: int = 4) -> None:
     """Refuse a model whose circuit of all edges does not give the clean metric, on a few pairs spread over the task.
 
-    The clean prompts run by themselves, as the model is: with hooks and edits of the user's.
+    The clean metric is that of the model as it is, with hooks and edits of the user's.
     """
     some = task[::-(-len(task) // most)]
     whole, own = in_session(model, whole_circuit, some.clean, some.corrupt, w, graph_of(w).real[None], answers_of(some),

@@ -123,7 +123,7 @@ def node_intervals(scores: NodeScores, **options: Any) -> pandas.DataFrame:
 
 def _worth(model: Envoy, parts: Architecture, paths: list[tuple[str, str]], batch: Task, present: torch.Tensor,
            remote: bool | str) -> torch.Tensor:
-    """Values [1 + sets, b]: of the corrupt run, then of each set, as many in one pass as it takes."""
+    """Values [1 + sets, b]: of the corrupt run, then of each set; a pass takes as many sets as fit."""
     found: list[torch.Tensor] = []
     for some in present.split(max(1, rows_at_once(model, batch.clean.shape[1]) // len(batch) - 1)):
         ids = torch.cat([batch.corrupt, batch.clean.repeat(len(some), 1)])

@@ -12,10 +12,10 @@ def attention_call(attention):
 
 
 def attention_pattern(kernel, call) -> torch.Tensor:
-    """What each query gives each position, [rows, heads, seq, seq]: the model's own kernel, run on values of 0 and 1.
+    """Each query's attention to each position, [rows, heads, seq, seq]: the model's own kernel on values of 0 and 1.
 
     The columns of the identity matrix as values make the kernel return its weights, with its own scaling, mask, softcap
-    and sinks, whether it is sdpa, eager or flash. Values keep the model's own width, which some kernels insist on.
+    and sinks, whether it is sdpa, eager or flash. Values keep the model's own width, which some kernels require.
     kernel, call: of `attention_call`.
     """
     (module, q, k, v, mask, *rest), options = call.inputs
@@ -29,7 +29,7 @@ def attention_pattern(kernel, call) -> torch.Tensor:
 def put_pattern_difference(attention):
     """Give the softmax the gradient (s - s') g: s is the first row's pattern, s' the second's, g the gradient to s.
 
-    The rows are a clean prompt and its other version. Only the first one's gradient is replaced, the second has none.
+    The rows are two versions of a prompt. Only the first one's gradient is replaced, the second has none.
     """
     kernel, call = attention_call(attention)
     pattern = attention_pattern(kernel, call)

@@ -16,7 +16,7 @@ def blocked_attention(output, module, q, k, v, mask, options: dict, temperature:
     """A kernel's output with the tempered gradient; None where it is not known how the kernel makes its pattern.
 
     Known are scores q k, a softcap, a causal, boolean or additive mask, sinks, and keys that several heads share: some
-    queries of each row are recomputed so, and must give the kernel's own output. None on CUDA as well, where this way
+    queries of each row are recomputed this way, and must give the kernel's own output. None on CUDA as well, where this
     has not been measured against a second run of a fused kernel.
 
     output: the kernel's, [rows, queries, heads, width], of (module, q, k, v, mask, **options).
@@ -78,7 +78,7 @@ def reproduces(output, q, k, v, mask, sinks, rule: tuple) -> bool:
 
 
 def evenly(n: int, most: int) -> slice:
-    """At most so many of the numbers below n, at even distances, the last one among them."""
+    """A slice of at most `most` of the numbers below n, at equal distances, with the last one."""
     step = -(-n // most)
     return slice((n - 1) % step, n, step)
 
@@ -91,7 +91,7 @@ def forward(ctx, value, q, k, v, mask, sinks, rule: tuple, temperature: float, s
 
 
 def backward(ctx, g):
-    """The gradients of q, k and v, those that are wanted."""
+    """The gradients of q, k and v, None where autograd does not need one."""
     if torch.is_grad_enabled():
         raise GimkitError("the gradient of a softmax at another temperature has no derivative of its own; "
                           "leave out create_graph=True")
@@ -123,7 +123,7 @@ def gradients(q, k, v, mask, sinks, g, rule: tuple, temperature: float, scales) 
         scores, slope = scores_of(q_, k_, queries, part, None if sinks is None else sinks[own], rule, divisor)
         if temperature == 2:
             soft = softmax(scores, part)
-            hard = torch.square(soft, out=scores)  # but for a factor in each row
+            hard = torch.square(soft, out=scores)  # up to a factor for each row
         else:
             hard = softmax(scores, part)
             largest = scores.amax(-1, keepdim=True).clamp(min=torch.finfo(scores.dtype).min)
@@ -153,7 +153,7 @@ def in_groups(q, k, v, sinks) -> tuple:
 
 
 def by_group(mask, group: int):
-    """A mask [rows, heads, queries, keys] as one of `in_groups`; one head and one row stand for all."""
+    """A mask [rows, heads, queries, keys] as one of `in_groups`; a single head or row counts for all."""
     return mask.unflatten(1, (1, 1) if mask.shape[1] == 1 else (-1, group))
 
 

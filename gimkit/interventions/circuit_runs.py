@@ -20,9 +20,9 @@ def run_circuits(model, w, b: int, keep: torch.Tensor, answers) -> torch.Tensor:
     """The metric [2 + circuits, b] of the corrupt and the clean run, and of edge-patched forward passes: each target
     reads the current value of the sources that it keeps and the corrupt value of the others.
 
-    keep: [circuits, sources, targets] of 0 and 1. The rows are b corrupt prompts and b clean ones. A circuit's rows are
-    no stream of their own: they join inside attention, inside the MLP and at the final norm, and leave behind them.
-    A target without kept edges is the corrupt run's, so nothing is computed for it.
+    keep: [circuits, sources, targets] of 0 and 1. The rows are b corrupt prompts and b clean ones. A circuit's rows
+    have no residual stream: they are added inside attention, inside the MLP and at the final norm, and removed after
+    each. A target without kept edges is the corrupt run's, so nothing is computed for it.
     """
     circuits, group = len(keep), w.heads // w.key_heads
     stream = model.get(w.layers[0].block).input
@@ -30,11 +30,11 @@ def run_circuits(model, w, b: int, keep: torch.Tensor, answers) -> torch.Tensor:
     gaps = stream.new_empty(circuits, keep.shape[1], b, *stream.shape[1:])  # current minus corrupt outputs
     gaps[:, 0] = stream[b:] - stream[:b]
     known, column = 1, 0
-    behind = [stream]  # the parts that add up to the stream here: an earlier place, and all outputs since
+    summands = [stream]  # the parts that add up to the stream here: an earlier place, and all outputs since
     for layer in w.layers:
         # Each head's q, k and v read the corrupt stream plus the gaps of the sources that they keep.
         reading, stream = slice(column, column + 3 * w.heads), model.get(layer.block).input
-        check_sum(layer.block, stream, *behind, b=b)
+        check_sum(layer.block, stream, *summands, b=b)
         put_reads(model, w, layer, stream[:b], gaps[:, :known], keep[:, :known, reading])
         column += 3 * w.heads
         # The heads' outputs in each circuit, and their gap to the corrupt run.
@@ -44,7 +44,7 @@ def run_circuits(model, w, b: int, keep: torch.Tensor, answers) -> torch.Tensor:
             copies = z[2 * b:].unflatten(-1, (w.heads, -1)).unflatten(0, (group, -1))
             mixed = torch.stack([copies[h % group, :, :, h] for h in range(w.heads)], -2).flatten(-2)
             z = torch.cat([z[:2 * b], mixed])
-        projection.input = z if norm else z[:2 * b]  # a norm behind it needs all rows for its denominators
+        projection.input = z if norm else z[:2 * b]  # a norm after it needs all rows for its denominators
         attention = projection.output
         weight = matrix_of(projection, layer.output, z[:len(attention)], attention)[0]
         after = read_after(model, norm, attention)
@@ -52,12 +52,12 @@ def run_circuits(model, w, b: int, keep: torch.Tensor, answers) -> torch.Tensor:
         if norm:
             attention = after.y[:2 * b]
             model.get(norm.path).output = attention
-        behind = [stream, attention]
-        # The MLP likewise: one target, read before its norm.
+        summands = [stream, attention]
+        # The same for the MLP: one target, read before its norm.
         mlp, norm = model.get(layer.mlp), layer.norm_before_mlp
         path = layer.mlp if norm is None else norm.path
         entry, known_to_mlp = model.get(path).input, known if w.parallel else known + w.heads
-        check_sum(path, entry, *(behind[:1] if w.parallel else behind), b=b)
+        check_sum(path, entry, *(summands[:1] if w.parallel else summands), b=b)
         corrupt, live = entry[:b], keep[:, :known_to_mlp, column].any(1).nonzero()[:, 0].tolist()
         reads = torch.cat([corrupt, *streams(corrupt, gaps[:, :known_to_mlp], keep[:, :known_to_mlp, column], live)])
         column += 1
@@ -72,13 +72,13 @@ def run_circuits(model, w, b: int, keep: torch.Tensor, answers) -> torch.Tensor:
             mlp.output = (m[:2 * b], *value[1:]) if isinstance(value, tuple) else m[:2 * b]
         else:
             model.get(layer.norm_after_mlp.path).output = m[:2 * b]
-        behind.append(m[:2 * b])
+        summands.append(m[:2 * b])
         gaps[:, known + w.heads] = 0
         gaps[live, known + w.heads] = gap(m, b)
         known += w.heads + 1
     # The logits read the stream before the final norm.
     final = model.get(w.final_norm.path)
-    check_sum(w.final_norm.path, final.input, *behind, b=b)
+    check_sum(w.final_norm.path, final.input, *summands, b=b)
     reads = streams(final.input[:b], gaps, keep[:, :, column], range(circuits))
     final.input = torch.cat([final.input, *reads]).to(final.input.dtype)
     logits = at_answers(model, w.unembedding, answers.last)
@@ -95,7 +95,7 @@ def whole_circuit(model, clean, corrupt, w, keep: torch.Tensor, answers) -> tupl
 
 
 def gap(x: torch.Tensor, b: int) -> torch.Tensor:
-    """Current minus corrupt value, [circuits, b, seq, width], of the rows behind the corrupt and the clean ones."""
+    """Current minus corrupt value, [circuits, b, seq, width], of the rows after the corrupt and the clean ones."""
     return x[2 * b:].unflatten(0, (-1, b)) - x[:b]
 
 
@@ -110,7 +110,7 @@ def stream_read(corrupt: torch.Tensor, gaps: torch.Tensor, keep: torch.Tensor) -
     corrupt: [b, seq, width]. gaps: [sources, b, seq, width]. keep: [sources, targets].
     """
     used = keep.any(1)
-    if 2 * int(used.sum()) < len(used):  # worth a copy of their gaps
+    if 2 * int(used.sum()) < len(used):  # then copying their gaps is cheaper than multiplying by zeros
         gaps, keep = gaps[used], keep[used]
     return torch.addmm(corrupt.reshape(1, -1), keep.T, gaps.flatten(1)).unflatten(1, corrupt.shape)
 
@@ -118,8 +118,8 @@ def stream_read(corrupt: torch.Tensor, gaps: torch.Tensor, keep: torch.Tensor) -
 def put_reads(model, w, layer, corrupt: torch.Tensor, gaps: torch.Tensor, keep: torch.Tensor) -> None:
     """Give each head the q, k and v of the stream that it reads.
 
-    Behind the corrupt and the clean rows, whose own the model computes, each circuit's rows come once, or as often as
-    query heads share keys and values: then each copy holds those of other heads.
+    The corrupt and the clean rows keep the model's own. After them come each circuit's rows, once, or as many times as
+    query heads share a key head; each copy then has the keys and values that another of these heads reads.
     """
     (circuits, b), group = gaps.shape[:3:2], w.heads // w.key_heads
     add_rows(model.get(layer.attention), (2 + group * circuits) * b, 2 * b, b)

@@ -1,7 +1,7 @@
 """Runs in which a single edge carries its corrupt value.
 
-Everything before the edge's target is as in the clean run and everything behind it follows by itself, so that one
-plain forward has as many edges as rows; `circuit_runs`, which is for any circuit, builds up what each target reads.
+Everything before the edge's target is as in the clean run, and the model computes everything after it. So one plain
+forward pass takes an edge per row. `circuit_runs` is for any circuit: it builds what each target reads.
 """
 
 import torch
@@ -34,10 +34,10 @@ def exact_edge_scores(model, w, edges: list, answers) -> torch.Tensor:
     into, column = rows_by_target(edges, b), 0
     embedded = model.get(w.layers[0].block).input
     gaps = (embedded[:b] - embedded[b:2 * b])[None]
-    behind = [embedded]  # what makes up the stream here: an earlier place, and what parts wrote since
+    summands = [embedded]  # what makes up the stream here: an earlier place, and what parts wrote since
     present = began = len(embedded)
     for layer in w.layers:
-        check_sum(layer.block, model.get(layer.block).input, *behind, b=b)
+        check_sum(layer.block, model.get(layer.block).input, *summands, b=b)
         # Rows whose edge ends in this block join here, as copies of the clean rows.
         here = range(column, column + 3 * w.heads + 1)
         present = max([present, *(rows.stop for target, (rows, _) in into.items() if target in here)])
@@ -74,14 +74,14 @@ def exact_edge_scores(model, w, edges: list, answers) -> torch.Tensor:
         weight = matrix_of(projection, layer.output, z, attention)[0]
         after = read_after(model, layer.norm_after_attention, attention)
         heads = heads_written(weight, scaled_gap(z, after, b), after, w.heads)
-        behind = [stream, attention if after is None else after.y]
+        summands = [stream, attention if after is None else after.y]
         if not w.parallel:
             gaps = torch.cat([gaps, heads])
-        # The MLP likewise: one target, read before its norm.
+        # The same for the MLP: one target, read before its norm.
         mlp, norm = model.get(layer.mlp), layer.norm_before_mlp
         path = layer.mlp if norm is None else norm.path
         entry = model.get(path).input
-        check_sum(path, entry, *(behind[:1] if w.parallel else behind), b=b)
+        check_sum(path, entry, *(summands[:1] if w.parallel else summands), b=b)
         if column in into:
             rows, sources = into[column]
             check_reads(layer.mlp, mlp.input, normed_by(model, norm, entry[:2 * b]))
@@ -89,11 +89,11 @@ def exact_edge_scores(model, w, edges: list, answers) -> torch.Tensor:
         column += 1
         m = tensor_of(mlp.output)
         after = read_norm(model, layer.norm_after_mlp)
-        behind.append(m if after is None else after.y)
+        summands.append(m if after is None else after.y)
         gaps = torch.cat([gaps, *([heads] if w.parallel else []), written(m, after, b)[None]])
     # The logits read the stream before the final norm.
     final = model.get(w.final_norm.path)
-    check_sum(w.final_norm.path, final.input, *behind, b=b)
+    check_sum(w.final_norm.path, final.input, *summands, b=b)
     if column in into:
         rows, sources = into[column]
         add_rows(final, max(present, rows.stop), began, b)

@@ -44,14 +44,14 @@ def edge_scores(model, w, frozen: bool, b: int, answers, gradient_rows: list, sh
     plus_points(model, w.embedding, b, shares, points)
     group = w.heads // w.key_heads
     taken, wanted, shared = [], [], []
-    behind = []  # the parts that add up to the stream here: an earlier place, and all outputs since
+    summands = []  # the parts that add up to the stream here: an earlier place, and all outputs since
     for number, layer in enumerate(w.layers):
         # The stream at the block's input is the sum of all earlier outputs; a hook in between is refused.
         stream = model.get(layer.block).input
         if number == 0:
             embedded = (stream[:b] - stream[b:2 * b]).detach()
         else:
-            check_sum(layer.block, stream, *behind, b=b)
+            check_sum(layer.block, stream, *summands, b=b)
         # Queries, keys and values: their gradients are wanted, their matrices lead from the stream to them.
         before = read_norm(model, layer.norm_before_attention)
         outputs, matrices = read_projections(model, layer, stream if before is None else before.y)
@@ -68,24 +68,24 @@ def edge_scores(model, w, frozen: bool, b: int, answers, gradient_rows: list, sh
         mlp = model.get(layer.mlp)
         alias = mlp.input.view_as(mlp.input)  # OLMo-2's MLP reads the residual stream itself
         mlp.input = alias
-        behind = [stream, attention if after is None else after.y]
+        summands = [stream, attention if after is None else after.y]
         if before_mlp is None:
-            check_sum(layer.mlp, alias, *behind, b=b)
+            check_sum(layer.mlp, alias, *summands, b=b)
         else:
-            check_sum(layer.norm_before_mlp.path, before_mlp.x, *(behind[:1] if w.parallel else behind), b=b)
+            check_sum(layer.norm_before_mlp.path, before_mlp.x, *(summands[:1] if w.parallel else summands), b=b)
             check_reads(layer.mlp, alias, before_mlp.y)
         m = tensor_of(mlp.output)
         after_mlp = read_norm(model, layer.norm_after_mlp)
         if (number, "mlp") in between:
             writer = layer.mlp if after_mlp is None else layer.norm_after_mlp.path
             put_output(model.get(writer), between[number, "mlp"], b, len(stream))
-        behind.append(m if after_mlp is None else after_mlp.y)
+        summands.append(m if after_mlp is None else after_mlp.y)
         taken.append((before, matrices, scaled_gap(z, after, b), weight, after, before_mlp, written(m, after_mlp, b)))
         wanted += [*outputs.values(), alias]
         shared.append((outputs, z))
     # The logits read the final norm's input.
     wanted.append(model.get(w.final_norm.path).input)
-    check_sum(w.final_norm.path, wanted[-1], *behind, b=b)
+    check_sum(w.final_norm.path, wanted[-1], *summands, b=b)
     if group > 1:
         wanted += [z for _, z in shared]
     # One backward pass from the metric at the gradient's points to everything that targets read.

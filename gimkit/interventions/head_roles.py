@@ -1,4 +1,4 @@
-"""Where heads look and what they write, inside a trace that leaves only numbers."""
+"""What heads attend to and what they write; only numbers leave the trace."""
 
 import torch
 

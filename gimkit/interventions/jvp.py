@@ -1,6 +1,6 @@
 """A model's forward pass with tangents beside the clean rows.
 
-In a sandbox every read crosses to the trace and back, so what is read is edited in place. Rows are as in `arithmetic`.
+In a sandbox every read crosses to the trace and back, so what is read is edited in place. Rows are as in `tangents`.
 `run` is a dict: "rules"; "g" and "first" of the rows; where tangents start inside the model, "starts" (see
 `gimkit.jvp.rows`). It gets "scale", what tangents are multiplied by on their way: in half precision small tangents
 beside large biases lose digits.
@@ -56,7 +56,7 @@ def token_scores_of(model, plan: dict, rules: dict, prompt: torch.Tensor, neutra
         with model.trace(input_ids=ids, use_cache=False):
             found, known = token_tangents(model, plan, run, positions, free, left, answers).save()
         scores[positions] += found.double()
-        answers = known or answers  # of a function none come back
+        answers = known or answers  # a target that is a function has no ids
     return scores.to(found.dtype), [] if callable(answers[0]) else answers
 
 
@@ -68,9 +68,9 @@ def positions_of(answers: list) -> int:
 def token_tangents(model, plan: dict, run: dict, positions: list, free: torch.Tensor, left: list, answers: list):
     """Scores [positions] of one chunk: what each token's whole change from the neutral one does to what is explained.
 
-    Rows: g copies of the prompt, the neutral tokens, then tangents, and minus their mean. left: g shares of the way to
-    the neutral embedding, which the free positions of each copy go; the scores are sums over copies. Also the answers'
-    ids.
+    Rows: g copies of the prompt, the neutral tokens, then tangents, and minus their mean. left: for each of g
+    copies, how far its free positions are moved to the neutral embedding, 0 to 1; the scores are sums over copies. Also
+    the answers' ids.
     """
     g, first = run["g"], run["first"]
     x = model.get(plan["embedding"]).output
@@ -95,7 +95,7 @@ def token_tangents(model, plan: dict, run: dict, positions: list, free: torch.Te
 
 
 def slope_at(logits: torch.Tensor, value) -> torch.Tensor:
-    """The derivative of value(logits), summed, at logits; this much autograd a sandbox has too."""
+    """The derivative of value(logits), summed, at logits; a sandbox supports this much autograd."""
     with torch.enable_grad():
         leaf = logits.detach().clone().requires_grad_(True)
         return torch.autograd.grad(value(leaf).sum(), leaf)[0]
@@ -153,7 +153,7 @@ def pushed(model, plan: dict, run: dict, embedded: torch.Tensor):
 
 
 def prepared(model, plan: dict, dtype: torch.dtype) -> dict:
-    """{norm's path: (weight, bias)}; every attention's source is touched, for in its forward it is too late."""
+    """{norm's path: (weight, bias)}; each attention's source is read here, since in its forward it is too late."""
     for block in plan["blocks"]:
         if block["rotary"]:
             rotary_of(model, block)

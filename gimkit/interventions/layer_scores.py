@@ -43,7 +43,7 @@ def pattern_stream_scores(model, unembedding, path: str, attentions: list, answe
     """The same of one block's input with (s - s') g as the gradient of each later softmax, [seq].
 
     The rows are two copies of a prompt; in the second every position of the block's input becomes the mean, which
-    gives s'. attentions: of this block and those behind it.
+    gives s'. attentions: of this block and those after it.
     """
     block = model.get(path)
     x = block.input.detach()

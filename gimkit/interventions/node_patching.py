@@ -9,8 +9,9 @@ from gimkit.interventions.residual_stream import add_rows, by_row, tensor_of
 def exact_node_scores(model, unembedding, blocks: list, n_heads: int, nodes: list, answers) -> torch.Tensor:
     """Effects [b, nodes] of replacing each node's output, at all positions, by its corrupt value.
 
-    The rows are b clean prompts and b corrupt ones. For each node but the embedding, which makes a corrupt prompt of
-    its own, b clean rows join at its block, for below it they are the clean run; rows may also be there from the start.
+    The rows are b clean prompts and b corrupt ones. The embedding's effect is
+    that of the corrupt prompts. For every other node b clean rows are added at its block, because before it they equal
+    the clean run; they may also be there from the start.
     blocks: paths of each block, its output projection and its MLP. nodes: (kind, layer, head), in order of layers.
     """
     b, places = len(answers.last), {}

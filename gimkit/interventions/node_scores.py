@@ -55,7 +55,7 @@ def node_scores(model, embedding: str, unembedding, blocks: list, n_heads: int, 
             part = put_output(model.get(after_attention.path), shares_here, b, rows)
         parts.append(part)
         by_head.append(after_attention is None)
-        # The MLP, read likewise.
+        # The MLP, read in the same way.
         m, reading = tensor_of(model.get(mlp).output), read_norm(model, after_mlp)
         differences.append(written(by_row(m, rows), reading, b)[None])
         writer = mlp if after_mlp is None else after_mlp.path

@@ -9,7 +9,7 @@ CAUSES = ("a hook or an edit of yours changes it, or an adapter or quantised wei
 
 
 def tolerance_of(*dtypes: torch.dtype) -> float:
-    """How far a recomputed value may be off, as a share of its size: more where any of these dtypes is a rough one."""
+    """How far a recomputed value may be off, as a share of its size: more for dtypes of low precision."""
     return 1e-4 if all(dtype in (torch.float32, torch.float64) for dtype in dtypes) else 4e-2
 
 
@@ -24,12 +24,12 @@ def weight_dtypes(module) -> set:
 
 
 def spread(rows: int, most: int = 16) -> torch.Tensor:
-    """Indices of at most so many rows, spread over all of them.
+    """Indices of at most `most` rows, spread over all of them.
 
     >>> spread(100, 4)
     tensor([ 0, 61, 23, 85])
 
-    Steps of the golden ratio: rows are prompts times positions, and equal steps could meet one position only.
+    Steps of the golden ratio: rows are prompts times positions, and equal steps could hit one position only.
     """
     if rows <= most:
         return torch.arange(rows)

@@ -38,7 +38,7 @@ def read_projections(model, layer, reads: torch.Tensor) -> tuple[dict, dict]:
 
 
 def read_weights(matrices: dict, layer, w) -> tuple:
-    """What makes each head's q, k and v of the normed stream: weight [3 * heads, width, head_dim], bias or None.
+    """What maps the normed stream to each head's q, k and v: weight [3 * heads, width, head_dim], bias or None.
 
     All heads' q come first, then their k, then their v; heads that share keys and values repeat them.
     matrices: {path: (weight, bias)} of the layer's projections.
@@ -106,7 +106,7 @@ def pull_heads_back(gradient: torch.Tensor, weight: torch.Tensor, norm, places: 
     """Gradients [targets, rows, seq, width] at the stream from those at heads' q, k and v, summed over places.
 
     gradient: [all rows, seq, targets, head_dim]. weight: [targets, width, head_dim]. Same as `Reading.pull_back`, but
-    factor and centring are applied to the weight and the denominator to the gradient, for these are smaller.
+    factor and centring are applied to the weight and the denominator to the gradient: these are smaller.
     """
     precise = torch.promote_types(gradient.dtype, torch.float32)
     weight, total = weight.to(precise), 0
@@ -178,9 +178,9 @@ def by_row(x: torch.Tensor, rows: int) -> torch.Tensor:
 
 
 def add_rows(block, rows: int, began: int, b: int) -> None:
-    """Let a block run on so many rows: copies of the first b join, in its mask as in its hidden states.
+    """Let a block run on `rows` rows: copies of the first b are added, to its hidden states and its mask.
 
-    began: rows of the whole pass. Every later block needs more too, for its mask has those.
+    began: rows of the whole pass, which the mask of every later block has.
     """
     args, kwargs = block.inputs
     known = {began, len(block.input)}
@@ -188,7 +188,7 @@ def add_rows(block, rows: int, began: int, b: int) -> None:
 
 
 def grown(value, known: set, rows: int, b: int):
-    """What a block gets, with copies of the first b rows up to `rows` wherever it has as many rows as `known` holds.
+    """A block's argument, with copies of the first b rows up to `rows` in every tensor whose rows are in `known`.
 
     >>> grown((torch.zeros(2, 1, 4, 4), {"angles": torch.zeros(1, 4, 8)}), {2}, 3, 1)[0].shape
     torch.Size([3, 1, 4, 4])

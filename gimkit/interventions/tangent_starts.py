@@ -1,8 +1,8 @@
 """Tangents that start inside a model: at the outputs of nodes, and at what the targets of edges read.
 
-A node's tangent starts as clean minus corrupt of what it writes. A carrier starts likewise, but attention and MLPs
-answer it with nothing, so that it stays, all along the residual stream, what its node wrote; an edge's tangent starts
-as what a carrier has become where the edge's target reads. After the zero row come the corrupt rows.
+A node's tangent starts as clean minus corrupt of what it writes. A carrier starts in the same way, but attention
+and MLPs add nothing to it, so that along the residual stream it stays what its node wrote. An edge's tangent starts as
+its carrier's value where the edge's target reads. After the zero row come the corrupt rows.
 """
 
 import torch
@@ -27,7 +27,7 @@ def start_output(x: torch.Tensor, run: dict, row) -> None:
 
 
 def start_heads(t: torch.Tensor, z: torch.Tensor, run: dict, layer: int, normed: bool) -> None:
-    """Start tangents of a layer's heads in t [g, n, heads, seq, width]; carriers get no answer from attention.
+    """Start tangents of a layer's heads in t [g, n, heads, seq, width]; attention adds nothing to carriers.
 
     z: [rows, seq, heads, width] the heads' outputs. normed: a norm follows, whose denominators are known only after the
     output projection: until there the clean and corrupt parts go in two rows (`start_after_norm`).
@@ -38,7 +38,7 @@ def start_heads(t: torch.Tensor, z: torch.Tensor, run: dict, layer: int, normed:
         clean, corrupt = (x[:, 0, :, head] * run["scale"] for x in (clean_of(z, g), corrupt_of(z, g)))
         t[:, row, head] = clean if normed else clean - corrupt
         if normed:
-            t[:, starts["spare"] + head, head] = corrupt
+            t[:, starts["extra"] + head, head] = corrupt
 
 
 def start_after_norm(moved, x, t, gain, eps: float, centred: bool, run: dict, part: tuple) -> None:
@@ -54,9 +54,9 @@ def start_after_norm(moved, x, t, gain, eps: float, centred: bool, run: dict, pa
         gap = clean[:, 0] * inverse - corrupt[:, 0] * inverse_corrupt
         moved[:, starts["mlps"][layer]] = gap * gain * run["scale"]
     for row, head in starts["heads"].get(layer, []) if kind == "heads" else []:
-        spare = starts["spare"] + head
-        moved[:, row] = (t[:, row] * inverse - t[:, spare] * inverse_corrupt) * gain
-        moved[:, spare] = 0
+        extra = starts["extra"] + head
+        moved[:, row] = (t[:, row] * inverse - t[:, extra] * inverse_corrupt) * gain
+        moved[:, extra] = 0
 
 
 def edges_into_heads(t, clean: list, moved: list, fixed: tuple, starts: dict, layer: int) -> None:

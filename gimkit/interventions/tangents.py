@@ -47,7 +47,7 @@ def put(x: torch.Tensor, tangents: torch.Tensor, g: int, first: int) -> None:
 
 
 def share_off(computed: torch.Tensor, own: torch.Tensor) -> tuple[float, bool]:
-    """The largest difference from the model's own value as a share of its size; and is that more than rounding?"""
+    """The largest difference from the model's own value as a share of its size; whether it is more than rounding."""
     tolerance = tolerance_of(own.dtype)
     own = own.to(computed.dtype).reshape(computed.shape)
     share = float((computed - own).abs().max() / own.abs().max().clamp(min=1e-30))
@@ -64,7 +64,7 @@ def check_same(computed: torch.Tensor, own: torch.Tensor, what: str) -> None:
     share, wrong = share_off(computed, own)
     if wrong:
         raise GimkitError(f"{what}: forward mode recomputes this from its inputs and is off by {share:.2g} of its "
-                          "size, so the model does something here that it does not know; use backend='reverse' where "
+                          "size, so the model does something here that is not covered; use backend='reverse' where "
                           "gradients are allowed, or occlusion and exact patching, which need none")
 
 

@@ -19,7 +19,7 @@ def explained_value(logits: torch.Tensor, answers: list):
 
     answers: one id or two, the last position's logit or their difference; none, the first row's top prediction; a list
     of the ids of an answer of several tokens, whose log-probability is taken at as many last positions; or a function
-    of the last position's logits [vocab], at least float32, in whose place no ids come back.
+    of the last position's logits [vocab], at least float32; then there are no ids.
     """
     final = logits[:, -1]
     if not answers:
@@ -92,7 +92,7 @@ def integrated_token_scores(model, embedding: str, unembedding, neutral: int, an
 
 
 def rescaled_token_scores(model, embedding: str, unembedding, activations: list, answers: list):
-    """(embedding - neutral embedding) . DeepLIFT's multipliers, [seq]; and the ids. Rows: the prompt, its neutral twin.
+    """(embedding - neutral embedding) . DeepLIFT's multipliers, [seq]; and the ids. Rows: the prompt, and all neutral.
 
     At each activation the slope is the finite difference between the rows; where they hardly differ, its derivative.
     """
@@ -115,7 +115,7 @@ def rescaled_token_scores(model, embedding: str, unembedding, activations: list,
 def pattern_token_scores(model, embedding: str, unembedding, attentions: list, answers: list):
     """(embedding - neutral embedding) . gradient with (s - s') g at each softmax, [seq]; and the ids.
 
-    Rows: the prompt, and its neutral twin, which gives the patterns s'.
+    Rows: the prompt, and the same with all tokens neutral, which gives the patterns s'.
     """
     module = model.get(embedding)
     leaf = leaf_of(model, module.output)

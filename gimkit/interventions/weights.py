@@ -11,7 +11,7 @@ from gimkit.interventions.recomputed import CAUSES, check_agrees, spread, tolera
 
 
 def leaf_of(model, value: torch.Tensor) -> torch.Tensor:
-    """A value that gradients are taken at; an error where the server gives none."""
+    """A value as a leaf for gradients; an error where the server gives no gradients."""
     if model.device.type == "meta":
         raise GimkitError("this key's requests run in a sandbox without gradients")
     return value.detach().requires_grad_(True)
@@ -25,7 +25,7 @@ def matrix_of(projection, path: str, x: torch.Tensor, y: torch.Tensor) -> tuple:
 
 
 def holds_weight(module) -> bool:
-    """Is this a Linear or transformers' Conv1D that computes with the floating-point weight that it holds?"""
+    """Whether this is a Linear or transformers' Conv1D whose own weight is in floating point."""
     known = type(module) is torch.nn.Linear or hasattr(module, "nf")
     return known and module.weight.is_floating_point() and not module.weight.is_meta
 

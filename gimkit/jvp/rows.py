@@ -6,7 +6,7 @@ from typing import Any
 from gimkit.model.graph import Node
 
 
-def starts_of(sources: Sequence[Node], edges: list[tuple] | None = None, spare: int = 0) -> dict:
+def starts_of(sources: Sequence[Node], edges: list[tuple] | None = None, extra: int = 0) -> dict:
     """Where tangents start: those of nodes, or those of edges and their sources.
 
     >>> starts_of([Node("head", 0, 2)], [(0, "q", 1, 3)])["edges"]
@@ -17,15 +17,15 @@ def starts_of(sources: Sequence[Node], edges: list[tuple] | None = None, spare: 
     Args:
         sources: nodes, a row each. With edges they are the carriers.
         edges: (row of its carrier, "q", "k", "v" or "mlp", layer, head), a row each behind the sources.
-        spare: further rows, for the corrupt outputs of heads that a norm follows.
+        extra: further rows, for the corrupt outputs of heads that a norm follows.
 
     Returns:
         Rows, counted from the first tangent, by kind, layer and head.
     """
     carriers, edges = 0 if edges is None else len(sources), edges or []
     starts: dict[str, Any] = {"input": None, "heads": {}, "mlps": {}, "edges": {}, "edges_mlp": {},
-              "carriers": carriers, "spare": len(sources) + len(edges),
-              "rows": len(sources) + len(edges) + spare}
+              "carriers": carriers, "extra": len(sources) + len(edges),
+              "rows": len(sources) + len(edges) + extra}
     for row, (kind, layer, head) in enumerate(sources):
         if kind == "input":
             starts["input"] = row

@@ -54,7 +54,7 @@ def forward_task_scores(model: Envoy, task: Any, answers: Answers, rules: Rules,
         task: a `gimkit.tasks.Task` of n pairs.
         answers: as `gimkit.tasks.task.answers_of` returns them.
         rules: how tangents pass each module.
-        chunks: a function of the most rows at once and the spare rows among them. It gives (starts, rows, columns):
+        chunks: a function of the most rows at once and the extra rows among them. It gives (starts, rows, columns):
             `starts` as `gimkit.jvp.rows.starts_of` returns; tangent rows, and the columns of the result they fill.
     """
     plan = plan_of(model, rules)
@@ -62,7 +62,7 @@ def forward_task_scores(model: Envoy, task: Any, answers: Answers, rules: Rules,
     jobs, cells, moved = [], [], []
     for length in sorted(set(lengths)):
         most, same = rows_at_once(plan, length), [i for i, other in enumerate(lengths) if other == length]
-        for starts, rows, columns in chunks(most, _spare_rows(plan)):
+        for starts, rows, columns in chunks(most, _extra_rows(plan)):
             together = max(1, min(batch_size, most // starts["rows"]))
             for pairs in (same[i:i + together] for i in range(0, len(same), together)):
                 jobs.append((pairs, length, starts))
@@ -77,7 +77,7 @@ def forward_task_scores(model: Envoy, task: Any, answers: Answers, rules: Rules,
     return found.to(value.dtype)
 
 
-def _spare_rows(plan: dict) -> int:
+def _extra_rows(plan: dict) -> int:
     """Further rows, for the corrupt outputs of heads that a norm follows."""
     return plan["blocks"][0]["heads"] if any(block["after_attention"] for block in plan["blocks"]) else 0
 

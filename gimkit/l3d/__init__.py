@@ -1,6 +1,6 @@
 """Local loss landscape decomposition (L3D, arXiv 2504.00194): circuits as directions in parameter space.
 
-The examples of this package share a toy and its decomposition, both trained far too short to be of use:
+The examples of this package share a toy and its decomposition, trained too briefly for anything but examples:
 
 >>> toy = gimkit.l3d.toys.train("tms", seeds=[0], epochs=2, n=1000)[0]                 # 1000 epochs by default
 >>> found = gimkit.l3d.decompose(toy.module, toy.inputs(200), n=5, epochs=2)           # 1000 epochs by default

@@ -59,12 +59,12 @@ def read(path: str | Path) -> tuple[dict, dict[str, torch.Tensor]] | None:
     except Exception as error:  # safetensors raises its own, undocumented class
         reason = str(error).partition("\n")[0]
         raise GimkitError(f"{file} and {description.name} are not a decomposition that gimkit wrote ({reason}); "
-                          "delete them to start anew") from error
+                          "delete them to start again") from error
     if not isinstance(about, dict) or about.get("kind") != "gimkit l3d":
         raise GimkitError(f"{description} does not describe a decomposition; choose another name")
     if stamp != _digest(text, found):
         raise GimkitError(f"{file} and {description.name} do not belong together, or were changed; delete them to "
-                          "start anew")
+                          "start again")
     return about, found
 
 

@@ -183,7 +183,7 @@ def train(name: Name, seeds: Sequence[int], epochs: int = 1000, tries: int = 4, 
     [0, 1, 2]
 
     Args:
-        name: of FAMILIES. "tms x3" is "tms" three times side by side, not trained anew.
+        name: of FAMILIES. "tms x3" is "tms" three times side by side, without new training.
         seeds: whole numbers.
         epochs: passes over the samples.
         tries: starts for each seed; the one with the lowest loss on new samples is kept.

@@ -89,7 +89,7 @@ def _traced_only(kind: type) -> type:
             self._original.dispatch()
             self._module, self.dispatched = self._original._module, True
 
-        def __reduce_ex__(self, protocol: Any) -> tuple:  # a server knows nnsight's class only
+        def __reduce_ex__(self, protocol: Any) -> tuple:  # a server has nnsight's class only
             make, (_, *rest), state = super().__reduce_ex__(0)
             return make, (kind, *rest), {key: value for key, value in state.items() if key != "_original"}
 

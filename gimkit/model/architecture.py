@@ -18,7 +18,7 @@ from transformers.pytorch_utils import Conv1D
 
 from gimkit.errors import GimkitError
 
-SOURCES: WeakKeyDictionary = WeakKeyDictionary()  # {forward function: its source text}, for reading a source is slow
+SOURCES: WeakKeyDictionary = WeakKeyDictionary()  # {forward function: its source text}, since reading a source is slow
 LINEAR = (torch.nn.Linear, Conv1D)
 OUTPUT_PROJECTIONS = ("o_proj", "c_proj", "out_proj", "dense", "wo")
 NOT_COVERED = (
@@ -62,7 +62,7 @@ class Block(NamedTuple):
         path: of the block.
         attention: the module that calls attention_interface.
         output: the attention's output projection, whose input holds the heads side by side.
-        mlp: the module whose output is what the MLP writes, before any norm behind it.
+        mlp: the module whose output is what the MLP writes, before any norm that follows.
         products: the MLP's gated products; none in an MLP without gate.
         activation: the MLP's activation module; None where it has none of its own.
     """
@@ -101,7 +101,7 @@ class Unembedding(NamedTuple):
     """The module that makes logits.
 
     Attributes:
-        all_positions: it must run at all positions, for the user's edits or hooks could count them.
+        all_positions: it must run at all positions, since edits or hooks of the user's may depend on their number.
     """
 
     path: str
@@ -181,12 +181,12 @@ def unembedding_of(model: Envoy) -> Unembedding:
 
 
 def rows_may_join(model: Envoy, architecture: Architecture) -> bool:
-    """Whether blocks may run on more rows than the ids have, and nothing else in the model could count them.
+    """Whether blocks may run on more rows than the ids have: nothing else in the model depends on the number of rows.
 
     >>> rows_may_join(model, architecture_of(model))
     True
 
-    A hook or an edit of the user's could, and GPT-BigCode's trunk gives its output the shape of the ids.
+    A hook or an edit of the user's may, and GPT-BigCode's trunk gives its output the shape of the ids.
     """
     trunk = _source(model._module.get_submodule(architecture.blocks[0].path.rsplit(".", 2)[0]))
     reshaped = "view(output_shape)" in trunk and not re.search(r"output_shape = \(\s*-1", trunk)
@@ -214,7 +214,7 @@ def _root(model: Envoy) -> Any:
 
 
 def _source(module: torch.nn.Module) -> str:
-    """The source of a module's forward; kept for each function, so that a replaced forward or module is read anew."""
+    """The source of a module's forward; kept for each function, so that a replaced forward or module is read again."""
     forward = inspect.unwrap(type(module).forward)
     if forward not in SOURCES:
         try:
@@ -309,7 +309,7 @@ def _gating(path: str, mlp: Module, layer: Module, block: str,
 
 
 def is_projection(module: Module | None) -> bool:
-    """A Linear or Conv1D, or what stands for one: an adapter around it, quantised weights."""
+    """Whether this is a Linear or Conv1D, an adapter around one, or one with quantised weights."""
     sizes = (getattr(module, "in_features", None), getattr(module, "out_features", None))
     return isinstance(module, LINEAR) or all(isinstance(size, int) for size in sizes)
 
@@ -348,7 +348,7 @@ def _norm(path: str, module: Module, name: str) -> Norm:
 
 
 def _norms(root: Module, body: str, name: str) -> tuple[Norm, ...]:
-    """Every norm of the trunk. Another leaf module that scales each feature is refused, for it could be a norm."""
+    """Every norm of the trunk. Another leaf module that scales each feature is refused: it could be a norm."""
     norms = []
     for path, module in _outside_projections(root.get_submodule(body), body):
         weight = module._parameters.get("weight")
@@ -374,7 +374,7 @@ def _check_norms_everywhere(norms: tuple[Norm, ...], blocks: tuple[Block, ...], 
 
 
 def _check_called_once(root: Module, norms: tuple[Norm, ...], blocks: tuple[Block, ...], name: str) -> None:
-    """Refuse a module that every forward pass calls twice, for an edit acts on a module's first call only."""
+    """Refuse a module that every forward pass calls twice: an edit acts on a module's first call only."""
     paths = [norm.path for norm in norms] + [block.attention for block in blocks]
     for path in paths + [product.path for block in blocks for product in block.products]:
         parent, _, child = path.rpartition(".")

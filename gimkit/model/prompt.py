@@ -39,12 +39,12 @@ class Prompt(NamedTuple):
 
     @property
     def forced(self) -> torch.Tensor:
-        """The tokens of an answer that the model reads behind the prompt: all but its last one."""
+        """The tokens of an answer that the model reads after the prompt: all but its last one."""
         several = len(self.answers) == 1 and self.metric == "log-probability"
         return torch.tensor(self.answers[0][:-1] if several else [], dtype=torch.long)
 
     def rows(self, ids: torch.Tensor) -> torch.Tensor:
-        """Variants of the prompt [rows, seq] with the forced tokens behind them."""
+        """Variants of the prompt [rows, seq] with the forced tokens after them."""
         return torch.cat([ids, self.forced.expand(len(ids), -1)], 1)
 
 
@@ -98,7 +98,7 @@ def prompt_ids(model: Envoy, prompt: PromptLike, what: str = "the prompt") -> to
 
 
 def _answer(tokenizer: Any, prompt: PromptLike, word: Answer, glue: str | None) -> list[int]:
-    """The ids of an answer: of a text behind the prompt, of one id, of several in a list, array or tensor."""
+    """The ids of an answer: a text that follows the prompt, an id, or several ids in a list, array or tensor."""
     if isinstance(word, str):
         if tokenizer is None:
             raise GimkitError("the model has no tokenizer, so give token ids instead of texts")
@@ -137,8 +137,8 @@ def right_minus_wrong(prompt: Prompt,
                       score: Callable[[Prompt], tuple[torch.Tensor, list]]) -> tuple[torch.Tensor, list]:
     """The tensor score(prompt) and the answers' ids.
 
-    In a pair with an answer of several tokens each answer is scored separately, for it stands behind the prompt in a
-    row of its own; the result is the right one's minus the wrong one's.
+    In a pair with an answer of several tokens each answer follows the prompt in a row of its own; the result is the
+    right answer's score minus the wrong one's.
     """
     if prompt.metric != "log-probability" or len(prompt.answers) == 1:
         return score(prompt)

@@ -63,7 +63,7 @@ def text_ids(tokenizer: Any, prompt: PromptLike) -> list[int]:
 
 
 def _ids(tokenizer: Any, prompt: PromptLike, continuation: str = "") -> list[int]:
-    """As `text_ids`, with a text behind the prompt."""
+    """As `text_ids`, of the prompt followed by a text."""
     text = text_of(tokenizer, prompt) + continuation
     bare = list(tokenizer(text, add_special_tokens=False)["input_ids"])
     start, _ = ([], []) if not isinstance(prompt, str) else _special_ids(tokenizer, text, bare)
@@ -71,7 +71,7 @@ def _ids(tokenizer: Any, prompt: PromptLike, continuation: str = "") -> list[int
 
 
 def _special_ids(tokenizer: Any, text: str, bare: list[int]) -> tuple[list[int], list[int]]:
-    """The ids that a tokenizer puts before a text's own ids, and behind them."""
+    """The ids that a tokenizer puts before a text's own ids, and after them."""
     whole = list(tokenizer(text)["input_ids"])
     first = next((i for i in range(len(whole) - len(bare) + 1) if whole[i:i + len(bare)] == bare), 0)
     return whole[:first], whole[first + len(bare):]
@@ -101,7 +101,7 @@ def warn_unknown(tokenizer: Any, words: Iterable[str]) -> None:
 
 
 def answer_ids(tokenizer: Any, prompt: PromptLike, answer: str, glue: str | None = None) -> list[int]:
-    """The token ids of an answer that stands behind its prompt.
+    """The token ids of an answer that follows its prompt.
 
     >>> answer_ids(model.tokenizer, "Mary drove to the farm with John. John lent a map to", "Mary")
     [195]

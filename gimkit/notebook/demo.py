@@ -26,7 +26,7 @@ def demo(name: str, n: int = 16, seed: int = 0) -> None:
     For example `demo("mini-llama")`, which takes some seconds.
 
     Args:
-        name: whatever `gimkit.load` takes.
+        name: of a model, as in `gimkit.load`.
         n: number of IOI prompt pairs.
         seed: of the prompts.
     """

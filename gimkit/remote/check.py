@@ -32,7 +32,7 @@ def check(model: Envoy, remote: bool | str = True) -> None:
     the key nor a password in the address.
 
     Args:
-        model: an nnsight model; for a server one without weights will do (`gimkit.load(name, remote=True)`).
+        model: an nnsight model; for a server it needs no weights (`gimkit.load(name, remote=True)`).
         remote: as in `gimkit.attribute`.
     """
     rows = [("gimkit", version("gimkit-nnsight"), "not needed" if remote else "here", "yes")]

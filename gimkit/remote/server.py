@@ -34,7 +34,7 @@ class Server(RemoteBackend):
             return self.run(tracer)
         except GimkitError as error:
             raise GimkitError(str(error)) from None
-        except Exception as error:  # not chained, for the traceback would print what the server sent
+        except Exception as error:  # not chained: the traceback would print what the server sent
             raise GimkitError(explained(error, self.host, self.model_key)) from None
 
     def run(self, tracer: Any) -> Any:
@@ -129,7 +129,7 @@ class Server(RemoteBackend):
 
 
 class Sender:
-    """The backend of a loaded model's own `trace(remote=...)`: a `Server`, for nnsight's own would execute the result.
+    """The backend of a loaded model's own `trace(remote=...)`: a `Server`: nnsight's own would execute the result.
 
     It is not sent to servers: they get an empty text in its place.
     """

@@ -111,7 +111,7 @@ def _arrived(found: Any) -> Any:
 
 
 def _around(model: Envoy, remote: bool | str, gradients: bool) -> AbstractContextManager:
-    """The context of a trace: `steady` here; for a run on a server only inference mode is switched off."""
+    """The context of a trace: `steady` in this process; on a server only inference mode is switched off."""
     if remote and remote != "local":
         return torch.inference_mode(False)
     if getattr(model, "dispatched", True) is False:  # nnsight has not loaded the weights yet

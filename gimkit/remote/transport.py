@@ -1,4 +1,4 @@
-"""Requests to a server and its answers, with limits of time and size, for a server can hang, redirect or send anything.
+"""Requests to a server and its answers, with limits of time and size: a server can hang, redirect or send anything.
 
 Nothing that a server sends is executed: results are plain values and tensors; anything else in them is refused.
 """
@@ -50,7 +50,7 @@ def with_timeout(work: Callable[[], Any], allowed: Callable[[], float], tick: Ca
     2
 
     Args:
-        allowed: the seconds that work() may take; called repeatedly, for the limit grows as bytes come in.
+        allowed: the seconds that work() may take; called repeatedly, since the limit grows as bytes come in.
         tick: called while waiting.
 
     Raises:

@@ -101,10 +101,10 @@ def words_for(tokenizer: Any) -> tuple[Words, Words]:
     found = {*NATURAL.names, *NATURAL.row, *NATURAL.capitals, *NATURAL.capitals.values(), *NATURAL.nouns,
              *NATURAL.nouns.values(), *NATURAL.kinds, *(word for kind in NATURAL.kinds.values() for word in kind)}
     before = text_ids(tokenizer, "the")
-    behind = [text_ids(tokenizer, f"the {word}") for word in found]
-    if tokenizer.unk_token_id is not None and any(tokenizer.unk_token_id in ids for ids in behind):
+    after = [text_ids(tokenizer, f"the {word}") for word in found]
+    if tokenizer.unk_token_id is not None and any(tokenizer.unk_token_id in ids for ids in after):
         return BUNDLED, BUNDLED
-    single = {word for word, ids in zip(found, behind) if ids[:-1] == before}
+    single = {word for word, ids in zip(found, after) if ids[:-1] == before}
 
     def both_single(mapping: dict) -> dict:
         return {key: value for key, value in mapping.items() if key in single and value in single}

@@ -179,7 +179,7 @@ def answers_of(rows: Task, metric: str = "logit") -> Answers:
 
 
 def batches(rows: Task, batch_size: int, label: str, metric: str = "logit") -> Iterator[tuple[Task, Answers]]:
-    """The rows of each batch, no longer than its longest prompt, and their answers, behind a progress bar.
+    """The rows of each batch, no longer than its longest prompt, and their answers, with a progress bar.
 
     >>> [len(batch) for batch, answers in batches(task, 32, "gim")]
     [32, 32]

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 Method = Literal[Preset, "ig", "deeplift", "pattern-difference", Perturbation]
 METHODS: tuple[Method, ...] = get_args(Method)
-NO_FORWARD = ("{} has no forward mode, for it compares two runs inside the backward pass; use 'ig', any rules ('gim', "
+NO_FORWARD = ("{} has no forward mode: it compares two runs inside the backward pass; use 'ig', any rules ('gim', "
               "'gradient', 'relp', ...), or 'occlusion', which needs no gradient")
 
 

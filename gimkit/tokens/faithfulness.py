@@ -193,7 +193,7 @@ def _ranked(model: Envoy, prompt: PromptLike, score: TokenScores | torch.Tensor,
             baseline: str | int | None, glue: str | None) -> tuple[Prompt, list[int]]:
     """The encoded prompt, and its positions by falling score without the first and the last."""
     if isinstance(target, tuple | list):
-        raise GimkitError("the target is one answer here, for a difference of two has no zero to divide by")
+        raise GimkitError("the target is one answer here: a loss relative to a difference of two has no meaning")
     encoded = read_prompt(model, prompt, target, baseline, glue=glue)
     check_metric(encoded, "token_faithfulness", "logit", "log-probability")
     inner = inner_positions(len(encoded.ids))

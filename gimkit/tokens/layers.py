@@ -72,7 +72,7 @@ def layer_scores(model: Envoy, prompt: PromptLike, target: Target = None, *, met
             body, further = (integrated_stream_scores, ()) if method == "ig" else (
                 pattern_stream_scores, (attentions[layer:],))
             scores, ids = in_trace(model, rows, body, unembedding_of(model), path, *further, answers, remote=remote)
-            answers = ids or answers  # for a function none come back
+            answers = ids or answers  # a target that is a function has no ids
             found.append(scores)
         scores = torch.stack(found)
     else:

@@ -33,6 +33,6 @@ def masked_values(model: Envoy, prompt: Prompt, keep: torch.Tensor, remote: bool
     answers, found, unembedding = prompt.answers, [], unembedding_of(model)
     for rows in ids.split(max(1, most // ids.shape[1])):
         values, known = in_trace(model, rows, last_values, unembedding, answers, remote=remote, gradients=False)
-        answers = known or answers  # for a function none come back
+        answers = known or answers  # a target that is a function has no ids
         found.append(values)
     return torch.cat(found), answers

@@ -37,7 +37,7 @@ def exercise(check: Callable[..., None]) -> Callable[..., None]:
         except UnboundLocalError as error:  # what nnsight does not save has no value after the block
             name = str(error).split("'")[1]
             lesson = (f"{name} has no value after the trace. A value made inside the `with` block is lost at its end "
-                      "unless you save it: write .save() behind it.")
+                      "unless you save it: write .save() after it.")
         except AssertionError as error:
             lesson = str(error)
         else:

@@ -40,7 +40,7 @@ def cut_circuit(answer) -> None:
             f"{foreign} of your edges do not exist: their source comes after their target. Such cells score 0, which "
             "beats every negative score. Put them at minus infinity before you choose.")
         assert int(result.sum()) == n, (
-            f"{int(result.sum())} edges instead of {n}. Take the n first of the sorted ones, whatever their sign.")
+            f"{int(result.sum())} edges instead of {n}. Take the first n of the sorted edges, of either sign.")
         assert torch.equal(result, best(value, n, real)), "The number is right, the edges are not the best ones."
     print("Correct: n edges by score, or by |score|, and only edges that the model has.")
 

@@ -107,7 +107,7 @@ def softmax_backward(answer) -> None:
         "Not the gradient at temperature 2. Compare p_T * (g - (p_T * g).sum(-1, keepdim=True)), "
         "p_T = softmax(scores / T, -1).")
     assert close(answer(scores.clone(), g.clone(), 1.0), backward(leaf.softmax(-1))), (
-        "Right at T = 2, but at T = 1 it is not autograd's gradient of the softmax: is the temperature typed in?")
+        "Right at T = 2, but at T = 1 it is not autograd's gradient of the softmax: do you use the argument?")
     print("Correct: equal to autograd at T = 1, and to T x autograd of softmax(a / T) at T = 2.")
 
 

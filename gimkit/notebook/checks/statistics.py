@@ -153,4 +153,4 @@ def replicated(answer) -> None:
     assert abs(result - wanted) < 0.009, (
         f"{result:.2f}, but {wanted:.2f} of the pairs are so: for each seed the 95% interval of the mean over prompts, "
         "then the other seeds' means that lie between its ends.")
-    print(f"Correct: {wanted:.0%} of these, not 95%, for the other mean wobbles too.")
+    print(f"Correct: {wanted:.0%} of these, not 95%, because the other mean varies too.")
