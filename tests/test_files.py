@@ -89,7 +89,7 @@ def test_links_and_pipes_stay_what_they_are(tmp_path):
 
 ONLY_WHOLE = ("write_text", "write_bytes", "to_csv", "savefig", "save_file", "dump")
 ELSEWHERE = {"gimkit/files.py", "gimkit/model/gguf.py",  # writes into a folder that is renamed once it is whole
-             "gimkit/notebook/widgets.py",  # writes a picture into memory
+             "gimkit/notebook/explorer.py",  # writes a picture into memory
              "benchmarks/tables.py",  # makes a text, which write_text writes
              "benchmarks/measuring.py"}  # writes to /proc
 
