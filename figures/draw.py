@@ -105,7 +105,7 @@ FIGURES = {
     "eap-gp-runtime": _PaperFigure(
         edges.runtime, GP + "its comparison of run times; number and layout unknown",
         "CPU seconds on a shared machine, as multiples of EAP's on the same prompts, so this figure alone changes when "
-        "it is measured anew. All gradient methods have the kit's batched edge scores.", DRAWN_TASKS),
+        "it is measured again. All gradient methods have the kit's batched edge scores.", DRAWN_TASKS),
     "l3d-subnetworks": _PaperFigure(
         l3d.subnetworks, L3D + "Figures 3, 5, 7 and 8, the decompositions of the toys",
         FIVE + "A grid of what the first layer reads instead of drawings of all weights; rows have P_act behind them. "
@@ -127,7 +127,7 @@ FIGURES = {
         "code, fits them. \"Paper\" and \"long\" have 1000 epochs, the others 100.", ()),
     "l3d-attention": _PaperFigure(
         l3d.selects, L3D + "the table of transformer circuits",
-        "The paper shows top texts of chosen circuits; here each task is asked for the subnetwork that selects it, "
+        "The paper shows top texts of chosen circuits; here the subnetwork that selects each task best is found, "
         "with two controls. A block of a small model on the kit's prompts, 24 subnetworks of rank 2 instead of 100 of "
         "rank 25.", TASKS_OF_L3D),
     "l3d-digits": _PaperFigure(
@@ -138,7 +138,7 @@ FIGURES = {
     "l3d-beside-gim": _PaperFigure(
         l3d.beside_gim, L3D + "none: the kit's own question",
         "L3D on the attention of block 3, GIM's scores of the same heads on 64 prompts of the task. Four heads allow "
-        "only 24 orders; the other subnetworks show how often one comes by itself.", ("ioi",)),
+        "only 24 orders; the other subnetworks show how often one occurs by chance.", ("ioi",)),
     "l3d-beside-gim-everywhere": _PaperFigure(
         l3d.beside_gim_everywhere, L3D + "none: the kit's own question",
         "As l3d-beside-gim, on the attention of all blocks at once, for 20 epochs.", ("ioi",)),

@@ -125,7 +125,7 @@ def coefficients(_: Request):
         variant = "paper" if name == "the text" else "divergence of the code"
         every = ", ".join(f"{value:.2f}" for value in table[table.variant == variant].r2)
         notes.append(f"with the divergence of {name} r^2 is {r2:.2f}" + (f" ({every} over the seeds)" if every else ""))
-    alt = ("Coefficients that the subnetworks spell out against the true ones, of the seed with the median error: "
+    alt = ("Coefficients of the subnetworks against the true ones, of the seed with the median error: "
            + "; ".join(notes) + ".")
     return figure, pandas.concat(frames), alt
 
