@@ -30,9 +30,9 @@ from gimkit.selfrepair import self_repair
 from gimkit.tokens import attribute
 
 __version__ = "0.2.0"
-# The rest is reached through its package: gimkit.tokens, circuits, selfrepair, l3d, plots, notebook.
-__all__ = ["GimkitError", "RULES", "Rules", "apply", "attribute", "check", "circuits", "explore", "faithfulness", "l3d",
-           "load", "receipt", "remove", "run", "score_edges", "score_nodes", "self_repair", "selfrepair", "submit",
-           "tasks", "tokens"]
+# Sixteen names, and the packages that hold the rest.
+__all__ = ["GimkitError", "RULES", "Rules", "apply", "attribute", "check", "explore", "faithfulness", "load", "receipt",
+           "remove", "run", "score_edges", "score_nodes", "self_repair", "submit",
+           "circuits", "l3d", "selfrepair", "tasks", "tokens"]
 
 register()

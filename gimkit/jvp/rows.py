@@ -16,7 +16,7 @@ def starts_of(sources: Sequence[Node], edges: list[tuple] | None = None, extra: 
 
     Args:
         sources: nodes, a row each. With edges they are the carriers.
-        edges: (row of its carrier, "q", "k", "v" or "mlp", layer, head), a row each behind the sources.
+        edges: (row of its carrier, "q", "k", "v" or "mlp", layer, head), a row each after the sources.
         extra: further rows, for the corrupt outputs of heads that a norm follows.
 
     Returns:

@@ -87,21 +87,7 @@ def load(name: str, *, remote: bool | str = False, **kwargs: Any) -> "Transforme
     from transformers import AutoTokenizer
     from transformers.utils import logging as bars
 
-    if name in BUNDLED:
-        source = str(Path(__file__).parent / "bundled" / name)
-    elif name in gguf.PACKAGED:
-        source = str(gguf.packaged(name))
-    elif str(name).endswith(".gguf"):
-        source = str(gguf.from_file(Path(name).expanduser()))
-    elif Path(name).expanduser().is_dir():
-        source = str(Path(name).expanduser())
-        if not (Path(source) / "config.json").is_file():
-            raise GimkitError(f"no config.json in the folder {name!r}: give one that save_pretrained wrote")
-    elif "/" not in name and (name.startswith("mini") or get_close_matches(name.lower(), KNOWN, cutoff=0.75)):
-        raise GimkitError(f"unknown model {name!r}; bundled models: {', '.join(BUNDLED)}; from a package: "
-                          f"{', '.join(gguf.PACKAGED)}")
-    else:
-        source = name
+    source = _source_of(name)
     options = {"task": "text-generation", "dtype": torch.float32, "dispatch": not remote} | kwargs
     access = {key: options[key] for key in ("revision", "token", "trust_remote_code") if key in options}
     noisy = bars.is_progress_bar_enabled()
@@ -130,3 +116,22 @@ def load(name: str, *, remote: bool | str = False, **kwargs: Any) -> "Transforme
     for prepare in ON_LOAD:
         prepare(model)
     return model
+
+
+def _source_of(name: str) -> str:
+    """The folder or hub id that transformers loads the model from."""
+    if name in BUNDLED:
+        return str(Path(__file__).parent / "bundled" / name)
+    if name in gguf.PACKAGED:
+        return str(gguf.packaged(name))
+    path = Path(name).expanduser()
+    if str(name).endswith(".gguf"):
+        return str(gguf.from_file(path))
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise GimkitError(f"no config.json in the folder {name!r}: give one that save_pretrained wrote")
+        return str(path)
+    if "/" not in name and (name.startswith("mini") or get_close_matches(name.lower(), KNOWN, cutoff=0.75)):
+        raise GimkitError(f"unknown model {name!r}; bundled models: {', '.join(BUNDLED)}; from a package: "
+                          f"{', '.join(gguf.PACKAGED)}")
+    return name

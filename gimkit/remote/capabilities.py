@@ -1,4 +1,4 @@
-"""What a server allows to this key."""
+"""What a server allows with this key."""
 
 from weakref import WeakKeyDictionary
 

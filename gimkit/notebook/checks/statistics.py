@@ -61,46 +61,55 @@ def bootstrap_interval(answer) -> None:
             "over the drawn examples.")
         return float(stats.spearmanr(x, y).statistic)
 
+    def paired():
+        rows = _drawn(len(a))
+        return correlate(a[rows].mean(0), b[rows].mean(0))
+
     result = answer(correlate, a.clone(), b.clone())
     if unwritten(result, "return two numbers, (low, high)."):
         return
     assert len(result) == 2, "Return two numbers: the low and the high end."
     result = torch.tensor([float(end) for end in result])
-
-    def ends(correlation):
-        return torch.quantile(torch.tensor([correlation() for _ in range(600)]), torch.tensor([0.025, 0.975]))
-
-    def drawn(count):
-        return torch.randint(count, (count,))
-
-    def paired():
-        rows = drawn(40)
-        return correlate(a[rows].mean(0), b[rows].mean(0))
-
-    def of_nodes():
-        nodes = drawn(12)
-        return correlate(a.mean(0)[nodes], b.mean(0)[nodes])
-
-    each = torch.tensor([correlate(x, y) for x, y in zip(a, b)])
-    mistakes = [
-        (lambda: correlate(a[drawn(40)].mean(0), b[drawn(40)].mean(0)),
-         "The two methods were given different examples. Draw once per resample, and use the same rows for both."),
-        (of_nodes, "You drew nodes. The model's nodes are all there is; the prompts are a sample: draw examples."),
-        (lambda: each[drawn(40)].mean(), "This is the mean of the examples' own correlations. Correlate the means."),
-        (lambda: each[drawn(40)][0], "This is how single examples spread. Correlate the means over drawn examples."),
-    ]
     assert result[1] - result[0] > 1e-6, (
         "The interval has no width: drawing all examples once, in another order, changes no mean. Draw with "
         "replacement: torch.randint(n, (n,)).")
-    wanted = ends(paired)
+    wanted = _ends(paired)
     if not _near(result, wanted):
-        distance, lesson = min((_distance(result, ends(mistake)), lesson) for mistake, lesson in mistakes)
+        distance, lesson = min((_distance(result, _ends(mistake)), lesson)
+                               for mistake, lesson in _interval_mistakes(correlate, a, b))
         assert distance > 0.25, lesson
     assert _near(result, wanted), (
         f"[{result[0]:.3f}, {result[1]:.3f}] is not the interval, which is about [{wanted[0]:.3f}, {wanted[1]:.3f}]: "
         "500 resamples or more; in each n rows with replacement; means over rows; correlate; 2.5% and 97.5% quantile.")
     print(f"Correct: about [{wanted[0]:.2f}, {wanted[1]:.2f}] around {correlate(a.mean(0), b.mean(0)):.2f}; "
           "not symmetric, as no correlation is above 1.")
+
+
+def _interval_mistakes(correlate, a, b) -> list:
+    """What is resampled by mistake, a function of no arguments, and the lesson."""
+    def of_nodes():
+        nodes = _drawn(a.shape[1])
+        return correlate(a.mean(0)[nodes], b.mean(0)[nodes])
+
+    n = len(a)
+    each = torch.tensor([correlate(x, y) for x, y in zip(a, b)])
+    return [
+        (lambda: correlate(a[_drawn(n)].mean(0), b[_drawn(n)].mean(0)),
+         "The two methods were given different examples. Draw once per resample, and use the same rows for both."),
+        (of_nodes, "You drew nodes. The model's nodes are all there is; the prompts are a sample: draw examples."),
+        (lambda: each[_drawn(n)].mean(), "This is the mean of the examples' own correlations. Correlate the means."),
+        (lambda: each[_drawn(n)][0], "This is how single examples spread. Correlate the means over drawn examples."),
+    ]
+
+
+def _drawn(count: int):
+    """Indices drawn with replacement."""
+    return torch.randint(count, (count,))
+
+
+def _ends(correlation):
+    """The 95% interval of 600 resampled correlations."""
+    return torch.quantile(torch.tensor([correlation() for _ in range(600)]), torch.tensor([0.025, 0.975]))
 
 
 def _distance(interval, other) -> float:
