@@ -181,7 +181,7 @@ def over_seeds(runs: pandas.DataFrame, against: str = "gim") -> pandas.DataFrame
 
     Args:
         runs: of `compare`.
-        against: the method whose lead is asked for.
+        against: the method whose lead is computed.
     Returns:
         solved: the number of draws with a CPR and a CMD. For each area its mean over them, a 95% bootstrap interval
         over the prompts within draws (low, high), the draws with the lowest and the highest value (min, max), and

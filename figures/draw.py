@@ -50,7 +50,7 @@ FIGURES = {
     "ablation-effect-control": _PaperFigure(
         repair.control, GIM + "none: the control of ablation-effect",
         "Both models have the 2% of rows with the largest second contribution, whatever its size: with random weights "
-        "next to none is above the threshold of the other figure.", ("ioi",)),
+        "almost none is above the threshold of the other figure.", ("ioi",)),
     "head-repair": _PaperFigure(
         repair.heads, "McGrath et al. 2023 (arXiv 2307.15771) and Rushing and Nanda 2024 (arXiv 2402.15390), the "
         "direct against the total effect of heads",
