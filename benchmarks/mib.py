@@ -99,7 +99,7 @@ def submit(scores, folder: Path, cell: str) -> None:
     """Write what the leaderboard takes, in three folders: importances, and nine circuits each by two rankings.
 
     FOLDER/importances/CELL/importances.pt; FOLDER/circuits-signed/CELL/0.1.pt, ..., 50.pt with at most that per cent of
-    edges (CPR); FOLDER/circuits-absolute/CELL/ likewise by absolute scores (CMD). A submission is one of the three.
+    edges (CPR); FOLDER/circuits-absolute/CELL/ the same by absolute scores (CMD). A submission is one of the three.
     """
     scores.save(folder / "importances" / cell / "importances.pt")
     for ranking, absolute in (("signed", False), ("absolute", True)):
