@@ -80,8 +80,17 @@ def test_what_no_page_can_show_is_left_out_or_refused(made, monkeypatch):
     with pytest.raises(GimkitError, match="heads on 19 tokens is too much for a page; give a shorter prompt"):
         gimkit.explore(*made)
     monkeypatch.setattr(explorer, "MOST_EDGES", curve.edges[0] - 1)
-    with pytest.raises(GimkitError, match="at most .* edges and the smallest of this curve has .* smaller sizes="):
+    with pytest.raises(GimkitError, match="circuits of 1 to .* edges and those of this curve have .* other sizes="):
         gimkit.explore(*made)
+
+
+def test_a_circuit_without_edges_is_no_page(made):
+    """The smallest size would be an empty canvas."""
+    model, prompt, edges, _ = made
+    curve = gimkit.faithfulness(model, gimkit.tasks.ioi(model, n=4, seed=1), edges, absolute=True, sizes=(0.0, *SIZES))
+    data = gimkit.explore(model, prompt, edges, curve).data
+    assert curve.edges[0] == 0 and data["sizes"] == list(curve.edges[1:]) and data["shares"] == list(SIZES)
+    assert data["faithfulness"] == curve.faithfulness.tolist()[1:] and min(first for *_, first in data["edges"]) == 0
 
 
 def test_the_attention_is_the_models_own(made):

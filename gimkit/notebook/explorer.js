@@ -53,8 +53,9 @@ export function explore(root, data) {
   });
   const strongest = edges.reduce((most, edge) => Math.max(most, Math.abs(edge.score)), 0) || 1;
   const byStrength = [...edges].sort((a, b) => Math.abs(a.score) - Math.abs(b.score)); // the strongest on top
-  const state = { size: Math.floor(data.sizes.length / 2), selected: null, pointed: null, focused: null,
-    current: "logits", query: "" };
+  const middle = Math.floor(data.sizes.length / 2);
+  const opening = strongestNode(edges.filter((edge) => edge.first <= middle));
+  const state = { size: middle, selected: opening, current: opening ?? "logits", query: "" };
   const inside = (edge) => edge.first <= state.size;
 
   root.classList.add("gimkit-explorer");
@@ -63,6 +64,7 @@ export function explore(root, data) {
   add(bar, "strong", {}, data.title);
   const search = add(add(bar, "label", {}, "Search "), "input", { type: "search", placeholder: "a2.h1, or a role" });
   const found = add(bar, "output", { class: "found" });
+  add(root, "p", { class: "prompt" }, `Prompt: “${data.prompt}”`);
   const sizes = add(root, "div", { class: "sizes" });
   const slider = add(add(sizes, "label", {}, "Size "), "input",
     { type: "range", min: 0, max: data.sizes.length - 1, step: 1, value: state.size });
@@ -93,10 +95,8 @@ export function explore(root, data) {
     add(box, "text", { y: head ? 0 : 4 }, name);
     for (const port in head ? PORTS : {}) add(box, "text", { class: "port", x: PORTS[port], y: 10.5 }, port);
     box.addEventListener("click", () => select(name));
-    box.addEventListener("pointerenter", () => { state.pointed = name; drawCard(); });
-    box.addEventListener("pointerleave", () => { state.pointed = null; drawCard(); });
-    box.addEventListener("focus", () => { state.focused = state.current = name; drawNodes(); drawCard(); });
-    box.addEventListener("blur", () => { state.focused = null; drawCard(); });
+    box.addEventListener("focus", () => { state.current = name; drawNodes(); });
+    if (role) add(box, "title", {}, `${name}: ${role}`);
     return box;
   }
 
@@ -144,13 +144,13 @@ export function explore(root, data) {
     return hits;
   }
 
-  // The node under the pointer, else the focused one, else the clicked one: its role and its attention.
+  // The selected node's role and attention; its edges stand below.
   function drawCard() {
-    const name = state.pointed ?? state.focused ?? state.selected;
+    const name = state.selected;
     card.replaceChildren();
     if (name === null) {
       add(card, "p", { class: "hint" },
-        "Point at a node, or go to one with Tab and the arrow keys; click it, or press Enter, for its edges.");
+        "Click a node, or go to one with Tab and the arrow keys and press Enter: its role, attention and edges.");
       return;
     }
     add(card, "h3", {}, name);
@@ -216,7 +216,18 @@ export function explore(root, data) {
     event.preventDefault();
     event.stopPropagation();
   });
-  drawEdges(); drawNodes(); drawCard();
+  drawEdges(); drawNodes(); drawLists(); drawCard();
+}
+
+// The head or MLP whose edges have the largest sum of |score|; null where there are none.
+function strongestNode(edges) {
+  const sums = {};
+  for (const edge of edges) {
+    for (const name of [edge.source, edge.target]) sums[name] = (sums[name] ?? 0) + Math.abs(edge.score);
+  }
+  delete sums.input;
+  delete sums.logits;
+  return Object.keys(sums).sort((a, b) => sums[b] - sums[a])[0] ?? null;
 }
 
 // The faithfulness of every size, a step of the slider apart; returns what marks one of them.

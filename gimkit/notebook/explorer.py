@@ -109,10 +109,11 @@ def explore(model: Envoy, prompt: PromptLike, edges: EdgeScores, curve: Curve, r
 
     >>> explorer = gimkit.explore(model, task[0].clean, edges, curve)    # a widget; .save("ioi.html") for a file
 
-    A click on a node lists its incoming and outgoing edges. Pointing at a head, or moving to it with the arrow keys,
-    shows its role and its attention. Edges are sums over positions: a node's place in its layer is its number.
+    It opens with the node whose edges are strongest. A click on another node (or the arrow keys and Enter) shows its
+    role, its attention and its incoming and outgoing edges. Edges are sums over positions: a node's place in its layer
+    is its number.
 
-    Circuits of more than 5000 edges are not shown, and the page says how many there are.
+    Circuits without edges, and those of more than 5000, are left out; the page says how many of the latter there are.
 
     Args:
         model: an unedited nnsight model.
@@ -123,9 +124,9 @@ def explore(model: Envoy, prompt: PromptLike, edges: EdgeScores, curve: Curve, r
         remote: as in `gimkit.attribute`.
 
     Returns:
-        The widget. `.data` has title, tokens, sources, targets, shares, sizes (edges of each circuit), faithfulness,
-        roles, attention {head: [seq, seq]} and edges [source, target, score, number of the first size whose circuit
-        has it], total (edges of the model) and larger (how many circuits of the curve are not shown).
+        The widget. `.data` has title, prompt, tokens, sources, targets, shares, sizes (edges of each circuit),
+        faithfulness, roles, attention {head: [seq, seq]} and edges [source, target, score, number of the first size
+        whose circuit has it], total (edges of the model) and larger (how many circuits of the curve are not shown).
 
     Raises:
         GimkitError: all circuits, or the attention, are too large to show; the curve belongs to other scores; the
@@ -134,11 +135,12 @@ def explore(model: Envoy, prompt: PromptLike, edges: EdgeScores, curve: Curve, r
     check_graph(edges.graph, residual_stream_of(model), "the scores are")
     check_unedited(model)
     require_finite(edges.scores)
-    small = sum(size <= MOST_EDGES for size in curve.edges)
-    if not small:
-        raise GimkitError(f"the explorer shows circuits of at most {MOST_EDGES} edges and the smallest of this curve "
-                          f"has {curve.edges[0]}; give faithfulness smaller sizes=")
-    circuits = curve_circuits(edges, curve)[:small]
+    drawable = [place for place, size in enumerate(curve.edges) if 0 < size <= MOST_EDGES]
+    if not drawable:
+        raise GimkitError(f"the explorer shows circuits of 1 to {MOST_EDGES} edges and those of this curve have "
+                          f"{curve.edges[0]} to {curve.edges[-1]}; give faithfulness other sizes=")
+    every = curve_circuits(edges, curve)
+    circuits = [every[place] for place in drawable]
     shown = circuits[-1].keep
     first = torch.stack([circuit.keep for circuit in circuits]).int().cumsum(0).eq(0).sum(0)
     tokenizer = getattr(model, "tokenizer", None)
@@ -149,16 +151,16 @@ def explore(model: Envoy, prompt: PromptLike, edges: EdgeScores, curve: Curve, r
                           "shorter prompt, or faithfulness smaller sizes=")
     explorer = Explorer(data={
         "title": f"{curve.task}: {curve.label}",
-        "tokens": [token_text(tokenizer, i) for i in ids.tolist()],
+        "prompt": token_text(tokenizer, *ids.tolist()), "tokens": [token_text(tokenizer, i) for i in ids.tolist()],
         "sources": list(edges.sources), "targets": list(edges.targets),
-        "shares": list(curve.shares[:small]), "sizes": list(curve.edges[:small]),
-        "faithfulness": curve.faithfulness.tolist()[:small], "total": edges.graph.n_edges,
-        "larger": len(curve.edges) - small,
+        "shares": [curve.shares[place] for place in drawable], "sizes": [curve.edges[place] for place in drawable],
+        "faithfulness": [float(curve.faithfulness[place]) for place in drawable], "total": edges.graph.n_edges,
+        "larger": sum(size > MOST_EDGES for size in curve.edges),
         "roles": {name: str(role) for name, role in dict(roles if roles is not None else {}).items() if role},
         "attention": _attention_patterns(model, ids, heads, remote),
         "edges": [[i, j, float(edges.scores[i, j]), int(first[i, j])] for i, j in shown.nonzero().tolist()],
     })
-    drawn = [circuit for circuit in circuits if 0 < len(circuit) <= MOST_DRAWN]
+    drawn = [circuit for circuit in circuits if len(circuit) <= MOST_DRAWN]
     if drawn:
         explorer.figure = circuit_graph(drawn[-1], roles, ax=panels(1, 10, 7)[1][0]).figure
     return explorer

@@ -129,33 +129,56 @@ def test_blue_solid_lines_help_and_orange_dashed_ones_hurt(explorer, opened):
 
 @pytest.mark.parametrize("by", ["pointer", "keyboard"])
 def test_a_heads_role_and_attention_appear(explorer, opened, by):
+    """By a click or by Enter; pointing elsewhere changes nothing: the panel is about one node."""
     data = explorer[2].data
     page = opened()
     if by == "pointer":
-        node(page, "a2.h2").hover()
+        node(page, "a2.h2").click()
+        node(page, "a2.h1").hover()
     else:
         node(page, "a2.h2").focus()
+        page.keyboard.press("Enter")
+        node(page, "a2.h1").focus()
     card = page.locator(".card")
     assert card.locator("h3").inner_text() == "a2.h2" and card.locator(".role").inner_text() == "suppressor-like"
+    assert rows(page, "Into a2.h2")
     weights = card.locator(".cell").evaluate_all("cells => cells.map(c => Number(c.getAttribute('fill-opacity')))")
     assert weights == [row[j] for i, row in enumerate(data["attention"]["a2.h2"]) for j in range(i + 1)]
     last = data["attention"]["a2.h2"][-1]
     assert f"“{data['tokens'][last.index(max(last))]}”" in card.locator("p").nth(1).inner_text()
     card.screenshot(path=SHOTS / f"explorer-card-{by}.png")
-    if by == "pointer":
-        page.get_by_label("Search").hover()
-        assert "Point at a node" in card.inner_text()
+    page.locator(".picture svg").press("Escape")
+    assert "Click a node" in card.inner_text()
+
+
+def test_it_opens_with_the_strongest_node_and_the_prompt(explorer, opened):
+    edges, curve, shown = explorer
+    page = opened()
+    middle = edges.top(int(SIZES[len(SIZES) // 2] * edges.graph.n_edges), absolute=True).keep
+    sums = {}
+    for name, (i, j) in edges.graph.edges.items():
+        if middle[i, j]:
+            source, _, target = name.partition("->")
+            for end in (source, target.partition("<")[0]):
+                sums[end] = sums.get(end, 0) + abs(float(edges.scores[i, j]))
+    best = max((name for name in sums if name not in ("input", "logits")), key=sums.get)
+    assert page.locator(".card h3").inner_text() == best and rows(page, f"Into {best}")
+    assert node(page, best).get_attribute("aria-pressed") == "true"
+    assert shown.data["prompt"] in page.locator(".prompt").inner_text()
+    page.screenshot(path=SHOTS / "explorer-opened.png", full_page=True)
 
 
 def test_everything_works_from_the_keyboard(opened):
     page = opened()
+    node(page, "logits").click()
+    page.get_by_label("Search").focus()
 
     def here():
         return page.evaluate("document.activeElement.dataset.name ?? document.activeElement.type ?? "
                              "document.activeElement.className")
 
-    stops = []
-    for _ in range(3):
+    stops = [here()]
+    for _ in range(2):
         page.keyboard.press("Tab")
         stops.append(here())
     assert stops == ["search", "range", "logits"]  # the picture is one stop
@@ -196,7 +219,7 @@ def test_search_finds_names_and_roles(opened):
 
 def test_texts_are_shown_as_they_are(opened):
     page = opened()
-    node(page, "a0.h0").hover()
+    node(page, "a0.h0").click()
     assert page.locator(".card .role").inner_text() == "<img src=x onerror=alert(1)>"
     assert page.locator("img").count() == 0
 
