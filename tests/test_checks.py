@@ -245,7 +245,7 @@ WRONG = [
     ("softmax_backward", lambda a, g, t: softmax(a, t) * (g - (softmax(a, t) * g).sum(-1, keepdim=True)) / t, "1 / T"),
     ("softmax_backward", lambda a, g, t: softmax(a, t) * g, "The mean is missing"),
     ("softmax_backward", lambda a, g, t: softmax(a, t) * (g - (softmax(a, t) * g).sum()), "whole tensor"),
-    ("softmax_backward", lambda a, g, t: softmax(a, 2) * (g - (softmax(a, 2) * g).sum(-1, keepdim=True)), "typed in"),
+    ("softmax_backward", lambda a, g, t: softmax(a, 2) * (g - (softmax(a, 2) * g).sum(-1, keepdim=True)), "argument"),
     ("hidden_from_the_gradient", [8, 8, 0, 0, 0], "raising the first two scores"),
     ("hidden_from_the_gradient", [20, 20, 0, 0, 0], "hardly matters"),
     ("hidden_from_the_gradient", [12, 12], "Five scores"),
