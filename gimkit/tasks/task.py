@@ -179,7 +179,7 @@ def answers_of(rows: Task, metric: str = "logit") -> Answers:
 
 
 def batches(rows: Task, batch_size: int, label: str, metric: str = "logit") -> Iterator[tuple[Task, Answers]]:
-    """The rows of each batch, no longer than its longest prompt, and their answers, with a progress bar.
+    """The rows of each batch and their answers, with a progress bar.
 
     >>> [len(batch) for batch, answers in batches(task, 32, "gim")]
     [32, 32]
@@ -190,9 +190,6 @@ def batches(rows: Task, batch_size: int, label: str, metric: str = "logit") -> I
     """
     for start in tqdm(range(0, len(rows), batch_size), desc=f"{rows.name} {label}", delay=2, leave=False):
         batch = rows[start:start + batch_size]
-        longest = int(batch.last.max()) + 1
-        batch = replace(batch, clean=batch.clean[:, :longest], corrupt=batch.corrupt[:, :longest],
-                        mask=batch.mask[:, :longest])
         yield batch, answers_of(batch, metric)
 
 
