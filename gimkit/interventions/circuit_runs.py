@@ -21,7 +21,7 @@ def run_circuits(model, w, b: int, keep: torch.Tensor, answers) -> torch.Tensor:
     reads the current value of the sources that it keeps and the corrupt value of the others.
 
     keep: [circuits, sources, targets] of 0 and 1. The rows are b corrupt prompts and b clean ones. A circuit's rows
-    have no residual stream: they are added inside attention, inside the MLP and at the final norm, and removed after
+    have no residual stream: they are added inside attention, inside the MLP and at the unembedding, and removed after
     each. A target without kept edges is the corrupt run's, so nothing is computed for it.
     """
     circuits, group = len(keep), w.heads // w.key_heads
@@ -76,11 +76,12 @@ def run_circuits(model, w, b: int, keep: torch.Tensor, answers) -> torch.Tensor:
         gaps[:, known + w.heads] = 0
         gaps[live, known + w.heads] = gap(m, b)
         known += w.heads + 1
-    # The logits read the stream before the final norm.
-    final = model.get(w.final_norm.path)
+    # The logits read the stream before the final norm; a trunk may give its output the shape of the ids.
+    final, unembedding = model.get(w.final_norm.path), model.get(w.unembedding.path)
     check_sum(w.final_norm.path, final.input, *summands, b=b)
     reads = streams(final.input[:b], gaps, keep[:, :, column], range(circuits))
-    final.input = torch.cat([final.input, *reads]).to(final.input.dtype)
+    normed = final(torch.cat([final.input[:b], *reads]).to(final.input.dtype))[b:]
+    unembedding.input = torch.cat([unembedding.input, normed.to(unembedding.input.dtype)])
     logits = at_answers(model, w.unembedding, answers.last)
     return metric_values(logits, answers, logits[b:2 * b])
 
