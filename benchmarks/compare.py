@@ -14,7 +14,7 @@ from benchmarks.measuring import growing
 from benchmarks.tables import cached_table, parser
 from gimkit.circuits.edges import METHODS
 from gimkit.cli import TASKS, run_command
-from gimkit.errors import GimkitError, check_known, check_whole
+from gimkit.errors import GimkitError, check_all_known, check_whole
 from gimkit.files import write_table
 from gimkit.statistics import Interval, bootstrap
 
@@ -54,8 +54,7 @@ def compare(name: str, tasks=TASKS, methods=COMPARED, n: int = 32, seeds: int = 
         GimkitError: there is no such task or method.
     """
     for given, known, what in ((tasks, TASKS, "task"), (methods, METHODS, "method")):
-        for one in given:
-            check_known(what, one, known)
+        check_all_known(what, given, known)
     check_whole("n", n)
     check_whole("seeds", seeds)
     scored = n if scored is None else check_whole("scored", scored)

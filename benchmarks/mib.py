@@ -21,7 +21,7 @@ from gimkit.circuits.faithfulness import SIZES
 from gimkit.circuits.nodes import METHODS as NODE_METHODS
 from gimkit.cli import TASKS as KIT
 from gimkit.cli import run_command
-from gimkit.errors import GimkitError, check_known
+from gimkit.errors import GimkitError, check_all_known
 from gimkit.tasks.measure import metric
 from gimkit.tasks.mib import Name
 
@@ -162,11 +162,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _run(options) -> None:
     methods = options.methods or DEFAULT[options.level]
-    for method in methods:
-        check_known("method", method, LEVELS[options.level][1])
+    check_all_known("method", methods, LEVELS[options.level][1])
     tasks = options.tasks or (EAP_GP if options.rows == "kit" else TASKS)
-    for name in tasks:
-        check_known("task", name, KIT if options.rows == "kit" else TASKS)
+    check_all_known("task", tasks, KIT if options.rows == "kit" else TASKS)
     request = Request(options.model, folder=options.parts)
     model, tables = request.model, []
     for name in tasks:

@@ -13,7 +13,7 @@ import gimkit
 from benchmarks.ladder import LADDER
 from benchmarks.tables import cached_table, parser
 from gimkit.cli import TASKS, run_command
-from gimkit.errors import check_known, check_whole
+from gimkit.errors import check_all_known, check_whole
 from gimkit.files import write_table
 from gimkit.rules import RULES, Rules
 from gimkit.statistics import bootstrap
@@ -103,8 +103,7 @@ def measure(name: str, tasks=DRAWN, methods=tuple(COMPARED), n: int = 8, seeds: 
         GimkitError: there is no such task or method.
     """
     for given, known, what in ((tasks, TASKS, "task"), (methods, COMPARED, "method")):
-        for one in given:
-            check_known(what, one, known)
+        check_all_known(what, given, known)
     check_whole("n", n)
     check_whole("seeds", seeds)
     model, found = gimkit.load(name), []

@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 from benchmarks.tables import show
 from figures.parts import Request
 from gimkit.cli import run_command
-from gimkit.errors import GimkitError, check_known
+from gimkit.errors import GimkitError, check_all_known
 from gimkit.tasks import load_texts
 from gimkit.tasks.hub import rows_given
 from gimkit.tasks.text_sets import TEXT_SETS
@@ -89,10 +89,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _print_faithfulness(options) -> None:
     """Print the tables, and save their rows where wanted."""
-    for name in options.data:
-        check_known("data set", name, TEXT_SETS)
-    for method in options.methods:
-        check_known("method", method, METHODS)
+    check_all_known("data set", options.data, TEXT_SETS)
+    check_all_known("method", options.methods, METHODS)
     request, tables = Request(options.model, folder=options.parts), []
     model = request.model
     for name in options.data:

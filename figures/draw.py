@@ -8,7 +8,7 @@ from figures import edges, ioi, l3d, layers, measured, repair, tokens
 from figures.comparison import DRAWN_TASKS
 from figures.parts import FOLDER, SIX, TASKS, Request
 from gimkit import plots
-from gimkit.errors import check_known
+from gimkit.errors import check_all_known
 from gimkit.l3d.language import TASKS as TASKS_OF_L3D
 
 
@@ -163,8 +163,7 @@ def draw(names, name: str = "mini-llama", n: int = 12, seed: int = 0, tasks=()) 
         GimkitError: there is no such figure or task.
     """
     for given, known, what in ((names, FIGURES, "figure"), (tasks, TASKS, "task")):
-        for one in given:
-            check_known(what, one, known)
+        check_all_known(what, given, known)
     request, drawn = Request(name, n, seed, tuple(tasks)), []
     for wanted in names or [known for known, figure in FIGURES.items() if not figure.stored]:
         chosen = FIGURES[wanted]

@@ -58,6 +58,17 @@ def check_known(what: str, value: Any, known: Any) -> None:
         raise GimkitError(f"unknown {what} {value!r}; use {', '.join(map(str, known))}")
 
 
+def check_all_known(what: str, values: Any, known: Any) -> None:
+    """Refuse values of which one is not among the known ones.
+
+    >>> check_all_known("task", ["ioi", "iio"], ["ioi", "pronoun"])
+    Traceback (most recent call last):
+    gimkit.errors.GimkitError: unknown task 'iio'; use ioi, pronoun
+    """
+    for value in values:
+        check_known(what, value, known)
+
+
 def check_flag(name: str, value: Any) -> bool:
     """True or False; no other value counts as one of them.
 

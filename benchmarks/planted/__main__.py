@@ -8,7 +8,7 @@ from benchmarks.planted.measure import COMPARED, NOISES, measure, summary
 from benchmarks.tables import show
 from gimkit.circuits.edges import METHODS
 from gimkit.cli import run_command
-from gimkit.errors import check_known, check_whole
+from gimkit.errors import check_all_known, check_whole
 from gimkit.files import write_table
 
 
@@ -24,8 +24,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _print(options) -> None:
-    for method in options.methods:
-        check_known("method", method, METHODS)
+    check_all_known("method", options.methods, METHODS)
     table = measure(options.methods, check_whole("seeds", options.seeds), noises=options.noises)
     means = table.groupby(["program", "method"], sort=False).mean(numeric_only=True).reset_index()
     show(means.drop(columns="seed"), None, "Means over seeds of the noise:")
