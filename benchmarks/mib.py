@@ -104,8 +104,8 @@ def submit(scores, folder: Path, cell: str) -> None:
     scores.save(folder / "importances" / cell / "importances.pt")
     for ranking, absolute in (("signed", False), ("absolute", True)):
         for share in SIZES[:-1]:
-            count = int(share * (scores.graph.n_edges if isinstance(scores, EdgeScores) else len(scores.nodes)))
-            circuit = scores.top(count, absolute=absolute)
+            items = scores.graph.n_edges if isinstance(scores, EdgeScores) else len(scores.nodes) - 1  # as faithfulness
+            circuit = scores.top(int(share * items), absolute=absolute)
             circuit.save(folder / f"circuits-{ranking}" / cell / f"{100 * share:g}.pt")
 
 

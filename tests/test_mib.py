@@ -13,6 +13,7 @@ import gimkit
 from benchmarks.mib import against_known, evaluate, main, submit
 from benchmarks.mib_rows import MAKERS, made_rows
 from gimkit.circuits import EdgeScores
+from gimkit.circuits.faithfulness import SIZES
 from gimkit.tasks import mib
 
 torch.set_num_threads(1)
@@ -234,6 +235,18 @@ def test_submission_of_edges_names_its_folders(model, tmp_path):
     task = mib("arithmetic_addition", model, data=sums())
     submit(gimkit.score_edges(model, task, "random"), tmp_path, "arithmetic-addition_gpt2")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["circuits-absolute", "circuits-signed", "importances"]
+
+
+def test_submitted_circuits_of_nodes_have_the_sizes_that_faithfulness_runs(tmp_path):
+    """Shares of heads and MLPs: the embedding does not count."""
+    model = gimkit.load("mini-llama")
+    task = gimkit.tasks.ioi(model, n=4)
+    nodes = gimkit.score_nodes(model, task, "random")
+    sizes = tuple(share for share in SIZES if share < 1)
+    ran = gimkit.faithfulness(model, task, nodes, absolute=True, sizes=sizes)
+    submit(nodes, tmp_path, "ioi_mini")
+    for share, kept in zip(sizes, ran.edges):
+        assert len(gimkit.circuits.Circuit.load(tmp_path / f"circuits-absolute/ioi_mini/{100 * share:g}.pt")) == kept
 
 
 def test_faithfulness_of_nodes_runs_their_circuits(model):
