@@ -1,20 +1,31 @@
 """Run notebooks and write them as they are committed: `python .ci/notebooks.py notebooks/01*.py`.
 
 From the paired py:percent script: converted, executed, and stripped of metadata, of progress bars, and of widgets,
-which die with their kernel: their picture stays. With `--model mini-llama`, or another name or folder, they are run on
+which die with their kernel: their picture stays. Pictures get a palette, a third of their size. With `--model mini-llama`, or another name or folder, they are run on
 that model and nothing is written.
 """
 
 import argparse
+import base64
+import io
 import re
 from pathlib import Path
 
 import jupytext
 import nbformat
 from nbclient import NotebookClient
+from PIL import Image
 
 WIDGET, PICTURES = "application/vnd.jupyter.widget-view+json", ("image/png", "image/svg+xml", "text/html")
 PROGRESS = re.compile(r"\d%\|.*(it/s|s/it)\]")  # a progress bar, which is over
+
+
+def smaller(png: str) -> str:
+    """A picture in base64, in 256 colours where that is smaller."""
+    picture = Image.open(io.BytesIO(base64.b64decode(png))).convert("RGB").quantize(256, dither=Image.Dither.NONE)
+    out = io.BytesIO()
+    picture.save(out, "png", optimize=True)
+    return min(base64.b64encode(out.getvalue()).decode(), png, key=len)
 
 
 def build(script: Path, model: str | None = None) -> None:
@@ -37,6 +48,8 @@ def build(script: Path, model: str | None = None) -> None:
         if cell.cell_type == "code":
             for widget in [out for out in cell.outputs if WIDGET in out.get("data", {})]:
                 widget.data = {kind: data for kind, data in widget.data.items() if kind in PICTURES}
+            for data in [out.data for out in cell.outputs if "image/png" in out.get("data", {})]:
+                data["image/png"] = smaller(data["image/png"])
             cell.outputs = [out for out in cell.outputs
                             if out.get("data") != {} and not PROGRESS.search(out.get("text", ""))]
     nbformat.write(notebook, path)

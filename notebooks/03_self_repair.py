@@ -6,9 +6,11 @@
 # **Claim: attention repairs itself: two scores ablated together often cost more than the sum of both ablated alone.**
 #
 # - In a real model most rows do this a little, a few do it strongly. In a small one some cost nothing alone and everything together.
-# - Whole heads compensate too, in one small model; in another the final norm does it.
+# - Whole heads compensate too: in SmolLM2 one later head makes up for nearly all that a lost name mover wrote.
 #
-# You need: 01, and a trace (00). Runs on: SmolLM2 and mini-llama (rows), both bundled models (heads); no network. The cells take about a minute; with the three exercises plan 45 minutes. Words: [glossary](GLOSSARY.md).
+# Two halves, each for itself: **attention rows** (exercise 1) and **heads** (exercises 2 and 3).
+#
+# You need: 01, and a trace (00). Runs on: SmolLM2 and mini-llama (rows), both bundled models and a recorded run of SmolLM2 (heads); no network. The cells take about a minute; with the three exercises plan 45 minutes. Words: [glossary](GLOSSARY.md).
 
 # %%
 MODEL = "smollm2-135m"  # a real model; or "mini-gpt2", "mini-llama" (bundled), a hub id, a folder, an NDIF model
@@ -22,6 +24,7 @@ import numpy
 import pandas
 import seaborn
 import torch
+from IPython.display import Image
 from matplotlib import pyplot
 from scipy.stats import spearmanr
 
@@ -213,10 +216,10 @@ legend = ax.legend(loc="center left", bbox_to_anchor=(1.02, 0.5))
 #
 # Temperature 2 ranks the rows better than the plain gradient in all six cases: by .03 or .04 in SmolLM2, where little is repaired, and by about .3 in mini-llama. Two exact single ablations are better still.
 # </details>
-#
-#
+
+# %% [markdown]
 # # Second half: heads
-# Self-repair also names something larger: ablate a whole **head**, and later parts change what they write. This needs hundreds of runs, so it is shown on the bundled models. We *resample*: the head's output, at all positions, becomes that of the corrupt prompt. Two effects on the logit difference:
+# Self-repair also names something larger: ablate a whole **head**, and later parts change what they write. It takes a run for each head: seconds on the bundled models, about a minute on SmolLM2. We *resample*: the head's output, at all positions, becomes that of the corrupt prompt. Two effects on the logit difference:
 # - **direct**: the change of the head's output at the last position, through the final norm with its *clean* denominator and the unembedding; no other part changes.
 # - **total**: the model runs on (notebook 04's exact patching).
 #
@@ -296,6 +299,24 @@ repair_explorer(rows, heads["mini-gpt2"])  # choose a layer and a head; needs a 
 # On mini-gpt2 a head may lose its whole direct effect and the answer hardly suffers, since several later heads write more than before. McGrath et al. call this the **Hydra effect**. Exact patching of one head (notebook 04) would call it unimportant. On mini-llama the same prompts show nothing of the kind; there the little that is made up for is the norm's.
 # </details>
 #
+# ## A real model
+# The same in SmolLM2, on IOI: two names, and the right one follows. A *name mover* is a head that copies the right name to the answer. **Predict:** when the strongest name mover is ablated, what does the answer lose? The figure is recorded: `python -m figures head-repair --model smollm2-135m -n 4` drew it.
+
+# %%
+Image("../figures/head-repair-smollm2-135m.png", width=950)
+
+# %%
+RECOMPUTE = False  # True: each head of MODEL is ablated again; the 270 of SmolLM2 take about a minute
+if RECOMPUTE:
+    repair = gimkit.selfrepair.head_repair(model, gimkit.tasks.ioi(model, n=4, seed=0), remote=REMOTE)
+    ax = direct_against_total(repair)
+
+# %% [markdown]
+# <details><summary>What you see</summary>
+#
+# The name mover a23.h0 writes 1.64 logits straight to the answer, a23.h2 writes 1.49, and the answer loses nothing: -0.01 and -0.04. One later head makes up for nearly all of it. a24.h4 writes *against* the answer, and without the name mover it does so by 1.35 less. Others, such as a29.h1, lie on the line: nothing replaces them. a20.h0 lies far above it: it writes nothing to the answer, but heads that do depend on it. Four prompts: repaired is 1.65 for a23.h0, interval 0.74 to 3.33.
+# </details>
+#
 # ## A control: nothing may compensate
 # ### Exercise 3 · Hold everyone (15 minutes, medium)
 # The gap must close when no part can compensate. Ablate a head, and give every later head and MLP (its own layer's MLP, too) its *clean* output back. What is left must be the direct effect with the norm live.
@@ -357,6 +378,6 @@ print(f"largest effect when nothing is changed: {float(nothing.effects.abs().max
 # - **Threshold 1 is in units of a squared head output,** which differ from model to model. Shares of rows do not compare models.
 # - **Repaired is bookkeeping at the last position, no mechanism.** The norm rescales for any lost piece, not for this head.
 # - **Resampling measures a pair of prompts.** Another corrupt prompt ablates something else.
-# - **Six prompts of each kind**; heads on two small models only.
+# - **Few prompts:** six of each kind for rows, four for the heads of SmolLM2.
 #
 # Next: **04 · Who did it?** Sources: rows: GIM, [arXiv 2505.17630](https://arxiv.org/abs/2505.17630); heads: the Hydra effect, [arXiv 2307.15771](https://arxiv.org/abs/2307.15771), Rushing and Nanda, [arXiv 2402.15390](https://arxiv.org/abs/2402.15390), and IOI's backup heads, [arXiv 2211.00593](https://arxiv.org/abs/2211.00593).

@@ -146,10 +146,9 @@ def test_every_message_in_the_readme_is_in_the_code():
 
 def test_the_install_cell_is_a_cell_and_the_account_stands_in_one_place():
     (cell,) = re.findall(r"run this cell first:\n+```py\n(.*?)```", README, re.DOTALL)
-    assert all(line.startswith("%pip install ") for line in cell.splitlines())
     ast.parse(TransformerManager().transform_cell(cell))
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    assert shlex.split(cell.splitlines()[0])[-1].startswith(project["name"])
+    clone, install, *_, folder = map(shlex.split, cell.splitlines())  # the notebooks read ../figures
+    assert clone[-1].endswith("/gimkit") and install[-1] == "./gimkit" and folder[-1] == "gimkit/notebooks"
     block = README[README.index("<!-- The account"):README.index("## Models")]
     assert "OWNER" not in README.replace(block, "")
     for path in (*ROOT.glob("*.toml"), *ROOT.glob("*.yml"), *ROOT.glob("notebooks/*.py"), *ROOT.glob("gimkit/**/*.py")):

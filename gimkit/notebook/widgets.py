@@ -189,6 +189,8 @@ def circuit_size(edges: EdgeScores, curve: Curve, roles: Mapping | pandas.Series
 def repair_explorer(scores: SelfRepair, heads: HeadRepair) -> Pictured:
     """Menus of layers and heads, with the head's attention rows and the parts that compensate for the head.
 
+    It opens on the head that is repaired most.
+
     >>> explorer = repair_explorer(gimkit.self_repair(model, task[:8]), gimkit.selfrepair.head_repair(model, task[:8]))
 
     Args:
@@ -200,8 +202,9 @@ def repair_explorer(scores: SelfRepair, heads: HeadRepair) -> Pictured:
     """
     layers, numbers = (sorted({int(part) for part in parts})
                        for parts in zip(*(name[1:].split(".h") for name in heads.heads)))
-    controls = {"layer": ipywidgets.Dropdown(options=layers, value=layers[-1], description="layer"),
-                "head": ipywidgets.Dropdown(options=numbers, value=numbers[-1], description="head")}
+    first = heads.frame().sort_values("repaired").iloc[-1]
+    controls = {"layer": ipywidgets.Dropdown(options=layers, value=int(first["layer"]), description="layer"),
+                "head": ipywidgets.Dropdown(options=numbers, value=int(first["head"]), description="head")}
 
     most = 1.3 * float(heads.compensation.mean(0).abs().max())
 

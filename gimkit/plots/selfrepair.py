@@ -139,7 +139,7 @@ def head_compensation(repair: HeadRepair, head: str, ax: Axes | None = None, mos
     ax = _axes(ax, 5.0, 1.0 + 0.3 * len(values))
     colours = [BLUE if value > 0 else ORANGE for value in values]
     bars = ax.barh(range(len(values)), values, color=colours, height=0.75)
-    ax.bar_label(bars, fmt="%+.2f", padding=3, fontsize=9)
+    ax.bar_label(bars, fmt=lambda value: f"{round(value, 2) + 0.0:+.2f}", padding=3, fontsize=9)  # no "-0.00"
     ax.set_yticks(range(len(values)), [_plain(part) for part in values.index])
     ax.invert_yaxis()
     ax.axvline(0, color=DARK, linewidth=0.8)
