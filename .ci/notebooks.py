@@ -1,8 +1,8 @@
 """Run notebooks and write them as they are committed: `python .ci/notebooks.py notebooks/01*.py`.
 
 From the paired py:percent script: converted, executed, and stripped of metadata, of progress bars, and of widgets,
-which die with their kernel: their picture stays. Pictures get a palette, a third of their size. With `--model mini-llama`, or another name or folder, they are run on
-that model and nothing is written.
+which die with their kernel: their picture stays. Pictures get a palette, a third of their size. With
+`--model mini-llama`, or another name or folder, they are run on that model and nothing is written.
 """
 
 import argparse
