@@ -5,7 +5,7 @@ import dataclasses
 import torch
 
 import gimkit
-from gimkit.circuits import Circuit, head_roles, score_neurons, shapley_nodes
+from gimkit.circuits import Circuit, head_roles, position_scores, score_neurons, shapley_nodes
 from gimkit.selfrepair import head_repair
 
 CHOSEN = ["input", "a0.h1", "m1", "a2.h3", "logits"]
@@ -62,6 +62,7 @@ TOKENS = {
 NODES = {
     **{f"nodes {method}": nodes(method, steps=2)
        for method in ("gim", "gradient", "nap-ig", "ig-activations", "atp*", "exact")},
+    "positions": lambda model, task: position_scores(model, task, "gim-ig", steps=2),
     "nodes forward": nodes("gim", backend="forward"),
     "neurons": lambda model, task: score_neurons(model, task).scores,
     "shapley": lambda model, task: shapley_nodes(model, task, orders=2).scores,

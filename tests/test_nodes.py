@@ -242,6 +242,45 @@ def test_one_step_of_ig_inputs_is_the_gradient():
     assert relative(one.per_example, plain.per_example) < 1e-5
 
 
+@pytest.mark.parametrize("name", SOME)
+@pytest.mark.parametrize("method", ["gim", "nap-ig"])
+def test_scores_by_position_sum_to_the_node_scores(name, method):
+    model, task = NNsight(build(name)), random_task()
+    found = gimkit.circuits.position_scores(model, task, method, steps=2)
+    whole = gimkit.score_nodes(model, task, method, steps=2).per_example
+    assert found.shape == (*whole.shape, task.clean.shape[1]) and relative(found.sum(2), whole) < 1e-5
+    assert found[:2, :, 6:].abs().max() == 0 and found.shape[2] == 8  # the first two rows are shorter
+    assert relative(found.roll(1, 1).sum(2), whole) > 0.1
+
+
+@pytest.mark.parametrize("name", ["gpt2", "gpt_neox"])
+def test_a_score_by_position_is_the_slope_there(name):
+    """The metric's change when a node moves at one position towards its corrupt value, by central differences."""
+    hf, task, row, by = build(name, torch.float64), random_task(), 3, 1e-4
+    found = gimkit.circuits.position_scores(NNsight(hf), task, "gradient")[row]
+    nodes = gimkit.score_nodes(NNsight(hf), task, "gradient").nodes
+    clean, corrupt = rows(task, row)
+    where = places(hf)
+    for node, position in (("input", 2), ("a0.h1", 2), ("m0", 5), ("a1.h2", 4), ("m2", 7)):
+        gap = value_of(hf, where[node], clean) - value_of(hf, where[node], corrupt)
+        at = torch.zeros(1, clean.shape[1], 1, dtype=torch.float64)
+        at[:, position] = by
+        values = []
+        for sign in (1, -1):
+            with changed(where[node], lambda value, step=sign * at * gap: value + step):
+                values.append(literal_metric(hf, task.clean, task, row))
+        assert found[nodes.index(node), position].item() == pytest.approx((values[0] - values[1]) / (2 * by), rel=1e-3,
+                                                                          abs=1e-5), (node, position)
+
+
+@pytest.mark.parametrize("method", ["gim-ig", "ig-inputs", "clean-corrupted"])
+def test_scores_by_position_sum_to_those_of_the_edges_that_leave(method):
+    model, task = NNsight(build("llama")), random_task(3)
+    edges = gimkit.score_edges(model, task, method, steps=2).scores.sum(1)
+    found = gimkit.circuits.position_scores(model, task, method, steps=2).sum(2).mean(0)
+    assert relative(found, edges) < 1e-5
+
+
 def test_random_is_seeded_and_the_same_for_every_example():
     model, task = NNsight(build("llama")), random_task()
     first, again, other = (gimkit.score_nodes(model, task, "random", seed=seed) for seed in (1, 1, 2))
@@ -313,3 +352,11 @@ def test_bad_input():
     for method in ("gim", "gradient", "exact", "nap-ig", "ig-activations", "atp*"):
         with pytest.raises(gimkit.GimkitError, match="NaN"):
             gimkit.score_nodes(model, task, method)
+
+
+@pytest.mark.parametrize("options, message", [
+    (dict(method="gp"), "no scores by position for method 'gp'; use a gimkit.Rules, or one of gradient"),
+    (dict(metric="kl"), "gradient of kl is zero"), (dict(steps=0), "steps")])
+def test_what_has_no_scores_by_position(options, message):
+    with pytest.raises(gimkit.GimkitError, match=message):
+        gimkit.circuits.position_scores(NNsight(build("llama")), random_task(), **options)

@@ -9,10 +9,11 @@ from gimkit.circuits.head_roles import head_roles
 from gimkit.circuits.neurons import NeuronScores, score_neurons
 from gimkit.circuits.nodes import NodeScores, score_nodes
 from gimkit.circuits.patching import run
+from gimkit.circuits.positions import position_scores
 from gimkit.circuits.shapley import node_intervals, shapley_nodes
 from gimkit.model.graph import Graph
 from gimkit.statistics import Interval
 
 __all__ = ["ChosenEdges", "Circuit", "Curve", "EdgeScores", "Graph", "Interval", "NeuronScores", "NodeScores", "auroc",
-           "faithfulness", "head_roles", "known", "node_intervals", "precision_recall", "rank_correlation", "run",
-           "score_edges", "score_neurons", "score_nodes", "shapley_nodes"]
+           "faithfulness", "head_roles", "known", "node_intervals", "position_scores", "precision_recall",
+           "rank_correlation", "run", "score_edges", "score_neurons", "score_nodes", "shapley_nodes"]

@@ -257,7 +257,9 @@ def score_nodes(model: Envoy, task: Task, method: Method | Rules = "gim", *, met
         values = per_pair(task, _exact(model, parts, names, rows, metric, batch_size, remote))
     else:
         def reverse() -> torch.Tensor:
-            return _gradients(model, parts, batches(rows, batch_size, label, metric), method, steps, remote)
+            plan = PLAIN if method in ("nap-ig", "ig-activations", "atp*") else rules_of(method)
+            pairs = batches(rows, batch_size, label, metric)
+            return gradient_scores(model, parts, pairs, method, steps, remote, rules=plan)
 
         def forward() -> torch.Tensor:
             return _forward(model, names, rows, rules_of(method), metric, batch_size, remote)
@@ -301,10 +303,11 @@ def _labels(names: Sequence[Node], n_heads: int, reads: bool) -> tuple[str, ...]
     return tuple(found)
 
 
-def _gradients(model: Envoy, parts: Architecture, pairs: Iterator[tuple[Task, Answers]], method: str | Rules,
-               steps: int, remote: bool | str) -> torch.Tensor:
-    """Scores from the mean gradient over `points`, of the `batches` of a task."""
-    edited = apply(model, PLAIN if method in ("nap-ig", "ig-activations", "atp*") else rules_of(method))
+def gradient_scores(model: Envoy, parts: Architecture, pairs: Iterator[tuple[Task, Answers]], method: str | Rules,
+                    steps: int, remote: bool | str, *, rules: Rules, by_position: bool = False) -> torch.Tensor:
+    """Scores [n, nodes] from the mean gradient over `points`, of the `batches` of a task; by position [n, nodes, seq].
+    """
+    edited = apply(model, rules)
     blocks = [(block.output, block.mlp, *norms, block.attention if method == "atp*" else None)
               for block, norms in zip(parts.blocks, norms_after(parts))]
     per_example = []
@@ -313,7 +316,8 @@ def _gradients(model: Envoy, parts: Architecture, pairs: Iterator[tuple[Task, An
         for chunk in points(method, steps, len(batch), len(blocks)):
             ids = torch.cat([rows_of(batch), batch.clean.repeat(chunk["extra"], 1)])
             found = in_trace(edited, ids, node_scores, parts.embedding, unembedding_of(model), blocks, parts.n_heads,
-                             len(batch), answers, chunk["rows"], chunk["shares"], chunk["between"], remote=remote)
+                             len(batch), answers, chunk["rows"], chunk["shares"], chunk["between"], by_position,
+                             remote=remote)
             total = total + chunk["weight"] * found
         per_example.append(total)
     return torch.cat(per_example)

@@ -21,8 +21,10 @@ from gimkit.interventions.weights import leaf_of, matrix_of
 
 
 def node_scores(model, embedding: str, unembedding, blocks: list, n_heads: int, b: int, answers,
-                gradient_rows: list, shares: list, between: dict) -> torch.Tensor:
+                gradient_rows: list, shares: list, between: dict, by_position: bool) -> torch.Tensor:
     """Scores [b, nodes] of one batch: <clean - corrupt output, mean gradient of the metric>, summed over positions.
+
+    With by_position they are not summed, [b, nodes, seq].
 
     blocks: (output projection path, MLP path, norm after attention, norm after MLP, attention path) of each layer,
     norms or None; with the attention's path its heads come after their queries, keys and values.
@@ -64,17 +66,18 @@ def node_scores(model, embedding: str, unembedding, blocks: list, n_heads: int, 
     # One backward pass from the metric at the gradient's points to all outputs.
     logits = at_answers(model, unembedding, answers.last)
     value = sum(metric_values(logits[start:start + b], answers, logits[:b]).sum() for start in gradient_rows)
-    # <clean - corrupt output, mean gradient>, summed over positions and width.
-    columns = []
+    # <clean - corrupt output, mean gradient>, summed over width, and over positions where they are not asked for.
+    columns, kept = [], "s" * by_position
     for difference, headwise, gradient in zip(differences, by_head, torch.autograd.grad(value, parts)):
         g = gradient if headwise else by_row(gradient, rows)
         g = sum(g[start:start + b] for start in gradient_rows) / len(gradient_rows)
         precise = torch.promote_types(g.dtype, torch.float32)
         difference, g = difference.to(precise), g.to(precise)
         if headwise:  # heads side by side: [nodes of a head, b, seq, heads, head_dim]
-            columns.append(torch.einsum("nbshd,bshd->bnh", difference, g.reshape(difference.shape[1:])).flatten(1))
+            g = g.reshape(difference.shape[1:])
+            columns.append(torch.einsum(f"nbshd,bshd->bnh{kept}", difference, g).flatten(1, 2))
         else:  # [nodes, b, seq, width]
-            columns.append(torch.einsum("nbsw,bsw->bn", difference, g))
+            columns.append(torch.einsum(f"nbsw,bsw->bn{kept}", difference, g))
     return torch.cat(columns, 1)
 
 
