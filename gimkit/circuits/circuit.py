@@ -130,4 +130,4 @@ class Circuit:
         return circuit_graph(self, roles, ax=ax)
 
     def __str__(self) -> str:
-        return f"{len(self)} of {self.graph.n_edges} edges, {len(self.nodes)} of {len(self.graph.sources)} nodes"
+        return f"{len(self)} of {self.graph.n_edges:,} edges, {len(self.nodes)} of {len(self.graph.sources)} nodes"

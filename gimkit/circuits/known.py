@@ -59,7 +59,7 @@ def ioi() -> Circuit:
     """The circuit for indirect objects: 26 heads in seven classes, all MLPs.
 
     >>> print(gimkit.circuits.known.ioi())
-    963 of 32491 edges, 39 of 157 nodes
+    963 of 32,491 edges, 39 of 157 nodes
 
     124 edges join heads to heads, by `IOI_RULES`. Every MLP reads from and writes to every head of the circuit,
     the MLPs, input and logits, as far as the layers allow: ACDC's convention for parts that the paper does not cover.
@@ -72,7 +72,7 @@ def greater_than() -> Circuit:
     """The circuit for greater-than: nine heads and all MLPs.
 
     >>> print(gimkit.circuits.known.greater_than())
-    235 of 32491 edges, 22 of 157 nodes
+    235 of 32,491 edges, 22 of 157 nodes
 
     The paper leaves the middle heads' queries clean. As in ACDC, the edges from m0 ... m8 to them, and between these
     MLPs, represent that.

@@ -30,6 +30,7 @@ class Lab:
     def __init__(self, folder: Path):
         self.notebooks, self.log, self.token = folder / "notebooks", folder / "lab.log", secrets.token_hex()
         shutil.copytree(ROOT / "notebooks", self.notebooks, ignore=shutil.ignore_patterns(".ipynb_checkpoints"))
+        (folder / "figures").symlink_to(ROOT / "figures")  # recorded figures, read as ../figures
         for path in self.notebooks.glob("*.ipynb"):  # without outputs, so that what is seen was made here
             notebook = nbformat.read(path, 4)
             for cell in notebook.cells:
