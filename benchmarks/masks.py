@@ -1,0 +1,208 @@
+"""Circuits with real-valued masks: their gradient, and rankings learned with it.
+
+An edge carries mask x the clean run's value + (1 - mask) x the corrupt one, and later parts of the model read that.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+
+from gimkit.circuits.edges import EdgeScores
+from gimkit.circuits.patching import run_masks
+from gimkit.interventions.circuit_runs import gap, stream_read
+from gimkit.interventions.metric import at_answers, metric_values
+from gimkit.interventions.residual_stream import add_rows, heads_of, read_after, read_norm, read_weights, tensor_of
+from gimkit.interventions.weights import held_or_probed, matrix_of
+from gimkit.model.graph import Graph
+from gimkit.model.residual_stream import ResidualStream, graph_of, residual_stream_of
+from gimkit.remote import in_trace
+from gimkit.tasks.task import Task, answers_of
+
+
+def soft_circuit(model, w, b: int, keep: torch.Tensor, answers) -> torch.Tensor:
+    """The metric [b] of one circuit with real-valued keep [sources, targets], differentiable in it.
+
+    As `gimkit.interventions.circuit_runs.run_circuits`, without writing into tensors. Rows: b corrupt, b clean.
+    """
+    group, stream = w.heads // w.key_heads, model.get(w.layers[0].block).input
+    gaps, column = (stream[b:2 * b] - stream[:b])[None], 0
+    for layer in w.layers:
+        corrupt = model.get(layer.block).input[:b]
+        _put_reads(model, w, layer, corrupt, gaps, keep[:len(gaps), column:column + 3 * w.heads])
+        column += 3 * w.heads
+        projection, norm = model.get(layer.output), layer.norm_after_attention
+        z = projection.input
+        if group > 1:  # each copy of the rows holds the heads that read its keys and values
+            copies = z[2 * b:].unflatten(-1, (w.heads, -1)).unflatten(0, (group, -1))
+            z = torch.cat([z[:2 * b], torch.stack([copies[h % group, :, :, h] for h in range(w.heads)], -2).flatten(-2)])
+        projection.input = z if norm else z[:2 * b]
+        attention = projection.output
+        weight = matrix_of(projection, layer.output, z[:len(attention)], attention)[0].unflatten(0, (w.heads, -1))
+        after = read_after(model, norm, attention)
+        if norm:
+            model.get(norm.path).output = after.y[:2 * b]
+        change = gap(z if after is None else z * after.inverse, b)[0].unflatten(-1, (w.heads, -1))
+        heads = torch.einsum("bshd,hdw->hbsw", change, weight)
+        before, gaps = gaps, torch.cat([gaps, heads if after is None else heads * after.factor])
+        mlp, norm = model.get(layer.mlp), layer.norm_before_mlp
+        path, known = layer.mlp if norm is None else norm.path, before if w.parallel else gaps
+        reads = stream_read(model.get(path).input[:b], known, keep[:len(known), column:column + 1])[0]
+        column += 1
+        mlp.input = torch.cat([mlp.input, reads if norm is None else model.get(path)(reads)])
+        value, after = mlp.output, read_norm(model, layer.norm_after_mlp)
+        m = tensor_of(value) if after is None else after.y
+        if after is None:
+            mlp.output = (m[:2 * b], *value[1:]) if isinstance(value, tuple) else m[:2 * b]
+        else:
+            model.get(layer.norm_after_mlp.path).output = m[:2 * b]
+        gaps = torch.cat([gaps, gap(m, b)])
+    final, unembedding = model.get(w.final_norm.path), model.get(w.unembedding.path)
+    reads = stream_read(final.input[:b], gaps, keep[:, column:column + 1])[0]
+    unembedding.input = torch.cat([unembedding.input, final(reads)])
+    logits = at_answers(model, w.unembedding, answers.last)
+    return metric_values(logits, answers, logits[b:2 * b])[2]
+
+
+def _put_reads(model, w, layer, corrupt: torch.Tensor, gaps: torch.Tensor, keep: torch.Tensor) -> None:
+    """Give each head the q, k and v of the stream that it reads, as `circuit_runs.put_reads`."""
+    b, group = len(corrupt), w.heads // w.key_heads
+    add_rows(model.get(layer.attention), (2 + group) * b, 2 * b, b)
+    norm = None if layer.norm_before_attention is None else model.get(layer.norm_before_attention.path)
+    normed = corrupt if norm is None else norm(corrupt)
+    matrices = {path: held_or_probed(model.get(path), normed) for path in dict.fromkeys(layer.projections)}
+    weight, bias = read_weights(matrices, layer, w)
+    reads = stream_read(corrupt, gaps, keep)
+    own = torch.bmm((reads if norm is None else norm(reads)).flatten(1, 2), weight)
+    own = (own if bias is None else own + bias).unflatten(1, corrupt.shape[:2]).movedim(0, 2)
+    own = own.unflatten(2, (3, w.heads))  # [b, seq, 3, heads, head width]
+    for path in matrices:
+        module = model.get(path)
+        module.input = module.input[:2 * b]
+        output = module.output
+        places = torch.arange(output.shape[-1], device=output.device)
+        rows = [output]
+        for member in range(group):
+            mixed = torch.zeros_like(output[:b])
+            for which, read in enumerate(layer.projections):
+                if read == path:
+                    index = heads_of(places, which, layer.layout, w.heads, w.key_heads, w.head_dim).flatten()
+                    mine = own[:, :, which] if which == 0 else own[:, :, which, member::group]
+                    mixed = mixed.index_copy(-1, index, mine.flatten(-2))
+            rows.append(mixed)
+        module.output = torch.cat(rows)
+
+
+def _loss_and_gradient(model, w, b: int, keep, answers, empty: float, whole: float, match: bool) -> tuple:
+    """|1 - faithfulness| of the mean metric (or minus faithfulness), faithfulness, and the loss's gradient in keep."""
+    keep = keep.detach().clone().requires_grad_(True)
+    kept = (soft_circuit(model, w, b, keep, answers).mean() - empty) / (whole - empty)
+    loss = (1 - kept).abs() if match else -kept
+    return loss.detach(), kept.detach(), torch.autograd.grad(loss, keep)[0]
+
+
+class Masked:
+    """A model and a task whose circuits are run with real-valued masks, and how many runs that took.
+
+    >>> masked = Masked(model, task[:2])
+    >>> masked.gradient(masked.graph.real.float())[2].shape, masked.passes
+    (torch.Size([26, 66]), 1)
+    """
+
+    graph: Graph
+    stream: ResidualStream
+
+    def __init__(self, model, task: Task):
+        self.model, self.task, self.stream, self.passes = model, task, residual_stream_of(model), 0
+        self.graph = graph_of(self.stream)
+        ends = torch.stack([torch.zeros_like(self.graph.real), self.graph.real])
+        self.empty, self.whole = run_masks(model, self.stream, task, ends, "logit", False)[0]
+
+    def gradient(self, keep: torch.Tensor, *, match: bool = True, rows: slice = slice(None)) -> tuple:
+        """Loss, faithfulness and the loss's gradient [sources, targets] on some of the task's pairs."""
+        some, self.passes = self.task[rows], self.passes + 1
+        return in_trace(self.model, torch.cat([some.corrupt, some.clean]), _loss_and_gradient, self.stream, len(some),
+                        keep, answers_of(some), float(self.empty[rows].mean()), float(self.whole[rows].mean()), match)
+
+
+class _SumsTo(torch.autograd.Function):
+    """sigmoid((s - t) / T) with t such that the mask sums to k; the gradient knows that t depends on s."""
+
+    @staticmethod
+    def forward(context, s: torch.Tensor, k: float, temperature: float) -> torch.Tensor:
+        margin = temperature * (math.log(len(s)) + 10)
+        low, high = s.min().double() - margin, s.max().double() + margin
+        for _ in range(60):
+            middle = (low + high) / 2
+            if torch.sigmoid((s - middle) / temperature).sum() > k:
+                low = middle
+            else:
+                high = middle
+        mask = torch.sigmoid((s - middle) / temperature).to(s.dtype)
+        context.temperature = temperature
+        context.save_for_backward(mask)
+        return mask
+
+    @staticmethod
+    def backward(context, gradient: torch.Tensor) -> tuple:
+        (mask,) = context.saved_tensors
+        slope = mask * (1 - mask)
+        mean = (gradient * slope).sum() / slope.sum().clamp(min=1e-8)
+        return slope / context.temperature * (gradient - mean), None, None
+
+
+def soft_top(s: torch.Tensor, k: float, temperature: float = 0.5) -> torch.Tensor:
+    """A mask in (0, 1) that sums to k and rises with the scores s [n].
+
+    >>> soft_top(torch.tensor([2.0, 0.0, -2.0]), 1.5).sum()
+    tensor(1.5000)
+    """
+    return _SumsTo.apply(s, k, temperature)
+
+
+class Setting(NamedTuple):
+    """How a ranking is learned: steps, their rate, pairs a step; by Adam, or with one scale for all edges' gradients."""
+
+    steps: int = 200
+    rate: float = 0.1
+    pairs: int = 8
+    adam: bool = True
+
+
+def learned(masked: Masked, start: EdgeScores | None = None, setting: Setting = Setting(), seed: int = 0) -> EdgeScores:
+    """A ranking learned by gradient descent on soft circuits of random sizes: each should be as the whole model.
+
+    >>> learned(Masked(model, task[:2]), setting=Setting(steps=1, pairs=2)).scores.shape
+    torch.Size([26, 66])
+
+    Each step draws a size, log-uniform from one edge to all, and takes the gradient of |1 - faithfulness|.
+
+    Args:
+        masked: the model and the task.
+        start: scores whose order the ranking starts from, spread evenly over -1 to 1; None starts from zeros.
+        setting: steps, rate and pairs.
+        seed: of the sizes and pairs.
+
+    Source:
+        Matryoshka attribution, arXiv 2609.25518, with a loss that punishes overshoot.
+    """
+    graph, generator = masked.graph, torch.Generator().manual_seed(seed)
+    n = graph.n_edges
+    s = torch.zeros(n) if start is None else torch.linspace(-1, 1, n)[start.scores[graph.real].abs().argsort().argsort()]
+    s.requires_grad_(True)
+    optimizer = torch.optim.Adam([s], lr=setting.rate) if setting.adam else torch.optim.SGD([s], lr=setting.rate)
+    for step in range(setting.steps):
+        k = math.exp(float(torch.rand((), generator=generator)) * math.log(n))
+        first = step * setting.pairs % len(masked.task)
+        mask = soft_top(s, k)
+        keep = torch.zeros(graph.real.shape)
+        keep[graph.real] = mask.detach()
+        gradient = masked.gradient(keep, rows=slice(first, first + setting.pairs))[2]
+        optimizer.zero_grad()
+        mask.backward(gradient[graph.real])
+        if not setting.adam:
+            s.grad /= s.grad.square().mean().sqrt().clamp(min=1e-12)
+        optimizer.step()
+    scores = torch.zeros(graph.real.shape)
+    scores[graph.real] = s.detach() - s.detach().min() + 1e-3  # above 0, so that |score| ranks alike
+    return EdgeScores(masked.task.name, "learned", graph, scores)
