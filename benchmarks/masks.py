@@ -35,7 +35,8 @@ def soft_circuit(model, w, b: int, keep: torch.Tensor, answers) -> torch.Tensor:
         z = projection.input
         if group > 1:  # each copy of the rows holds the heads that read its keys and values
             copies = z[2 * b:].unflatten(-1, (w.heads, -1)).unflatten(0, (group, -1))
-            z = torch.cat([z[:2 * b], torch.stack([copies[h % group, :, :, h] for h in range(w.heads)], -2).flatten(-2)])
+            mixed = torch.stack([copies[h % group, :, :, h] for h in range(w.heads)], -2).flatten(-2)
+            z = torch.cat([z[:2 * b], mixed])
         projection.input = z if norm else z[:2 * b]
         attention = projection.output
         weight = matrix_of(projection, layer.output, z[:len(attention)], attention)[0].unflatten(0, (w.heads, -1))
@@ -161,18 +162,20 @@ def soft_top(s: torch.Tensor, k: float, temperature: float = 0.5) -> torch.Tenso
 
 
 class Setting(NamedTuple):
-    """How a ranking is learned: steps, their rate, pairs a step; by Adam, or with one scale for all edges' gradients."""
+    """How a ranking is learned: steps of Adam, their rate, and of how many parts of the pairs each step takes one."""
 
     steps: int = 200
     rate: float = 0.1
-    pairs: int = 8
-    adam: bool = True
+    parts: int = 2
 
 
-def learned(masked: Masked, start: EdgeScores | None = None, setting: Setting = Setting(), seed: int = 0) -> EdgeScores:
+LONG = Setting()
+
+
+def learned(masked: Masked, start: EdgeScores | None = None, setting: Setting = LONG, seed: int = 0) -> EdgeScores:
     """A ranking learned by gradient descent on soft circuits of random sizes: each should be as the whole model.
 
-    >>> learned(Masked(model, task[:2]), setting=Setting(steps=1, pairs=2)).scores.shape
+    >>> learned(Masked(model, task[:2]), setting=Setting(steps=1)).scores.shape
     torch.Size([26, 66])
 
     Each step draws a size, log-uniform from one edge to all, and takes the gradient of |1 - faithfulness|.
@@ -180,7 +183,7 @@ def learned(masked: Masked, start: EdgeScores | None = None, setting: Setting = 
     Args:
         masked: the model and the task.
         start: scores whose order the ranking starts from, spread evenly over -1 to 1; None starts from zeros.
-        setting: steps, rate and pairs.
+        setting: steps, rate and parts.
         seed: of the sizes and pairs.
 
     Source:
@@ -188,20 +191,19 @@ def learned(masked: Masked, start: EdgeScores | None = None, setting: Setting = 
     """
     graph, generator = masked.graph, torch.Generator().manual_seed(seed)
     n = graph.n_edges
-    s = torch.zeros(n) if start is None else torch.linspace(-1, 1, n)[start.scores[graph.real].abs().argsort().argsort()]
+    s = torch.zeros(n)
+    if start is not None:
+        s[start.scores[graph.real].abs().argsort()] = torch.linspace(-1, 1, n)
     s.requires_grad_(True)
-    optimizer = torch.optim.Adam([s], lr=setting.rate) if setting.adam else torch.optim.SGD([s], lr=setting.rate)
+    optimizer = torch.optim.Adam([s], lr=setting.rate)
     for step in range(setting.steps):
         k = math.exp(float(torch.rand((), generator=generator)) * math.log(n))
-        first = step * setting.pairs % len(masked.task)
         mask = soft_top(s, k)
         keep = torch.zeros(graph.real.shape)
         keep[graph.real] = mask.detach()
-        gradient = masked.gradient(keep, rows=slice(first, first + setting.pairs))[2]
+        gradient = masked.gradient(keep, rows=slice(step % setting.parts, None, setting.parts))[2]
         optimizer.zero_grad()
         mask.backward(gradient[graph.real])
-        if not setting.adam:
-            s.grad /= s.grad.square().mean().sqrt().clamp(min=1e-12)
         optimizer.step()
     scores = torch.zeros(graph.real.shape)
     scores[graph.real] = s.detach() - s.detach().min() + 1e-3  # above 0, so that |score| ranks alike

@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 
 import gimkit
 from benchmarks.compare import AREAS, _draws, _mean_area
-from benchmarks.masks import Masked, Setting, learned
+from benchmarks.masks import LONG, Masked, Setting, learned
 from benchmarks.tables import cached_table, parser
 from gimkit.circuits.edges import EdgeScores
 from gimkit.circuits.faithfulness import SIZES
@@ -170,7 +170,7 @@ def tilted(scores: EdgeScores, tilt: float) -> EdgeScores:
 
 
 def fitting(scored: Scored, candidates: list[torch.Tensor]) -> Circuits:
-    """For each size the candidate that is nearest to the whole model on the scored pairs, and the one that reaches most.
+    """For each size the candidate that is nearest to the whole model on the scored pairs, and the one with most of it.
 
     candidates: each [sizes, sources, targets].
     """
@@ -232,9 +232,8 @@ def _ranking(make: Callable) -> Callable:
 
 
 def _learned(scored: Scored, start: str | None, setting: Setting) -> Circuits:
-    share = setting.pairs / len(scored.task)
-    scored.forward += setting.steps * share
-    scored.backward += setting.steps * share
+    scored.forward += setting.steps / setting.parts
+    scored.backward += setting.steps / setting.parts
     return ranked(scored, learned(scored.masked, start and scored.scores(start), setting, scored.seed))
 
 
@@ -258,8 +257,10 @@ WAYS: dict[str, Callable[[Scored], Circuits]] = {
     "refined gim-ig": lambda scored: refined(scored, ranked(scored, scored.scores("gim-ig"))),
     "refined gim-ig, twice": lambda scored: refined(scored, ranked(scored, scored.scores("gim-ig")), 2),
     "refined best tilt of gim": lambda scored: refined(scored, best_tilt(scored, ("gim",))),
-    "learned from nothing": lambda scored: _learned(scored, None, Setting()),
-    "learned from gim": lambda scored: _learned(scored, "gim", Setting()),
+    "learned from nothing": lambda scored: _learned(scored, None, LONG),
+    "learned from gim": lambda scored: _learned(scored, "gim", LONG),
+    "learned from gim, 20 passes": lambda scored: _learned(scored, "gim", Setting(76, 0.07, 4)),
+    "learned from gim-ig, 20 passes": lambda scored: _learned(scored, "gim-ig", Setting(60, 0.1, 4)),
 }
 
 
@@ -297,8 +298,11 @@ def measure(name: str, tasks=TASKS, ways=tuple(WAYS), n: int = 16, seeds: int = 
                                 desc=f"rankings on {name}", delay=2, leave=False):
         about = {"rankings": 1, "model": name, "task": task, "seed": seed, "way": way, "n": n, "scored": scored}
         path = folder and Path(folder) / Path(name).name / f"{task}-{seed}-{way}-{scored}-{n}.csv".replace(" ", "_")
-        rows = cached_table(path, about, lambda: _runs(*draw(task, seed), way)) if path else _runs(
-            *draw(task, seed), way)
+
+        def runs(task=task, seed=seed, way=way) -> pandas.DataFrame:
+            return _runs(*draw(task, seed), way)
+
+        rows = cached_table(path, about, runs) if path else runs()
         found.append(rows.assign(model=name, task=task, seed=seed, method=way, half=HALVES[task]))
     return pandas.concat(found, ignore_index=True)
 
@@ -365,7 +369,7 @@ def _print(options) -> None:
     """Print the table, and save it where wanted."""
     table = over_tasks(measure(options.model, options.tasks, options.ways, options.n, options.seeds, options.scored,
                                options.parts))
-    print("Circuits are made on some prompts and run on others. Means over tasks; 95% bootstrap intervals over prompts.")
+    print("Circuits are made on some prompts and run on others. Means over tasks, with 95% intervals over prompts.")
     print(table.to_string(index=False, float_format="{:.3f}".format))
     if options.csv:
         write_table(options.csv, table, digits=4)
