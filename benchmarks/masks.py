@@ -10,9 +10,10 @@ import torch
 
 from gimkit.circuits.edges import EdgeScores
 from gimkit.circuits.patching import run_masks
+from gimkit.errors import GimkitError
 from gimkit.interventions.circuit_runs import gap, stream_read
 from gimkit.interventions.metric import at_answers, metric_values
-from gimkit.interventions.residual_stream import add_rows, heads_of, read_after, read_norm, read_weights, tensor_of
+from gimkit.interventions.residual_stream import add_rows, heads_of, read_weights, tensor_of
 from gimkit.interventions.weights import held_or_probed, matrix_of
 from gimkit.model.graph import Graph
 from gimkit.model.residual_stream import ResidualStream, graph_of, residual_stream_of
@@ -23,7 +24,8 @@ from gimkit.tasks.task import Task, answers_of
 def soft_circuit(model, w, b: int, keep: torch.Tensor, answers) -> torch.Tensor:
     """The metric [b] of one circuit with real-valued keep [sources, targets], differentiable in it.
 
-    As `gimkit.interventions.circuit_runs.run_circuits`, without writing into tensors. Rows: b corrupt, b clean.
+    As `gimkit.interventions.circuit_runs.run_circuits`, without writing into tensors, for models without a norm after
+    attention or the MLP. Rows: b corrupt prompts, b clean ones.
     """
     group, stream = w.heads // w.key_heads, model.get(w.layers[0].block).input
     gaps, column = (stream[b:2 * b] - stream[:b])[None], 0
@@ -31,32 +33,24 @@ def soft_circuit(model, w, b: int, keep: torch.Tensor, answers) -> torch.Tensor:
         corrupt = model.get(layer.block).input[:b]
         _put_reads(model, w, layer, corrupt, gaps, keep[:len(gaps), column:column + 3 * w.heads])
         column += 3 * w.heads
-        projection, norm = model.get(layer.output), layer.norm_after_attention
+        projection = model.get(layer.output)
         z = projection.input
         if group > 1:  # each copy of the rows holds the heads that read its keys and values
             copies = z[2 * b:].unflatten(-1, (w.heads, -1)).unflatten(0, (group, -1))
             mixed = torch.stack([copies[h % group, :, :, h] for h in range(w.heads)], -2).flatten(-2)
             z = torch.cat([z[:2 * b], mixed])
-        projection.input = z if norm else z[:2 * b]
-        attention = projection.output
-        weight = matrix_of(projection, layer.output, z[:len(attention)], attention)[0].unflatten(0, (w.heads, -1))
-        after = read_after(model, norm, attention)
-        if norm:
-            model.get(norm.path).output = after.y[:2 * b]
-        change = gap(z if after is None else z * after.inverse, b)[0].unflatten(-1, (w.heads, -1))
-        heads = torch.einsum("bshd,hdw->hbsw", change, weight)
-        before, gaps = gaps, torch.cat([gaps, heads if after is None else heads * after.factor])
+        projection.input = z[:2 * b]
+        weight = matrix_of(projection, layer.output, z[:2 * b], projection.output)[0].unflatten(0, (w.heads, -1))
+        heads = torch.einsum("bshd,hdw->hbsw", gap(z, b)[0].unflatten(-1, (w.heads, -1)), weight)
+        before, gaps = gaps, torch.cat([gaps, heads])
         mlp, norm = model.get(layer.mlp), layer.norm_before_mlp
         path, known = layer.mlp if norm is None else norm.path, before if w.parallel else gaps
         reads = stream_read(model.get(path).input[:b], known, keep[:len(known), column:column + 1])[0]
         column += 1
         mlp.input = torch.cat([mlp.input, reads if norm is None else model.get(path)(reads)])
-        value, after = mlp.output, read_norm(model, layer.norm_after_mlp)
-        m = tensor_of(value) if after is None else after.y
-        if after is None:
-            mlp.output = (m[:2 * b], *value[1:]) if isinstance(value, tuple) else m[:2 * b]
-        else:
-            model.get(layer.norm_after_mlp.path).output = m[:2 * b]
+        value = mlp.output
+        m = tensor_of(value)
+        mlp.output = (m[:2 * b], *value[1:]) if isinstance(value, tuple) else m[:2 * b]
         gaps = torch.cat([gaps, gap(m, b)])
     final, unembedding = model.get(w.final_norm.path), model.get(w.unembedding.path)
     reads = stream_read(final.input[:b], gaps, keep[:, column:column + 1])[0]
@@ -115,6 +109,8 @@ class Masked:
 
     def __init__(self, model, task: Task):
         self.model, self.task, self.stream, self.passes = model, task, residual_stream_of(model), 0
+        if any(layer.norm_after_attention or layer.norm_after_mlp for layer in self.stream.layers):
+            raise GimkitError(f"{self.stream.name} has a norm after attention or MLP: no gradient of its soft circuits")
         self.graph = graph_of(self.stream)
         ends = torch.stack([torch.zeros_like(self.graph.real), self.graph.real])
         self.empty, self.whole = run_masks(model, self.stream, task, ends, "logit", False)[0]

@@ -1,0 +1,177 @@
+"""Soft circuits against runs of hard ones, learned rankings against their start, each way against its formula."""
+
+import numpy
+import pandas
+import pytest
+import torch
+from made_up import random_task
+from nnsight import NNsight
+from scipy.stats import rankdata
+from tiny import build
+
+import gimkit
+from benchmarks.masks import Masked, Setting, learned, soft_top
+from benchmarks.rankings import (
+    HALVES,
+    ONE_PASS,
+    Circuits,
+    Scored,
+    best_method,
+    fitting,
+    halves,
+    main,
+    measure,
+    over_tasks,
+    rank_mean,
+    refined,
+    rescored,
+    stable,
+    swapped,
+    tilted,
+)
+from gimkit.circuits import Circuit
+from gimkit.circuits.faithfulness import SIZES
+from gimkit.cli import TASKS
+from gimkit.model.graph import Graph
+
+ARCHITECTURES = ("gpt2", "llama", "gpt_neox", "phi3")
+
+
+@pytest.mark.filterwarnings("ignore:the model gets")
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_a_soft_circuit_of_zeros_and_ones_is_the_circuit_and_its_gradient_its_slope(name):
+    model, task = NNsight(build(name, torch.float64)), random_task(4)
+    masked = Masked(model, task)
+    generator = torch.Generator().manual_seed(0)
+    keep = (torch.rand(masked.graph.real.shape, generator=generator) < 0.6) & masked.graph.real
+    empty, whole = masked.empty.mean(), masked.whole.mean()
+    wanted = (gimkit.run(model, task, Circuit(masked.graph, keep)).mean() - empty) / (whole - empty)
+    assert masked.gradient(keep.double())[1].item() == pytest.approx(wanted.item(), rel=1e-5)
+    soft, way = (torch.rand(keep.shape, generator=generator).double() * masked.graph.real for _ in range(2))
+    for match in (True, False):
+        loss, kept, gradient = masked.gradient(soft, match=match)
+        assert loss.item() == pytest.approx(abs(1 - kept.item()) if match else -kept.item())
+        above, below = (masked.gradient(soft + step * way, match=match)[0].item() for step in (1e-3, -1e-3))
+        assert (gradient * way).sum().item() == pytest.approx((above - below) / 2e-3, rel=5e-3)  # norms are in float32
+    assert masked.passes == 7
+
+
+def test_a_model_with_norms_after_its_parts_is_refused():
+    with pytest.raises(gimkit.GimkitError, match="a norm after attention or MLP"):
+        Masked(NNsight(build("gemma2")), random_task(2))
+
+
+def test_the_soft_mask_sums_to_its_size_and_its_gradient_knows_that():
+    s = torch.randn(40, generator=torch.Generator().manual_seed(0)).double()
+    for k in (1.0, 7.5, 39.0):
+        mask = soft_top(s, k)
+        assert mask.sum().item() == pytest.approx(k) and torch.equal(mask.argsort(), s.argsort())
+    assert torch.autograd.gradcheck(lambda s: soft_top(s, 7.5), s.requires_grad_(True))
+
+
+def distance(masked, scores):
+    """The mean of |1 - faithfulness| over circuits of eight sizes, on the task's own pairs."""
+    circuits = [Circuit(masked.graph, gimkit.model.graph.top_edges(scores.scores, masked.graph, n, True))
+                for n in range(20, masked.graph.n_edges, masked.graph.n_edges // 8)]
+    values = gimkit.run(masked.model, masked.task, circuits).mean(1)
+    empty, whole = masked.empty.mean(), masked.whole.mean()
+    return float((1 - (values - empty) / (whole - empty)).abs().mean())
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    model, task = NNsight(build("llama")), random_task(6)
+    return Scored(model, task, 0)
+
+
+def test_learning_reaches_at_least_the_faithfulness_of_its_start(tiny):
+    start = tiny.scores("gim")
+    found = learned(tiny.masked, start, Setting(60, 0.1, 2))
+    assert distance(tiny.masked, found) <= distance(tiny.masked, start)
+    assert distance(tiny.masked, found) < distance(tiny.masked, tiny.scores("random"))
+    again = learned(tiny.masked, start, Setting(3, 0.1, 2))
+    assert torch.equal(again.scores, learned(tiny.masked, start, Setting(3, 0.1, 2)).scores)
+    assert (again.scores[tiny.graph.real] > 0).all()
+
+
+def test_rank_means_and_exact_scores_by_their_formulas(tiny):
+    real = tiny.graph.real
+    gim, relp = (tiny.scores(method).scores[real].double().numpy() for method in ("gim", "relp"))
+    sign = numpy.sign(gim / numpy.linalg.norm(gim) + relp / numpy.linalg.norm(relp))
+    wanted = sign * (rankdata(abs(gim)) + rankdata(abs(relp))) / 2
+    assert rank_mean(tiny, ("gim", "relp")).scores[real].numpy() == pytest.approx(wanted)
+    exact = gimkit.score_edges(tiny.model, tiny.task, "exact").scores[real].double().numpy()
+    count = int(0.05 * len(gim))
+    best = numpy.argsort(-abs(gim), kind="stable")[:count]
+    wanted = gim.copy()
+    wanted[best] = exact[best]
+    tiny.restart()
+    assert rescored(tiny, "gim").scores[real].numpy() == pytest.approx(wanted, abs=1e-6)
+    assert (tiny.forward, tiny.backward) == (1 + count, 1)
+
+
+def test_stable_edges_come_first_in_their_order(tiny):
+    each = torch.stack([gimkit.score_edges(tiny.model, tiny.task[i:i + 1], "gim").scores for i in range(6)])
+    found = stable(tiny, "gim").scores
+    one_sign = ((each > 0).all(0) | (each < 0).all(0)) & tiny.graph.real
+    assert torch.allclose(found[one_sign], each.mean(0)[one_sign], atol=1e-6)
+    split = tiny.graph.real & ~one_sign & (each.mean(0).abs() < 0.1 * each.std(0))
+    assert split.any() and torch.allclose(found[split], 1e-3 * each.mean(0)[split], atol=1e-6)
+
+
+def test_a_tilt_goes_from_absolute_to_signed(tiny):
+    scores = tiny.scores("gim")
+    assert torch.equal(tiny.cuts(tilted(scores, 1.0), False), tiny.cuts(scores, True))
+    assert torch.equal(tiny.cuts(tilted(scores, 0.0), False), tiny.cuts(scores, False))
+    half = tilted(scores, 0.5).scores
+    assert torch.equal(half[scores.scores < 0], -0.5 * scores.scores[scores.scores < 0])
+
+
+def test_the_fitting_circuit_of_each_size_is_the_best_of_its_candidates(tiny):
+    candidates = [tiny.cuts(tiny.scores(method), True) for method in ("gim", "random")]
+    found = fitting(tiny, candidates)
+    kept = numpy.stack([tiny.run(masks) for masks in (*candidates, *found)])
+    assert abs(1 - kept[2]) == pytest.approx(abs(1 - kept[:2]).min(0)) and kept[3] == pytest.approx(kept[:2].max(0))
+    assert (abs(1 - tiny.run(best_method(tiny, ("gim",)).absolute)) <= abs(1 - kept[0]) + 1e-6).all()
+    start = Circuits(candidates[0], candidates[0])
+    assert (abs(1 - tiny.run(refined(tiny, start).absolute)) <= abs(1 - kept[0]) + 1e-6).all()
+
+
+def test_edges_are_exchanged_until_the_line_reaches_the_whole_model():
+    graph = Graph(layers=1, heads=1, parallel=False, width=8)
+    keep, gradient = torch.zeros_like(graph.real), torch.zeros(graph.real.shape)
+    inside, outside = graph.real.nonzero()[:4], graph.real.nonzero()[4:]
+    keep[tuple(inside.T)] = True
+    gradient[tuple(inside.T)] = torch.arange(4.0)
+    gradient[tuple(outside.T)] = torch.arange(10.0, 10 + len(outside))
+    best, worst = tuple(outside[-1].tolist()), tuple(inside[0].tolist())
+    found = swapped(keep, graph, 0.5, gradient)  # one exchange gains more than is missing
+    assert torch.equal(found, keep)
+    found = swapped(keep, graph, -20.0, gradient)
+    assert found[best] and not found[worst] and found.sum() == keep.sum()
+    assert torch.equal(swapped(keep, graph, 1.0, gradient), keep)
+
+
+def test_halves_share_no_task_and_do_not_depend_on_order():
+    parts = [{name for name, half in HALVES.items() if half == which} for which in ("search", "held out")]
+    assert not parts[0] & parts[1] and parts[0] | parts[1] == set(TASKS) and abs(len(parts[0]) - len(parts[1])) <= 1
+    assert halves(reversed(TASKS)) == HALVES
+
+
+def test_random_edges_lose_and_costs_add_up(tmp_path, capsys):
+    runs = measure("mini-llama", ["ioi"], ["gim", "exact", "ig-inputs", "random", "best tilt of gim"], n=4)
+    table = over_tasks(runs).set_index("way")
+    assert table.cmd["random"] > 0.5 > table.cmd["gim"] and table.cpr["random"] < 0.5 < table.cpr["gim"]
+    assert (table.cmd_low <= table.cmd).all() and (table.cmd <= table.cmd_high).all()
+    assert table["cmd_above_exact"]["gim"] == pytest.approx(table.cmd["gim"] - table.cmd["exact"], abs=1e-6)
+    assert table.passes["gim"] == 1 and table.passes["ig-inputs"] == 5 and table.forward["exact"] == 761
+    assert table.backward["best tilt of gim"] == 1 and table.forward["best tilt of gim"] <= 1 + 5 * len(SIZES)
+    direct = gimkit.score_edges(model := gimkit.load("mini-llama"), (task := gimkit.tasks.ioi(model, n=8))[:4], "gim")
+    curve = gimkit.faithfulness(model, task[4:], direct, absolute=True)
+    assert table.cmd["gim"] == pytest.approx(curve.cmd().value, abs=1e-6)
+    path = tmp_path / "table.csv"
+    options = ["--tasks", "ioi", "--ways", "gim", "-n", "2", "--csv", str(path), "--parts", str(tmp_path)]
+    assert main(["mini-llama", *options]) == 0 and "passes" in capsys.readouterr().out
+    assert pandas.read_csv(path).half.tolist() == ["held out"]
+    assert main(["mini-llama", "--ways", "gmi"]) == 2
+    assert set(ONE_PASS) <= set(gimkit.circuits.edges.METHODS) | {"freeze+gate+temperature"}
