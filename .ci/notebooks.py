@@ -21,10 +21,9 @@ PROGRESS = re.compile(r"\d%\|.*(it/s|s/it)\]")  # a progress bar, which is over
 
 
 def smaller(png: str) -> str:
-    """A picture in base64, at most 1400 wide and in 256 colours where that is smaller."""
+    """A picture in base64, in 128 colours where that is smaller."""
     picture, out = Image.open(io.BytesIO(base64.b64decode(png))).convert("RGB"), io.BytesIO()
-    picture.thumbnail((1400, 4000))
-    picture.quantize(256, dither=Image.Dither.NONE).save(out, "png", optimize=True)
+    picture.quantize(128, dither=Image.Dither.NONE).save(out, "png", optimize=True)
     return min(base64.b64encode(out.getvalue()).decode(), png, key=len)
 
 

@@ -141,4 +141,4 @@ pandas.DataFrame(status.items(), columns=["part", "ready"])
 #
 # **What this does not show:** that other models work (each is examined when a method meets it, and refused by name if it cannot be done exactly), or that a server is up.
 #
-# Next: **01 · When gradients lie**.
+# Next: **01 · When gradients lie**. Sources: nnsight and NDIF, [arXiv 2407.14561](https://arxiv.org/abs/2407.14561); indirect object identification, the task of the first picture, [arXiv 2211.00593](https://arxiv.org/abs/2211.00593).

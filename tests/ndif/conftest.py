@@ -1,5 +1,6 @@
 """A loopback NDIF server that cannot import gimkit, and models without weights to call it with."""
 
+import contextlib
 import os
 import signal
 import socket
@@ -21,21 +22,15 @@ PYTHON = ROOT / ".venv-ndif" / "bin" / "python"
 FOLDERS = {name: ROOT / "gimkit" / "model" / "bundled" / name for name in BUNDLED}
 
 
-@pytest.fixture(scope="session")
-def server(tmp_path_factory):
-    """The address of a server that hosts tests/mini-gpt2 and tests/mini-llama."""
-    if "GIMKIT_NDIF" in os.environ:  # set by whole_service.py
-        yield os.environ["GIMKIT_NDIF"]
-        return
-    if not PYTHON.exists():
-        pytest.skip("NDIF's server is not installed; `make test` puts it into .venv-ndif")
+@contextlib.contextmanager
+def serving(folders: dict[str, Path], folder: Path):
+    """A server that hosts each model as tests/NAME, with an empty working folder; its address."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    folder = tmp_path_factory.mktemp("server")  # as its working directory, so that no gimkit lies beside it
     process = subprocess.Popen(
         [PYTHON, "-E", "-s", Path(__file__).with_name("server.py"), str(port),
-         *(f"tests/{name}={path}" for name, path in FOLDERS.items())],
+         *(f"tests/{name}={path}" for name, path in folders.items())],
         cwd=folder, stderr=(folder / "stderr").open("w"), start_new_session=True,
         env={"PATH": os.environ["PATH"], "HOME": str(folder), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"})
     address, deadline = f"http://127.0.0.1:{port}", time.time() + 120
@@ -48,9 +43,23 @@ def server(tmp_path_factory):
     else:
         process.kill()
         pytest.fail(f"the server did not start: {(folder / 'stderr').read_text()}")
-    yield address
-    os.killpg(process.pid, signal.SIGKILL)  # with its sandboxes, which would outlive it
-    process.wait()
+    try:
+        yield address
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)  # with its sandboxes, which would outlive it
+        process.wait()
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory):
+    """The address of a server that hosts tests/mini-gpt2 and tests/mini-llama."""
+    if "GIMKIT_NDIF" in os.environ:  # set by whole_service.py
+        yield os.environ["GIMKIT_NDIF"]
+        return
+    if not PYTHON.exists():
+        pytest.skip("NDIF's server is not installed; `make test` puts it into .venv-ndif")
+    with serving(FOLDERS, tmp_path_factory.mktemp("server")) as address:  # so that no gimkit lies beside it
+        yield address
 
 
 @pytest.fixture(autouse=True)
