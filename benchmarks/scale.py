@@ -110,6 +110,27 @@ def measure(name: str, layers: int, tokens: int, pairs: int) -> list[tuple]:
     return found
 
 
+def whole(table: pandas.DataFrame) -> pandas.DataFrame:
+    """Seconds a pair of the whole model, from the lines through two measured numbers of layers.
+
+    >>> table = pandas.DataFrame({"model": "m", "layers": [2, 4], "of": 10, "tokens": 16, "pairs": 1,
+    ...                           "what": "edges, gim", "seconds": [3.0, 5.0]})
+    >>> whole(table).seconds.tolist()
+    [11.0]
+
+    Args:
+        table: the rows of `measure` at two numbers of layers, or at all of the model's.
+    """
+    found = []
+    for (name, layers, tokens, what), rows in table.groupby(["model", "of", "tokens", "what"], sort=False):
+        few, many = rows.layers.min(), rows.layers.max()
+        low, high = (rows.loc[rows.layers == count, "seconds"].mean() for count in (few, many))
+        if few < many or few == layers:
+            slope = (high - low) / (many - few) if few < many else 0.0
+            found.append((name, layers, tokens, what, (high + slope * (layers - many)) / rows.pairs.iloc[0]))
+    return pandas.DataFrame(found, columns=["model", "layers", "tokens", "what", "seconds"])
+
+
 def main() -> None:
     """Measure every model in a process of its own; --model is such a process."""
     parser = argparse.ArgumentParser("python -m benchmarks.scale", description=__doc__.splitlines()[0])
@@ -118,7 +139,12 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=16, help="of their prompts (default: %(default)s)")
     parser.add_argument("--pairs", type=int, default=1, help="prompt pairs (default: %(default)s)")
     parser.add_argument("--csv", type=Path, help="write the table here; what it holds of other models stays")
+    parser.add_argument("--whole", type=Path, metavar="CSV", help="measure nothing; seconds a pair of whole models")
     options = parser.parse_args()
+    if options.whole:
+        seconds = whole(pandas.read_csv(options.whole)).pivot(index="what", columns="model", values="seconds")
+        print(seconds.to_string(float_format="{:.2f}".format))
+        return
     if options.model is None:
         for name in (REAL, *SHAPES):
             subprocess.run([sys.executable, "-m", "benchmarks.scale", *sys.argv[1:], "--model", name], check=True)
