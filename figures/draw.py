@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 from figures import edges, ioi, l3d, layers, measured, repair, tokens
-from figures.comparison import DRAWN_TASKS
 from figures.parts import FOLDER, SIX, TASKS, Request
 from gimkit import plots
 from gimkit.errors import check_all_known
@@ -97,15 +96,14 @@ FIGURES = {
         edges.saturation, GP + "the picture of saturation; whether it is a figure there, and its number, are unknown",
         "One bundled task; the paper's prompts, model and axes are not known.", ("ioi",)),
     "eap-gp-faithfulness": _PaperFigure(
-        edges.faithfulness, GP + "faithfulness against the number of edges on its six tasks; number and layout unknown",
-        "One small model instead of three sizes of GPT-2; the kit's own prompts; GIM is beside it. Circuits are the "
-        "edges with the largest |score|; scores are from n prompts, circuits run on n others, means of two draws of "
-        "2n prompts.",
-        DRAWN_TASKS),
+        measured.sizes, GP + "faithfulness against the number of edges on its six tasks; number and layout unknown",
+        "Drawn from the csv of `benchmarks.compare`; benchmarks/README.md states its prompts and draws. One small "
+        "model instead of three sizes of GPT-2; the kit's own prompts; GIM is beside it. Circuits are the edges with "
+        "the largest |score|.", (), stored=True),
     "eap-gp-runtime": _PaperFigure(
-        edges.runtime, GP + "its comparison of run times; number and layout unknown",
-        "CPU seconds on a shared machine, as multiples of EAP's on the same prompts, so this figure alone changes when "
-        "it is measured again. All gradient methods have the kit's batched edge scores.", DRAWN_TASKS),
+        measured.runtime, GP + "its comparison of run times; number and layout unknown",
+        "Drawn from the csv of `benchmarks.compare`: CPU seconds on a shared machine, as multiples of EAP's on the "
+        "same prompts. All gradient methods have the kit's batched edge scores.", (), stored=True),
     "l3d-subnetworks": _PaperFigure(
         l3d.subnetworks, L3D + "Figures 3, 5, 7 and 8, the decompositions of the toys",
         FIVE + "A grid of what the first layer reads instead of drawings of all weights; rows have P_act behind them. "

@@ -1,17 +1,15 @@
-"""EAP-GP's figures: saturation on the straight path, faithfulness by edges, run time."""
+"""EAP-GP's picture of saturation: the metric and its gradient on the straight path."""
 
 import pandas
 import torch
-from tqdm.auto import tqdm
 
-from benchmarks.compare import compare, curves
-from figures import comparison, papers
+from figures import papers
 from figures.parts import Request
 from gimkit.interventions.token_scores import answer_logits, explained_value
 from gimkit.interventions.weights import leaf_of
 from gimkit.model.architecture import architecture_of, unembedding_of
 
-POINTS, DRAWS = 41, 2
+POINTS = 41
 
 
 def path(model, task) -> pandas.DataFrame:
@@ -66,33 +64,3 @@ def saturation(request: Request):
            f"{where.min():.2f} to {where.max():.2f} of the way; at the clean end, where EAP takes it, it has "
            f"{ends.min():.0%} to {ends.max():.0%} of that.")
     return papers.saturation_path(frame), frame, alt
-
-
-def _compared(request: Request) -> pandas.DataFrame:
-    """Faithfulness of EAP, EAP-IG, EAP-GP and GIM by size of circuit, and their CPU seconds, task by task."""
-    found = []
-    for name in tqdm(request.chosen(comparison.DRAWN_TASKS), desc=f"edges of {request.label}", delay=2, leave=False):
-        found.append(request.part("edges", request.task(name), "curves", lambda name=name: _curves(request, name)))
-    return pandas.concat(found, ignore_index=True)
-
-
-def _curves(request: Request, name: str) -> pandas.DataFrame:
-    """The curves of `benchmarks.compare` for one task, with the CPU seconds of scoring."""
-    runs = compare(request.name, [name], list(comparison.DRAWN), n=request.n, seeds=DRAWS, seed=request.seed)
-    return curves(runs).merge(runs[["task", "seed", "method", "cpu_seconds"]].drop_duplicates())
-
-
-def faithfulness(request: Request):
-    """Faithfulness against the number of edges: (figure, table, alternative text)."""
-    return comparison.drawing(_compared(request).drop(columns="cpu_seconds"))
-
-
-def runtime(request: Request):
-    """CPU seconds as multiples of EAP's: (figure, table, alternative text)."""
-    rows = _compared(request).groupby(["task", "method"], sort=False, as_index=False).cpu_seconds.mean()
-    eap = rows[rows.method == "gradient"].set_index("task").cpu_seconds
-    frame = rows.assign(ratio=rows.cpu_seconds / rows.task.map(eap), method=rows.method.map(comparison.DRAWN))
-    means = frame.groupby("method", sort=False).ratio.mean()
-    alt = (f"Bars: CPU time to score all edges of {request.label} as a multiple of EAP's, mean over {len(eap)} tasks. "
-           + ", ".join(f"{method} {value:.1f}" for method, value in means.items()) + ".")
-    return papers.runtimes(frame), frame, alt

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pandas
 
-from figures import papers
+from figures import comparison, papers
 from figures.parts import Request
 from gimkit.errors import GimkitError
 
@@ -59,3 +59,21 @@ def nodes(request: Request):
            f"layers, mean over tasks; 1 is right. Right: Spearman's correlation with exact patching, over all nodes, "
            f"inside each layer, and over the 30 nodes with the largest effect. {said}.")
     return papers.depth(frame, BY_DEPTH, FIFTHS, RANKS), frame, alt
+
+
+def sizes(request: Request):
+    """Faithfulness against the number of edges: (figure, table, alternative text)."""
+    return comparison.drawing(stored("compare-{}-curves", request.label))
+
+
+def runtime(request: Request):
+    """CPU seconds as multiples of EAP's: (figure, table, alternative text)."""
+    table = stored("compare-{}", request.label)
+    rows = table[table["method"].isin(list(comparison.DRAWN))]
+    rows = rows.groupby(["task", "method"], sort=False, as_index=False)["cpu_seconds"].mean()
+    eap = rows[rows["method"] == "gradient"].set_index("task")["cpu_seconds"]
+    frame = rows.assign(ratio=rows["cpu_seconds"] / rows["task"].map(eap), method=rows["method"].map(comparison.DRAWN))
+    means = frame.groupby("method", sort=False)["ratio"].mean()
+    alt = (f"Bars: CPU time to score all edges of {request.label} as a multiple of EAP's, mean over {len(eap)} tasks. "
+           + ", ".join(f"{method} {value:.1f}" for method, value in means.items()) + ".")
+    return papers.runtimes(frame), frame, alt

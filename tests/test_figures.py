@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import gimkit
+from benchmarks.compare import compare
 from benchmarks.compare import curves as compared_curves
 from benchmarks.ladder import LADDER
 from figures import FIGURES, draw, edges, ioi, layers, measured, papers, parts, repair, tokens
@@ -232,16 +233,18 @@ def test_the_path_runs_from_the_corrupt_to_the_clean_prompt():
             assert found.loc[(i, share)].tolist() == pytest.approx(want, rel=1e-3), pair
 
 
-def test_eap_gp_figures_share_one_measurement(monkeypatch):
-    compare, asked = edges.compare, []
-    monkeypatch.setattr(edges, "compare", lambda *given, **more: asked.append(given) or compare(*given, **more))
-    draw(["eap-gp-faithfulness", "eap-gp-runtime"], n=2, tasks=["capital"])
-    assert len(asked) == 1
-    curves = compared_curves(compare("mini-llama", ["capital"], ["gradient", "gp"], n=2, seeds=2))
+def test_eap_gp_figures_show_the_benchmarks_numbers(tmp_path):
+    (tmp_path / "benchmarks").mkdir()
+    runs = compare("mini-llama", ["capital"], ["gradient", "gp", "random"], n=2, seeds=2)
+    curves = compared_curves(runs)
+    curves.to_csv("benchmarks/compare-mini-llama-curves.csv", index=False)
+    runs[["task", "seed", "method", "cpu_seconds"]].drop_duplicates().to_csv("benchmarks/compare-mini-llama.csv")
+    draw(["eap-gp-faithfulness", "eap-gp-runtime"])
     found = pandas.read_csv("figures/data/eap-gp-faithfulness-mini-llama.csv")
     for method, name in (("gradient", "EAP"), ("gp", "EAP-GP")):
         want = curves[(curves.method == method) & (curves.ranking == "absolute")].faithfulness
         assert found[found.method == name].faithfulness.tolist() == pytest.approx(want.tolist(), rel=1e-3, abs=1e-5)
+    assert set(found.method) == {"EAP", "EAP-GP"}
     times = pandas.read_csv("figures/data/eap-gp-runtime-mini-llama.csv").set_index("method")
     assert times.ratio["EAP"] == 1
     assert times.ratio["EAP-GP"] == pytest.approx(times.cpu_seconds["EAP-GP"] / times.cpu_seconds["EAP"], rel=1e-4)
