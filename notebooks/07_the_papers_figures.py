@@ -53,7 +53,7 @@ if REMAKE:
     from figures.__main__ import main
 
     main(["toy", "ablation-effect", "grad-vs-tsg", "token-faithfulness", "ablation-ladder", "temperature-sweep",
-          "layers", "eap-gp-saturation", "eap-gp-faithfulness", "eap-gp-runtime", "--model", MODEL])
+          "layers", "eap-gp-saturation", "--model", MODEL])
 
 # %% [markdown]
 # ## The idea
