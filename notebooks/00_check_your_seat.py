@@ -80,6 +80,11 @@ for name in dict.fromkeys([MODEL, "mini-gpt2", "mini-llama"]):
         print(f"{name}: {prompt} ...\n    {words}; {who} {chances[right]:.2g}, the other {chances[wrong]:.2g}")
 
 # %% [markdown]
+# <details><summary>What you see</summary>
+#
+# For SmolLM2 the right name is only the third guess, after "his" and "the": a sentence may go on in many ways. But it is nine times as probable as the other name. The bundled models saw little else in training and are sure.
+# </details>
+#
 # The second prompt of each model is a **control**: one name was exchanged, so the answer must change too. A model that always says the same name would fail here.
 
 # %% [markdown]

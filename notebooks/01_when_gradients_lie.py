@@ -102,7 +102,7 @@ print(f"predicted fall, both lowered {(leaf.grad * distance)[:2].sum():.3f}")
 # %% [markdown]
 # <details><summary>Why</summary>
 #
-# The gradient is tiny because a softmax row near its limit is flat: with g = dL/dweights (here the `values`), its backward pass is dL/da = p (g - Σ p g), and the mean Σ p g is already almost 10.
+# The gradient is tiny because a softmax row near its limit is flat: with g = dL/dweights (here the `values`), its backward pass is dL/da = p (g - Σ p g). The mean Σ p g is already almost 10, and so is g.
 # </details>
 #
 # **The temperature rule** keeps the forward pass and takes the same formula with p at a higher temperature: p_T = softmax(a / T). A warmer row is less saturated.
@@ -159,7 +159,7 @@ saturation_explorer()
 # %% [markdown]
 # ## Controls: nothing should happen
 # If the explanation is right, three things must *not* happen. **Predict each before you run.**
-# 1. *One position has the information* (a = [6, 0, 0, 0, 0], only value 0 counts): no other position can take over, so a single ablation must show the effect and little interaction may be left.
+# 1. *One position has the information* (a = [6, 0, 0, 0, 0], only value 0 counts): no other position can take over. A single ablation must show the effect, and little interaction may be left.
 # 2. *No saturation* (a = [1, 1, 0, 0, 0]): the plain gradient must be about right.
 # 3. *No information in the attention* (all values 10): every effect and every gradient must be zero, at temperature 2 too. A rule that sees something here would be making it up.
 

@@ -85,6 +85,11 @@ print(f"gradient moved by    {change(gim_gradient, plain):.0%}")
 print(gimkit.receipt(gim))
 
 # %% [markdown]
+# <details><summary>What happened</summary>
+#
+# Not one logit differs, of 3.3 million. The gradient moved by nearly its whole length.
+# </details>
+#
 # The **receipt** lists each rule and the modules where it acts. A rule that finds nothing to act on where it should is an error in this kit, not a silence.
 #
 # ## The trick
@@ -296,7 +301,12 @@ gpt2 = gimkit.load("mini-gpt2")
 print(gimkit.receipt(gimkit.apply(gpt2, rules[frozenset({"gate"})])))
 
 # %% [markdown]
-# The third is a trap. Why not just replace `forward` in the norm's class? Because nnsight has wrapped the modules already. Here every norm of that class is made to return zeros. **Predict** the logits.
+# <details><summary>What happened</summary>
+#
+# Both as it should be. With every rule at 1 the gradient is the plain one, bit for bit, and for GPT-2 the gate rule says that it acts on nothing.
+# </details>
+#
+# A third one is a trap. Why not just replace `forward` in the norm's class? Because nnsight has wrapped the modules already. Here every norm of that class is made to return zeros. **Predict** the logits.
 
 # %%
 norm_class = type(gpt2.get(architecture_of(gpt2).norms[-1].path)._module)

@@ -142,7 +142,7 @@ checks.predicted_signs(my_signs)
 # my_signs = {"A": "+", "B": "0", "C": "0", "D": "-"}
 # ```
 #
-# With d the weight that a position loses, its effect is d (c - o) / (1 - d); for both, the numerators add up over 1 - d₁ - d₂: they share the denominator only.
+# With d the weight that a position loses, its effect is d (c - o) / (1 - d). For both, the numerators add up over 1 - d₁ - d₂: they share the denominator only.
 # </details>
 #
 # **Bonus:** find scores and worths for which both single effects are exactly 0 and the joint one is not.
@@ -168,7 +168,7 @@ for (name, repair), ax in zip(repairs.items(), axes):
 # </details>
 #
 # ## Is it the repetition? A control
-# If repair comes from a second copy of the information, it must be strong where both positions hold the **same word**, and weak where the second contribution is under 3% of the first: a **lone** position has no other position to take over. **Predict** the order of the three kinds, and whether repeated prompts matter.
+# If repair comes from a second copy of the information, it must be strong where both positions hold the **same word**. It must be weak for a **lone** position, where the second contribution is under 3% of the first: no other position can take over. **Predict** the order of the three kinds, and whether repeated prompts matter.
 
 # %%
 PROMPTS = {"ioi": {}, "ioi_twice": {}, "induction": {"times": 3}}
@@ -276,8 +276,13 @@ for (name, repair), ax in zip(heads.items(), axes):
     ax.set_title(f"{name}, ablated heads on induction")
 
 # %% [markdown]
+# <details><summary>What you see</summary>
+#
+# In mini-gpt2: the dots of a2.h0, a2.h3 and a3.h2 lie below the line. In mini-llama no head does by more than a little. Heads of layer 0 are far above it in both: they work through later parts.
+# </details>
+#
 # ## Which parts compensate?
-# direct - total is **repaired**: positive where the rest makes up for a loss. It is the exact sum of the compensations: by how much each later head and MLP writes *more* for the right word than before, and the final norm, which divides the changed stream by another number.
+# direct - total is **repaired**: positive where the rest makes up for a loss. It is the exact sum of the compensations. A later head or MLP compensates by what it writes *more* for the right word than before; the final norm, by dividing the changed stream by another number.
 
 # %%
 figure, axes = pyplot.subplots(1, 2, figsize=(12, 3.6), sharex=True, layout="constrained")

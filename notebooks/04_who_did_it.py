@@ -93,6 +93,11 @@ print(f"right in {int((clean > 0).sum())} of {len(task)}; mean logit difference 
       f"on corrupt prompts {corrupt.mean():+.2f}")
 
 # %% [markdown]
+# <details><summary>What you see on SmolLM2</summary>
+#
+# Positive on clean prompts, +3.68, negative on corrupt ones, -5.57: one exchanged name turns the answer round. One of the eight prompts it gets wrong.
+# </details>
+#
 # ## Which words?
 # The exact question for one word: put the neutral token in its place and run again. This **leave-one-out** takes a run per word. The others predict it: `gradient` and `gim` from one backward pass, (embedding - neutral embedding) · gradient; `ig` from 20 passes on the way between the two embeddings. **Predict:** what does each say of the *first* mention of the wrong name?
 
@@ -145,7 +150,7 @@ for name in METHODS:
 # </details>
 #
 # ## Which heads?
-# **Exact patching** measures one head: what if it alone had read the corrupt prompt? Its output, at all positions, is replaced by the one from the corrupt run. What the logit difference loses is the head's effect. `share` goes only part of the way; we shall need it. A run per head takes minutes on a real model, so here it judges those that an estimate calls strong.
+# **Exact patching** measures one head: what if it alone had read the corrupt prompt? Its output, at all positions, is replaced by the one from the corrupt run. What the logit difference loses is the head's effect. `share` goes only part of the way; it is used near the end. A run per head takes minutes on a real model, so here it judges those that an estimate calls strong.
 
 
 # %%
@@ -178,7 +183,7 @@ print(f"{len(chosen)} of {len(estimates['gim'].nodes) - 1} heads and MLPs are ju
 
 # %% [markdown]
 # ### Exercise 1 · Predict a patch (15 minutes, hard)
-# **Attribution patching** predicts the effect of every part from one pass: (clean - corrupt output) · gradient of the logit difference at the clean output, summed over positions. Write it for one module. Given `gimkit.apply(model)` instead of the model, the same function must return GIM's score.
+# **Attribution patching** predicts the effect of every part from one pass. It is (clean - corrupt output) · gradient, of the logit difference and at the clean output, summed over positions. Write it for one module. Given `gimkit.apply(model)` instead of the model, the same function must return GIM's score.
 
 
 # %%
@@ -228,6 +233,11 @@ for scores, ax in zip(shown, axes):
 node_explorer(list(estimates.values()))  # choose a method; needs a running kernel
 
 # %% [markdown]
+# <details><summary>What you see on SmolLM2</summary>
+#
+# Both, by part. GIM's are larger in layer 23, where heads read the names, and has a20.h0; the last layer's are nearly equal, since hardly any rule acts behind it. They disagree about the sign of the first MLP.
+# </details>
+#
 # ### Exercise 2 · Rank correlation (10 minutes, easy)
 # Do two methods agree on the *order*? Spearman's correlation is Pearson's, of ranks. Write it without scipy. Equal values share the mean of the ranks they take up.
 

@@ -52,6 +52,11 @@ best = edges.frame().sort_values("score", key=abs, ascending=False).head(8)[["so
 best.round(2).reset_index(drop=True)
 
 # %% [markdown]
+# <details><summary>What you see on SmolLM2</summary>
+#
+# 123,211 edges. Seven of the eight strongest lead straight to the logits, so they say which heads and MLPs write the answer. The eighth feeds the strongest of these heads, a23.h3.
+# </details>
+#
 # The exact effect for comparison: cut one edge, run, put it back. By hand for the three strongest.
 
 # %%
@@ -233,7 +238,11 @@ checks.shuffled_scores(shuffled_scores)
 # </details>
 
 # %% [markdown]
-# Twenty shuffles each, on mini-llama. **Predict** f: (1) 76 shuffled edges; (2) half of all edges; (3) 76 grown upward from the logits, so that they hang together; (4) the hard one: half of the edges between the nodes of GIM's circuit.
+# Twenty shuffles each, on mini-llama. **Predict** f of four controls:
+# 1. 76 shuffled edges;
+# 2. half of all edges;
+# 3. 76 grown upward from the logits, so that they hang together;
+# 4. the hard one: half of the edges between the nodes of GIM's circuit.
 
 # %%
 small_circuit, wires = scored["gim"].top(76, absolute=True), scored["gim"].graph

@@ -43,6 +43,11 @@ for i, row in enumerate(toy.module.W_in):
     print(f"input {i}: norm {row.norm():.2f}, {torch.rad2deg(torch.atan2(row[1], row[0])):4.0f} degrees")
 
 # %% [markdown]
+# <details><summary>What happened</summary>
+#
+# 72 degrees apart, like the corners of a pentagon: as far from each other as five directions in a plane can be.
+# </details>
+#
 # ## What one sample requires of the parameters
 # Take a sample and the output of another, random one: the *reference*. Which change of the parameters would move the sample's output towards the reference? The gradient of their distance, at the trained weights. **Predict:** only input 2 is active. Which rows of W_in have a gradient? Which columns of W_out?
 
@@ -94,7 +99,7 @@ checks.sparse_reconstruction(sparse_reconstruction)
 
 # %% [markdown]
 # ## Five subnetworks
-# The library keeps every row of both matrices at low rank (a Tucker decomposition per parameter tensor, here of rank 1) and never writes them out. 60 epochs instead of the paper's 1000. **Predict:** what does each of five subnetworks read, if there are five circuits? And if there were only three subnetworks?
+# The library keeps every row of both matrices at low rank and never writes them out: a Tucker decomposition for each parameter tensor, here of rank 1. 60 epochs instead of the paper's 1000. **Predict:** what does each of five subnetworks read, if there are five circuits? And if there were only three subnetworks?
 
 # %%
 found = l3d.decompose(toy.module, x, n=5, epochs=60, every=6, seed=2, progress=False)
@@ -113,6 +118,11 @@ scale = (original * part).sum(1, keepdim=True) / part.square().sum(1, keepdim=Tr
 ax = plots.encoder_plane(toy.module.W_in.numpy(), (scale * part).numpy(), right)
 
 # %% [markdown]
+# <details><summary>What you see</summary>
+#
+# Each subnetwork reads one input. Three subnetworks (`n=3`) read inputs 1, 2 and 3, one each, and leave the other two out: the error's square rises from .19 to .51.
+# </details>
+#
 # The paper reports an error of 19% here. That fits the *square* of |g - ĝ| / |g|, which its code computes, not the ratio in its text.
 #
 # ## Was it found, or does it only look so?
@@ -155,8 +165,13 @@ print("circuit -> subnetwork, |cosine|:", {i: (j, round(float(c), 3)) for i, (j,
 print(f"mean {cosines.mean():.3f}; random directions {recovery.random_cosines(found, circuits).mean():.3f}")
 
 # %% [markdown]
+# <details><summary>What happened</summary>
+#
+# All five circuits are found, each with a cosine above .99. Random directions have .28 on average, as the best pairing is chosen for them too.
+# </details>
+#
 # ## Move along it
-# A circuit is more than a direction in which gradients lie: changing it should change what it computes, and nothing else. f(x, W + δv) is the network moved by δ along a subnetwork v of norm 1. **Predict:** δ = 1 along the subnetwork of input 1. Which samples change? And along a random direction of the same norm?
+# A circuit is more than a direction in which gradients lie. Changing it should change what it computes, and nothing else. f(x, W + δv) is the network moved by δ along a subnetwork v of norm 1. **Predict:** δ = 1 along the subnetwork of input 1. Which samples change? And along a random direction of the same norm?
 
 # %%
 direction, inputs = found.subnetwork(which[1]), toy.inputs(1000, seed=2)

@@ -243,6 +243,8 @@ print(f"{sum(pairs)} of {len(pairs)} other means lie inside")
 # About 83% is what theory predicts for large n: the other mean varies too. With eight prompts it is less, for a bootstrap of few values is too narrow. So a lead whose interval just misses 0 is a reason to measure again, not a result.
 # </details>
 #
+# **Bonus:** give `lead` 32 prompts instead of 8. Does the share come nearer to 83%?
+#
 # ## What this does not show
 # - **The papers' numbers.** Their models are hub models of 1 to 9 billion parameters, their texts classification data sets; `python -m figures --model NAME` and `python -m benchmarks.texts` take such models, and neither was run on one here.
 # - **Tables of the papers** whose values are not public: nothing was compared with them.

@@ -20,7 +20,9 @@ PATHS = sorted(NOTEBOOKS.glob("*.ipynb"))
 SWITCHES = [f"MODEL = {names}, a hub id, a folder, an NDIF model\nREMOTE = False" for names in (
     '"smollm2-135m"  # a real model; or "mini-gpt2", "mini-llama" (bundled)',
     '"mini-gpt2"  # bundled; or "mini-llama", "smollm2-135m" (a real model)')]
-UNPLAIN = re.compile(r"foretell|\b(rungs?|deals?|news|theirs)\b|less the|who answers|must fail", re.IGNORECASE)
+UNPLAIN = re.compile(r"foretell|\b(rungs?|deals?|news|theirs|shall|kin|lest)\b|less the|told in|who answers|must fail",
+                     re.IGNORECASE)
+SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[A-Z`(\d])|\n\s*\n|\n(?=[-|\d])|\|")
 WIDGET = re.compile(r"^(\w+_explorer|token_tabs|circuit_size|gimkit\.explore)\(", re.MULTILINE)
 SOLUTION = re.compile(r"<details><summary>Solution</summary>\s*```python\n(.*?)```.*?</details>", re.DOTALL)
 HINT = re.compile(r"<details><summary>Hint</summary>(.*?)</details>", re.DOTALL)
@@ -120,13 +122,46 @@ def test_the_notebook_has_what_a_workshop_needs(path):
     text = prose(notebook)
     assert "The cells take" in notebook.cells[0].source, "say what time it takes"
     assert re.search(r"\*\*Predict", text, re.IGNORECASE), "ask for a prediction before a run"
-    assert re.search(r"\bcontrols?\b", text, re.IGNORECASE), "have a control that must fail"
+    assert re.search(r"\bcontrols?\b", text, re.IGNORECASE), "have a control, where nothing should happen"
+    assert re.search(r"\*\*bonus\b", text, re.IGNORECASE), "have a bonus exercise"
     assert re.search(r"What this does not show|cannot do", text), "say what it does not show"
     assert re.findall(r"Next: \*\*(\d\d) · ", text) == [f"{int(path.stem[:2]) + 1:02}"] * (path.stem[:2] < "08")
-    assert path.stem[:2] in ("00", "08") or "Source" in text
+    assert re.search("^Next: ", text, re.MULTILINE) and re.search("Sources?[: ]", text)
     for cell in notebook.cells:  # what a figure's last line returns
         outputs = "".join(str(out.get("data", {}).get("text/plain", "")) for out in cell.get("outputs", ()))
         assert not re.search("<Axes|<matplotlib|BarContainer|\\[Text", outputs), cell.source
+
+
+@each_notebook
+def test_the_sentences_are_short(path):
+    text = "\n\n".join(cell.source for cell in nbformat.read(path, 4).cells if cell.cell_type == "markdown")
+    text = re.sub(r"```.*?```|^#+ .*?$|\]\(.*?\)|<.*?>|[\[*]", "", text, flags=re.DOTALL | re.MULTILINE)
+    long = [" ".join(part.split()) for part in SENTENCE_END.split(text) if len(part.split()) > 35]
+    assert not [part for part in long if "arXiv" not in part]  # lists of sources
+
+
+@each_notebook
+def test_predictions_are_answered_in_a_fold(path):
+    """After the code that a prediction is about, the text opens with a folded answer."""
+    cells, waiting = nbformat.read(path, 4).cells, ""
+    for cell in (cell for cell in cells if cell.cell_type == "markdown"):
+        assert not waiting or cell.source.startswith("<details>"), f"{waiting}\n... is followed by\n{cell.source}"
+        waiting = cell.source if "**Predict" in cell.source and not CHECK.search(_code_below(cells, cell)) else ""
+
+
+def _code_below(cells, cell) -> str:
+    """The source of the cell below."""
+    place = [each is cell for each in cells].index(True)
+    return cells[place + 1].source if place + 1 < len(cells) else ""
+
+
+@each_notebook
+def test_tables_are_short_and_whole(path):
+    for cell in nbformat.read(path, 4).cells:
+        for output in cell.get("outputs", ()):
+            html, text = (output.get("data", {}).get(f"text/{kind}", "") for kind in ("html", "plain"))
+            assert len(re.findall("<tr", html.partition("<tbody")[2])) <= 8, "more than eight rows: draw them"
+            assert "NaN" not in html + text + output.get("text", "")
 
 
 @each_notebook
