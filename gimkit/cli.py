@@ -14,6 +14,7 @@ from gimkit.model.load import BUNDLED
 from gimkit.notebook.demo import demo
 
 REAL = "smollm2-135m"
+PROMPTS = 3  # that an explorer's file shows
 TASKS = ("ioi", "greater_than", "agreement", "pronoun", "capital", "hypernymy", "odd_one_out", "induction", "ioi_twice")
 
 
@@ -41,7 +42,8 @@ def main(arguments: list[str] | None = None) -> int:
     command = commands.add_parser("explore", help="a circuit to click through, as one HTML file that loads nothing")
     command.add_argument("model", metavar="NAME", help="a bundled name, a folder or a hub id")
     command.add_argument("--task", default="ioi", help="one of gimkit.tasks (default: %(default)s)")
-    command.add_argument("--method", default="gim", help="one of score_edges's (default: %(default)s)")
+    command.add_argument("--method", default=["gim"], nargs="+", help="one or several of score_edges, which the page "
+                         "switches between (default: gim)")
     command.add_argument("-n", type=int, default=16, help="prompt pairs for the scores, and as many others to evaluate "
                          "circuits (default: %(default)s)")
     command.add_argument("--out", type=Path, required=True, help="the .html file")
@@ -91,7 +93,10 @@ def _explore(options: argparse.Namespace) -> None:
     model = gimkit.load(options.model)
     drawn = getattr(gimkit.tasks, options.task)(model, n=2 * options.n, seed=0)
     scored, evaluated = drawn[:len(drawn) // 2], drawn[len(drawn) // 2:]
-    edges = gimkit.score_edges(model, scored, options.method)
-    curve = gimkit.faithfulness(model, evaluated, edges, absolute=True)
+    views = {}
+    for method in options.method:
+        edges = gimkit.score_edges(model, scored, method)
+        views[method] = edges, [gimkit.faithfulness(model, evaluated, edges, absolute=absolute)
+                                for absolute in (True, False)]
     roles = gimkit.circuits.head_roles(model, scored).set_index("node")["role"]
-    print(f"wrote {gimkit.explore(model, scored[0].clean, edges, curve, roles).save(options.out)}")
+    print(f"wrote {gimkit.explore(model, scored[:PROMPTS], views, roles=roles).save(options.out)}")

@@ -71,16 +71,21 @@ def test_the_demo_takes_the_real_model_where_it_can(monkeypatch, capsys):
 def test_explore_makes_the_file_that_is_committed(tmp_path, capsys):
     """The same edges, circuits and code; the last digits may differ between processors."""
     committed, made = ROOT / "figures" / "circuit-explorer-mini-llama.html", tmp_path / "made.html"
-    assert cli.main(["explore", "mini-llama", "--method", "gim-ig", "--out", str(made)]) == 0
+    assert cli.main(["explore", "mini-llama", "--method", "gim-ig", "gradient", "--out", str(made)]) == 0
     assert f"wrote {made}" in capsys.readouterr().out
     page, data = zip(*((DATA.sub("", text), json.loads(DATA.search(text)[1]))
                        for text in (committed.read_text("utf-8"), made.read_text("utf-8"))))
-    assert page[0] == page[1], f"python -m gimkit explore mini-llama --method gim-ig --out {committed}"
-    for name in ("title", "tokens", "sources", "targets", "shares", "roles"):
+    assert page[0] == page[1], f"python -m gimkit explore mini-llama --method gim-ig gradient --out {committed}"
+    for name in ("title", "sources", "targets", "roles"):
         assert data[0][name] == data[1][name], name
-    scores = [[score for *_, score, _ in one["edges"]] for one in data]
-    assert scores[0] == pytest.approx(scores[1], abs=1e-4)
-    assert data[0]["faithfulness"] == pytest.approx(data[1]["faithfulness"], abs=0.02)
+    assert len(data[0]["prompts"]) == 3 and [len(method["curves"]) for method in data[0]["methods"]] == [2, 2]
+    for prompts in zip(*(one["prompts"] for one in data)):
+        assert prompts[0]["tokens"] == prompts[1]["tokens"]
+        assert prompts[0]["effects"] == pytest.approx(prompts[1]["effects"], rel=1e-2, abs=1e-3)
+    for curves in zip(*([curve for method in one["methods"] for curve in method["curves"]] for one in data)):
+        scores = [[score for *_, score, _ in curve["edges"]] for curve in curves]
+        assert scores[0] == pytest.approx(scores[1], abs=1e-4) and curves[0]["shares"] == curves[1]["shares"]
+        assert curves[0]["faithfulness"] == pytest.approx(curves[1]["faithfulness"], abs=0.02)
     assert cli.main(["explore", "mini-llama", "--task", "iio", "--out", str(made)]) == 2
     assert "unknown task 'iio'; use ioi, " in capsys.readouterr().err
 

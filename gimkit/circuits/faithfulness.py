@@ -143,15 +143,16 @@ class Curve(Result):
         metric = self.metric
         if self.scored_by != self.metric:
             metric = f"scored by {self.scored_by or 'an unknown metric'}, evaluated by {self.metric}"
-        return f"{self.method}, {self._ranking}, {metric}"
+        return f"{self.method}, {self.ranking}, {metric}"
 
     @property
-    def _ranking(self) -> str:
+    def ranking(self) -> str:
+        """How circuits were cut: "absolute" or "signed", and "greedy"."""
         return f"{'absolute' if self.absolute else 'signed'}{', greedy' if self.greedy else ''}"
 
     def frame(self) -> pandas.DataFrame:
         """Tidy table with columns task, method, ranking, metric, scored_by, share, edges, faithfulness."""
-        return pandas.DataFrame({"task": self.task, "method": self.method, "ranking": self._ranking,
+        return pandas.DataFrame({"task": self.task, "method": self.method, "ranking": self.ranking,
                                  "metric": self.metric, "scored_by": self.scored_by, "share": self.shares,
                                  "edges": self.edges, "faithfulness": self.faithfulness})
 

@@ -4,6 +4,8 @@ import base64
 import html
 import io
 import json
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,28 +15,39 @@ import traitlets
 from matplotlib.figure import Figure
 from nnsight.intervention.envoy import Envoy
 
-from gimkit.circuits import Circuit, Curve, EdgeScores
+from gimkit.circuits import Circuit, Curve, EdgeScores, position_scores, positions, run, score_nodes
+from gimkit.circuits.edges import AVERAGED
 from gimkit.errors import GimkitError, require_finite
 from gimkit.files import write_text
 from gimkit.interventions.head_roles import head_patterns
+from gimkit.interventions.metric import at_answers
 from gimkit.model.apply import check_unedited
-from gimkit.model.architecture import architecture_of
+from gimkit.model.architecture import architecture_of, unembedding_of
 from gimkit.model.prompt import PromptLike, prompt_ids
 from gimkit.model.residual_stream import check_graph, residual_stream_of
 from gimkit.model.tokenizer import token_text
 from gimkit.plots import circuit_graph, panels
 from gimkit.remote import in_trace
+from gimkit.rules import GIM, RULES
+from gimkit.tasks.measure import metric
+from gimkit.tasks.task import Task, check_one_token, check_task
+from gimkit.tokens import attribute
 
-SCRIPT, STYLE = (Path(__file__).with_name(f"explorer.{kind}").read_text(encoding="utf-8") for kind in ("js", "css"))
+# SVG by hand: 300 nodes and 500 lines are few, their layers are the layout, and keyboard and screen reader reach each
+# of them, which they cannot on the canvas that graph libraries (Cytoscape, Sigma) draw on.
+PARTS = ("explorer_graph.js", "explorer_draw.js", "explorer.js", "explorer.css")
+*SCRIPTS, STYLE = (Path(__file__).with_name(name).read_text(encoding="utf-8") for name in PARTS)
+SCRIPT = "\n".join(SCRIPTS)  # one module, for the file and for the notebook
 MOST_EDGES = 5000  # a browser draws a line for each
 MOST_DRAWN = 150  # in the picture, which nobody can zoom
-MOST_ATTENTION = 2**21  # numbers, of some 7 characters each
+MOST_ATTENTION = 2**19  # numbers, of at most 4 characters each
+MOST_BYTES = 3_000_000  # of a file
 PAGE = """<!doctype html>
 <html lang="en">
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width">
 <meta http-equiv="Content-Security-Policy"
-  content="default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'">
+  content="default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:">
 <title>{title}</title>
 <style>
 :root {{ color-scheme: light dark; }}
@@ -46,7 +59,8 @@ body {{ margin: 0; }}
 <script type="application/json" id="data">{data}</script>
 <script type="module">
 {script}
-explore(document.getElementById("explorer"), JSON.parse(document.getElementById("data").textContent));
+const data = JSON.parse(document.getElementById("data").textContent);
+explore(document.getElementById("explorer"), data, {{ address: true }});
 </script>
 </html>
 """
@@ -79,6 +93,23 @@ class Explorer(anywidget.AnyWidget):
     _css = STYLE
     data = traitlets.Dict().tag(sync=True)
     figure: Any = None  # the circuit, for viewers without a kernel
+    ablated: Callable[[int, list, list], float] | None = None  # runs the model, see `_ablation`
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.on_msg(self._answer)
+
+    def _answer(self, _: Any, message: Any, buffers: Any) -> None:
+        """The logit difference without some nodes and edges, for the page that asked."""
+        if self.ablated is None or not isinstance(message, dict):
+            return
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # that one prompt is answered wrong is seen on the page
+                value = self.ablated(message["prompt"], message["nodes"], message["edges"])
+            self.send({"request": message["request"], "value": value})
+        except Exception as error:  # it belongs on the page, nobody reads a kernel's log
+            self.send({"request": message.get("request"), "error": str(error)})
 
     def _repr_mimebundle_(self, **options: Any) -> Any:
         return add_picture(super()._repr_mimebundle_(**options), self.figure)
@@ -98,69 +129,87 @@ class Explorer(anywidget.AnyWidget):
         path = Path(path)
         if path.suffix != ".html":
             raise GimkitError(f"{path.name}: the explorer is an .html file")
-        data = json.dumps(self.data, ensure_ascii=False, allow_nan=False).replace("<", r"\u003c")
+        data = _json(self.data)
         title = html.escape(self.data["title"])
         return write_text(path, PAGE.format(title=title, style=STYLE, script=SCRIPT, data=data))
 
 
-def explore(model: Envoy, prompt: PromptLike, edges: EdgeScores, curve: Curve, roles: Any = None, *,
-            remote: bool | str = False) -> Explorer:
-    """A circuit to click through, at each size of a curve, with every edge's score and each head's attention.
+def explore(model: Envoy, prompt: PromptLike | Task, edges: EdgeScores | Mapping[str, tuple],
+            curve: Curve | Sequence[Curve] | None = None, roles: Any = None, *, remote: bool | str = False) -> Explorer:
+    """A circuit to click through: its edges at each size of a curve, the prompt, and what ablating a node does.
 
-    >>> explorer = gimkit.explore(model, task[0].clean, edges, curve)    # a widget; .save("ioi.html") for a file
+    >>> explorer = gimkit.explore(model, task[:1], edges, curve)         # a widget; .save("ioi.html") for a file
+    >>> both = gimkit.explore(model, task[:2], {"GIM": (edges, curve), "again": (edges, [curve])})
 
-    It opens with the node whose edges are strongest. A click on another node (or the arrow keys and Enter) shows its
-    role, its attention and its incoming and outgoing edges. Edges are sums over positions: a node's place in its layer
-    is its number.
+    It opens with the prompt, its tokens coloured by `gimkit.attribute`, the likeliest next tokens, and the node whose
+    edges are strongest. A click on another node (or the arrow keys and Enter) shows its role, its effect, its attention
+    and its edges. Edges are sums over positions; a second picture shows nodes by layer and position.
 
     Circuits without edges, and those of more than 5000, are left out; the page says how many of the latter there are.
 
     Args:
         model: an unedited nnsight model.
-        prompt: as in `gimkit.attribute`; its attention is shown, to four decimals.
+        prompt: a task of one or a few pairs, which the page switches between: `task[:1]`. Or a prompt as in
+            `gimkit.attribute`: then there is no corrupt run, so no effects of ablation and no scores by position.
         edges: the scores that the curve's circuits were cut from; the page holds the edges of the largest one shown.
-        curve: their faithfulness.
+            Several to switch between are a mapping {label: (edges, curve)}.
+        curve: their faithfulness; or a list of curves, by |score| and by score.
         roles: mapping from a node to a text, as in `gimkit.plots.circuit_graph`.
         remote: as in `gimkit.attribute`.
 
     Returns:
-        The widget. `.data` has title, prompt, tokens, sources, targets, shares, sizes (edges of each circuit),
-        faithfulness, roles, attention {head: [seq, seq]} and edges [source, target, score, number of the first size
-        whose circuit has it], total (edges of the model) and larger (how many circuits of the curve are not shown).
+        The widget. Its `.data` has title, sources, targets, total (edges of the model), roles, prompts and methods.
+        Each prompt has text, tokens, top (the five likeliest next tokens), answer, and attention {head: a row a query,
+        in thousandths}; of a pair also wrong, clean (its logit difference) and effects {node: by how much ablating it
+        lowers that}: exact patching with the corrupt run. Each method has label, attribution (of each prompt),
+        positions [prompts, nodes, seq] and curves: ranking, shares, sizes (edges), faithfulness, edges [source, target,
+        score, number of the first size whose circuit has it] and larger (how many circuits are not shown).
 
     Raises:
-        GimkitError: all circuits, or the attention, are too large to show; the curve belongs to other scores; the
-            scores belong to another model or are NaN.
+        GimkitError: all circuits, or the attention, or the file, are too large; the curve belongs to other scores; the
+            scores belong to another model or are NaN; a task with answers of several tokens.
     """
-    check_graph(edges.graph, residual_stream_of(model), "the scores are")
+    scored = _labelled(edges, curve)
+    w = residual_stream_of(model)
+    for scores, _ in scored.values():
+        check_graph(scores.graph, w, "the scores are")
+        require_finite(scores.scores)
     check_unedited(model)
-    require_finite(edges.scores)
-    drawable = [place for place, size in enumerate(curve.edges) if 0 < size <= MOST_EDGES]
-    if not drawable:
-        raise GimkitError(f"the explorer shows circuits of 1 to {MOST_EDGES} edges and those of this curve have "
-                          f"{curve.edges[0]} to {curve.edges[-1]}; give faithfulness other sizes=")
-    every = curve_circuits(edges, curve)
-    circuits = [every[place] for place in drawable]
-    shown = circuits[-1].keep
-    first = torch.stack([circuit.keep for circuit in circuits]).int().cumsum(0).eq(0).sum(0)
+    cut = {label: [_drawable(scores, one) for one in curves] for label, (scores, curves) in scored.items()}
+    task, prompts = _prompts(model, prompt)
+    largest = [shown[-1][1] for views in cut.values() for shown in views]
+    heads = [name for name in largest[0].graph.sources if name[0] == "a" and any(name in _ends(c) for c in largest)]
+    numbers = len(heads) * sum(len(ids) * (len(ids) + 1) // 2 for ids in prompts)
+    if numbers > MOST_ATTENTION:
+        raise GimkitError(f"the attention of {len(heads)} heads on {' and '.join(str(len(ids)) for ids in prompts)} "
+                          "tokens is too much for a page; give a shorter prompt, or faithfulness smaller sizes=")
+    (first, curves), *others = scored.values()
     tokenizer = getattr(model, "tokenizer", None)
-    ids = prompt_ids(model, prompt)
-    heads = [name for name in _ends(circuits[-1]) if name[0] == "a"]
-    if len(heads) * len(ids)**2 > MOST_ATTENTION:
-        raise GimkitError(f"the attention of {len(heads)} heads on {len(ids)} tokens is too much for a page; give a "
-                          "shorter prompt, or faithfulness smaller sizes=")
+    shown = [_prompt(model, ids, heads, remote) for ids in prompts]
+    if task is not None:
+        nodes = [name for name in first.sources if any(name in _ends(circuit) for circuit in largest)]
+        _add_effects(shown, model, task, nodes, remote)
+    methods = []
+    for label, (scores, curves) in scored.items():
+        texts = prompts if task is not None else [prompt]
+        found = None if task is None else _positions(model, task, scores, remote)
+        methods.append({
+            "label": label, **_attributions(model, texts, task, scores.method, tokenizer, remote),
+            "positions": [] if found is None else [_short(rows[:, :len(ids)]) for rows, ids in zip(found, prompts)],
+            "curves": [_view(scores, one, drawn) for one, drawn in zip(curves, cut[label])]})
+    names = ", ".join(scored) if others else scored[next(iter(scored))][1][0].label
     explorer = Explorer(data={
-        "title": f"{curve.task}: {curve.label}",
-        "prompt": token_text(tokenizer, *ids.tolist()), "tokens": [token_text(tokenizer, i) for i in ids.tolist()],
-        "sources": list(edges.sources), "targets": list(edges.targets),
-        "shares": [curve.shares[place] for place in drawable], "sizes": [curve.edges[place] for place in drawable],
-        "faithfulness": [float(curve.faithfulness[place]) for place in drawable], "total": edges.graph.n_edges,
-        "larger": sum(size > MOST_EDGES for size in curve.edges),
+        "title": f"{curves[0].task}: {names}", "sources": list(first.sources), "targets": list(first.targets),
+        "total": first.graph.n_edges, "prompts": shown, "methods": methods,
         "roles": {name: str(role) for name, role in dict(roles if roles is not None else {}).items() if role},
-        "attention": _attention_patterns(model, ids, heads, remote),
-        "edges": [[i, j, float(edges.scores[i, j]), int(first[i, j])] for i, j in shown.nonzero().tolist()],
     })
-    drawn = [circuit for circuit in circuits if len(circuit) <= MOST_DRAWN]
+    size = len(_json(explorer.data).encode()) + len(PAGE + SCRIPT + STYLE)
+    if size > MOST_BYTES:
+        raise GimkitError(f"the page would have {size / 1e6:.1f} MB, and {MOST_BYTES / 1e6:.0f} are the most; give "
+                          "fewer prompts or methods, shorter prompts, or faithfulness smaller sizes=")
+    if task is not None:
+        explorer.ablated = _ablation(model, task, first, remote)
+    drawn = [circuit for _, circuit in next(iter(cut.values()))[0] if len(circuit) <= MOST_DRAWN]
     if drawn:
         explorer.figure = circuit_graph(drawn[-1], roles, ax=panels(1, 10, 7)[1][0]).figure
     return explorer
@@ -191,10 +240,129 @@ def _ends(circuit: Circuit) -> set[str]:
     return {*circuit.nodes, *(name.partition("<")[0] for name, fed in targets if fed)}
 
 
+def _labelled(edges: EdgeScores | Mapping[str, tuple], curve: Any) -> dict[str, tuple[EdgeScores, list[Curve]]]:
+    """{label: (scores, curves)} of what `explore` was given."""
+    if isinstance(edges, Mapping) == (curve is not None) or not (isinstance(edges, EdgeScores) or edges):
+        raise GimkitError("explore takes scores of edges and their curve, or a mapping {label: (edges, curve)}")
+    given = edges if isinstance(edges, Mapping) else {edges.method: (edges, curve)}
+    return {str(label): (scores, [one] if isinstance(one, Curve) else list(one))
+            for label, (scores, one) in given.items()}
+
+
+def _drawable(edges: EdgeScores, curve: Curve) -> list[tuple[int, Circuit]]:
+    """(place in the curve, circuit) of what a page can show."""
+    found = [(place, circuit) for place, circuit in enumerate(curve_circuits(edges, curve))
+             if 0 < len(circuit) <= MOST_EDGES]
+    if not found:
+        raise GimkitError(f"the explorer shows circuits of 1 to {MOST_EDGES} edges and those of this curve have "
+                          f"{curve.edges[0]} to {curve.edges[-1]}; give faithfulness other sizes=")
+    return found
+
+
+def _view(edges: EdgeScores, curve: Curve, drawn: list[tuple[int, Circuit]]) -> dict:
+    """One curve with the edges of its circuits."""
+    places = [place for place, _ in drawn]
+    first = torch.stack([circuit.keep for _, circuit in drawn]).int().cumsum(0).eq(0).sum(0)
+    return {"ranking": curve.ranking, "label": curve.label, "shares": [curve.shares[place] for place in places],
+            "sizes": [curve.edges[place] for place in places],
+            "faithfulness": [float(curve.faithfulness[place]) for place in places],
+            "larger": sum(size > MOST_EDGES for size in curve.edges),
+            "edges": [[i, j, float(str(edges.scores[i, j].numpy())), int(first[i, j])]
+                      for i, j in drawn[-1][1].keep.nonzero().tolist()]}
+
+
+def _prompts(model: Envoy, prompt: PromptLike | Task) -> tuple[Task | None, list[torch.Tensor]]:
+    """The task, None for a single prompt, and the ids of each prompt."""
+    if not isinstance(prompt, Task):
+        return None, [prompt_ids(model, prompt)]
+    check_task(model, prompt)
+    check_one_token(prompt, "explore")
+    return prompt, [ids[:last + 1] for ids, last in zip(prompt.clean, prompt.last.tolist())]
+
+
+def _prompt(model: Envoy, ids: torch.Tensor, heads: list[str], remote: bool | str) -> dict:
+    """The prompt's tokens, its likeliest next tokens, and the attention of these heads."""
+    tokenizer = getattr(model, "tokenizer", None)
+    logits = in_trace(model, ids[None], at_answers, unembedding_of(model), torch.tensor([-1]), remote=remote,
+                      gradients=False)[0, 0]
+    best = logits.double().softmax(-1).topk(min(5, len(logits)))
+    top = [[token_text(tokenizer, token), round(share, 4)] for share, token in zip(*(x.tolist() for x in best))]
+    return {"text": token_text(tokenizer, *ids.tolist()), "tokens": [token_text(tokenizer, i) for i in ids.tolist()],
+            "top": top, "answer": top[0][0], "attention": _attention_patterns(model, ids, heads, remote)}
+
+
+def _add_effects(shown: list[dict], model: Envoy, task: Task, nodes: list[str], remote: bool | str) -> None:
+    """Each pair's answers, its logit difference, and by how much ablating a node lowers it."""
+    clean = metric(model, task, remote=remote).tolist()
+    effects = score_nodes(model, task, "exact", nodes=nodes, remote=remote)
+    tokenizer = getattr(model, "tokenizer", None)
+    for i, one in enumerate(shown):
+        pair = task[i]
+        one |= {"answer": pair.answer or token_text(tokenizer, task.good[i][0]),
+                "wrong": pair.wrong or token_text(tokenizer, task.bad[i][0]), "clean": _short(torch.tensor(clean[i])),
+                "effects": dict(zip(effects.nodes, _short(effects.per_example[i])))}
+
+
+def _attributions(model: Envoy, prompts: list, task: Task | None, method: str, tokenizer: Any,
+                  remote: bool | str) -> dict:
+    """Scores of each prompt's tokens by the rules of a method of edges; none without a tokenizer, which has the blank.
+    """
+    rules: Any = method if method in RULES else "gim" if AVERAGED.get(method, GIM) == GIM else "gradient"
+    if tokenizer is None:
+        return {"rules": rules, "attribution": []}
+    found = [attribute(model, one, None if task is None else _target(task, i), method=rules, remote=remote)
+             for i, one in enumerate(prompts)]
+    return {"rules": rules, "attribution": [_short(scores.scores) for scores in found]}
+
+
+def _target(task: Task, row: int) -> Any:
+    """What a pair's logit difference is to `gimkit.attribute`."""
+    good, bad = list(task.good[row]), list(task.bad[row])
+    if len(good) == len(bad) == 1:
+        return good[0], bad[0]
+    return lambda logits: torch.logsumexp(logits[good], 0) - torch.logsumexp(logits[bad], 0)
+
+
+def _positions(model: Envoy, task: Task, edges: EdgeScores, remote: bool | str) -> torch.Tensor:
+    """Scores by position [n, nodes, seq] by the method of the edges; by gim where that has none."""
+    if edges.method in positions.METHODS:
+        kind: Any = edges.metric
+        return position_scores(model, task, edges.method, metric=kind, remote=remote)
+    return position_scores(model, task, "gim", remote=remote)
+
+
+def _ablation(model: Envoy, task: Task, edges: EdgeScores, remote: bool | str) -> Callable[[int, list, list], float]:
+    """A function that runs the model on pair i without the edges out of some nodes, and without edges [source, target].
+    """
+    graph = edges.graph
+
+    def ablated(i: int, nodes: list, cut: list) -> float:
+        keep = graph.real.clone()
+        for name in nodes:
+            keep[graph.sources.index(name)] = False
+        for source, target in cut:
+            keep[source, target] = False
+        return float(run(model, task[i:i + 1], Circuit(graph, keep), remote=remote))
+
+    return ablated
+
+
+def _short(values: torch.Tensor) -> Any:
+    """Numbers in nested lists, to four digits, which is more than a page shows."""
+    if values.dim():
+        return [_short(value) for value in values]
+    return float(f"{float(values):.4g}")
+
+
+def _json(data: dict) -> str:
+    """JSON that cannot end the script element it stands in."""
+    return json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":")).replace("<", r"\u003c")
+
+
 def _attention_patterns(model: Envoy, ids: torch.Tensor, heads: list[str], remote: bool | str) -> dict[str, list]:
-    """These heads' attention on one prompt [seq], {head: [queries, positions]}, to four decimals."""
+    """These heads' attention on one prompt [seq], {head: a row a query, up to itself}, in thousandths."""
     attentions = [block.attention for block in architecture_of(model).blocks]
     found = in_trace(model, ids[None], head_patterns, attentions, remote=remote)
-    return {f"a{layer}.h{head}": [[round(x, 4) for x in row] for row in pattern.tolist()]
+    return {f"a{layer}.h{head}": [[round(1000 * x) for x in row[:at + 1]] for at, row in enumerate(pattern.tolist())]
             for layer, patterns in enumerate(found) for head, pattern in enumerate(patterns)
             if f"a{layer}.h{head}" in heads}

@@ -154,7 +154,7 @@ def test_notebook_05_runs_and_its_circuits_can_be_explored(run_notebook):
     explorer = cell(page, "gimkit.explore(")
     circuit = explorer.locator(".picture")
     circuit.scroll_into_view_if_needed()
-    handle = explorer.get_by_role("slider")
+    handle = explorer.get_by_label("Size")
     changes(circuit, lambda: handle.fill(str(int(handle.input_value()) + 1)))
     opening = explorer.locator('.node[aria-pressed="true"]').get_attribute("data-name")
     assert opening in explorer.locator("caption").first.inner_text()
