@@ -1,7 +1,7 @@
 """Ten slides from the notebooks, as one HTML file: `python .ci/slides.py build/slides.html`.
 
-A title, and of each notebook its title, key picture, claim and takeaway. The file loads reveal.js from the network when
-it is opened, as all slides of nbconvert do; the pictures are inside.
+A title, and of each notebook its title, key picture, claim and takeaway. The pictures are inside. The slides of nbconvert
+load reveal.js from the network when they are opened; without one, the same file is ten pages to scroll through.
 """
 
 import re
@@ -17,6 +17,15 @@ TITLE = """# gimkit
 Interpretability of language models with nnsight: what a backward pass says, and when to believe it
 
 `make lab` opens the exercises, `make lab-solved` the solved notebooks"""
+
+PAGES = """<style>  /* where reveal.js did not load, which makes the body a reveal-viewport */
+body:not(.reveal-viewport) .slides > section { box-sizing: border-box; min-height: 100vh; padding: 4vh 8vw; font-size: 130% }
+body:not(.reveal-viewport) .slides > section > section { font-size: 100% }
+body:not(.reveal-viewport) .jp-InputPrompt, body:not(.reveal-viewport) .jp-Collapser { display: none }
+html:has(body:not(.reveal-viewport)) { scroll-snap-type: y proximity; overflow: auto }
+body:not(.reveal-viewport) .slides > section { scroll-snap-align: start }
+</style>
+"""
 
 
 def slide(path: Path) -> nbformat.NotebookNode:
@@ -38,5 +47,5 @@ if __name__ == "__main__":
     exporter = SlidesExporter(embed_images=True)
     page, _ = exporter.from_notebook_node(deck(), {"metadata": {"path": str(NOTEBOOKS), "name": "gimkit"}})
     target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(page, encoding="utf-8")
+    target.write_text(page.replace("</head>", PAGES + "</head>", 1), encoding="utf-8")
     print(f"wrote {target}: {len(re.findall('<section', page)) // 2} slides")

@@ -316,7 +316,7 @@ if RECOMPUTE:
 # %% [markdown]
 # <details><summary>What you see</summary>
 #
-# The classes of GPT-2 small are there, in the same order of depth, with fewer heads. Induction heads (a17) notice the repeated name, one S-inhibition head (a20.h0, 4.6 logits) reads from them, and the heads of layer 23 read where *not* to look. But the strongest of these, a23.h3, is no name mover: it attends to the wrong name and writes against it. Heads that attend as duplicate-token or previous-token heads do have no effect here. Of previous-token heads this was certain before: what they write is the same in both prompts.
+# The classes of GPT-2 small are there, in the same order of depth, with fewer heads. Induction heads (a17) notice the repeated name, one S-inhibition head (a20.h0, 4.6 logits) reads from them, and the heads of layer 23 read where *not* to look. But the strongest of these, a23.h3, is no name mover: it attends to the wrong name and writes against it. Some heads attend as duplicate-token and previous-token heads do, but have no effect here. Of previous-token heads this was certain before: what they write is the same in both prompts.
 #
 # A step carries 8% to 12% of the effect by its direct edges, random heads of the same layers 0%. The rest goes through MLPs between them.
 # </details>
