@@ -1,6 +1,6 @@
 """Ten slides from the notebooks, as one HTML file: `python .ci/slides.py build/slides.html`.
 
-A title, and of each notebook its title, key picture, claim and takeaway. The pictures are inside. The slides of nbconvert
+A title, and of each notebook its title, key picture, claim and takeaway. The pictures are inside. nbconvert's slides
 load reveal.js from the network when they are opened; without one, the same file is ten pages to scroll through.
 """
 
@@ -19,11 +19,11 @@ Interpretability of language models with nnsight: what a backward pass says, and
 `make lab` opens the exercises, `make lab-solved` the solved notebooks"""
 
 PAGES = """<style>  /* where reveal.js did not load, which makes the body a reveal-viewport */
-body:not(.reveal-viewport) .slides > section { box-sizing: border-box; min-height: 100vh; padding: 4vh 8vw; font-size: 130% }
+body:not(.reveal-viewport) .slides > section { box-sizing: border-box; min-height: 100vh; padding: 4vh 8vw }
+body:not(.reveal-viewport) .slides > section { font-size: 130%; scroll-snap-align: start }
 body:not(.reveal-viewport) .slides > section > section { font-size: 100% }
 body:not(.reveal-viewport) .jp-InputPrompt, body:not(.reveal-viewport) .jp-Collapser { display: none }
 html:has(body:not(.reveal-viewport)) { scroll-snap-type: y proximity; overflow: auto }
-body:not(.reveal-viewport) .slides > section { scroll-snap-align: start }
 </style>
 """
 

@@ -41,8 +41,8 @@ seaborn.set_style("whitegrid")
 
 def show(name):
     """A recorded figure, of MODEL if there is one, else of a model that it was measured on."""
-    paths = [Path(f"figures/{name}-{each}.png") for each in (MODEL, "mini-llama", "smollm2-135m")]
-    path = next(path for path in (*paths, Path(f"figures/{name}.png")) if path.is_file())
+    own, other = (Path(f"figures/{name}{end}.png") for end in (f"-{MODEL}", "-mini-llama"))
+    path = next(path for path in (own, other, *Path("figures").glob(f"{name}*.png")) if path.is_file())
     print(path)
     display(Image(path, width=950))
 

@@ -96,7 +96,8 @@ def weigh(tracer, compress=False):
 nnsight.schema.request.RequestModel.serialize = weigh
 try:
     for bundled in (gimkit.load("mini-gpt2"), gimkit.load("mini-llama")):
-        gimkit.attribute(bundled, pair.clean, pair.answer, backend="reverse", remote="local")
+        case = gimkit.tasks.ioi(bundled, n=1, seed=3)[0]  # in words that it knows
+        gimkit.attribute(bundled, case.clean, case.answer, backend="reverse", remote="local")
 finally:
     nnsight.schema.request.RequestModel.serialize = packed
 sizes = {"request, mini-gpt2": sent[0], "request, mini-llama": sent[-1], "activations of a layer": 1000 * 8192 * 4,
