@@ -17,11 +17,13 @@ from tokenizers import ByteLevelBPETokenizer
 import gimkit
 
 TASKS = ("ioi", "ioi_twice", "induction", "agreement", "capital", "greater_than")
+OWN = ("The keys of the old cabinet are", "The doors of the house are", "The pictures of the famous artist are",
+       "The key of the old cabinet is", "The door of the house is", "The picture of the famous artist is")  # notebook 05's
 
 
 def own_tokenizer() -> transformers.PreTrainedTokenizerFast:
     """Bytes and merges, learnt from the prompts that a real model gets."""
-    real, texts = gimkit.load("smollm2-135m"), []
+    real, texts = gimkit.load("smollm2-135m"), 20 * list(OWN)
     for name in TASKS:
         for pair in getattr(gimkit.tasks, name)(real, n=64, seed=0):
             texts += [f"{pair.clean} {pair.answer}", f"{pair.corrupt} {pair.wrong}"]
