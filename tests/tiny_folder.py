@@ -17,8 +17,9 @@ from tokenizers import ByteLevelBPETokenizer
 import gimkit
 
 TASKS = ("ioi", "ioi_twice", "induction", "agreement", "capital", "greater_than")
-OWN = ("The keys of the old cabinet are", "The doors of the house are", "The pictures of the famous artist are",
-       "The key of the old cabinet is", "The door of the house is", "The picture of the famous artist is")  # notebook 05's
+OWN = (  # notebook 05's
+    "The keys of the old cabinet are", "The doors of the house are", "The pictures of the famous artist are",
+    "The key of the old cabinet is", "The door of the house is", "The picture of the famous artist is")
 
 
 def own_tokenizer() -> transformers.PreTrainedTokenizerFast:
