@@ -26,8 +26,9 @@ from gimkit.circuits.patching import run_masks
 from gimkit.cli import TASKS, run_command
 from gimkit.errors import check_all_known
 from gimkit.files import write_table
+from gimkit.model.architecture import architecture_of
 from gimkit.model.graph import prune, top_edges
-from gimkit.rules import Rules
+from gimkit.rules import GIM, Rules
 
 STEPS = 5
 ONE_PASS = {"gradient": "gradient", "gim": "gim", "relp": "relp", "freeze": "freeze",
@@ -158,6 +159,17 @@ def mask_path(scored: Scored, passes: int) -> EdgeScores:
     return scored.made("mask path", total)
 
 
+def undone(scored: Scored, method: str) -> EdgeScores:
+    """GIM's scores without its factor at the target itself: only products behind the target are halved."""
+    scores, gated = scored.scores(method), [bool(block.products) for block in architecture_of(scored.model).blocks]
+    factors = []
+    for target in scores.targets:
+        own = (getattr(GIM, target[-2]) if target.endswith(">") else GIM.gate if target[0] == "m" and gated[
+            int(target[1:])] else 1.0)
+        factors.append(1 / own)
+    return scored.made("undone", scores.scores * torch.tensor(factors))
+
+
 def tilted(scores: EdgeScores, tilt: float) -> EdgeScores:
     """Negative scores count by a share of their size: 1 ranks by |score|, 0 by score.
 
@@ -243,6 +255,8 @@ WAYS: dict[str, Callable[[Scored], Circuits]] = {
     "rank mean of gim, relp": _ranking(lambda scored: rank_mean(scored, ("gim", "relp"))),
     "rank mean of one-pass": _ranking(lambda scored: rank_mean(scored, tuple(ONE_PASS))),
     "rank mean of gim-ig, ig-inputs": _ranking(lambda scored: rank_mean(scored, ("gim-ig", "ig-inputs"))),
+    "gim, own split undone": _ranking(lambda scored: undone(scored, "gim")),
+    "gim-ig, own split undone": _ranking(lambda scored: undone(scored, "gim-ig")),
     "stable gim": _ranking(lambda scored: stable(scored, "gim")),
     "stable ig-inputs": _ranking(lambda scored: stable(scored, "ig-inputs")),
     "gim, top 5% exact": _ranking(lambda scored: rescored(scored, "gim")),

@@ -28,6 +28,7 @@ from benchmarks.rankings import (
     stable,
     swapped,
     tilted,
+    undone,
 )
 from gimkit.circuits import Circuit
 from gimkit.circuits.faithfulness import SIZES
@@ -108,6 +109,16 @@ def test_rank_means_and_exact_scores_by_their_formulas(tiny):
     tiny.restart()
     assert rescored(tiny, "gim").scores[real].numpy() == pytest.approx(wanted, abs=1e-6)
     assert (tiny.forward, tiny.backward) == (1 + count, 1)
+
+
+@pytest.mark.filterwarnings("ignore:the model gets")
+@pytest.mark.parametrize("name, mlp", [("llama", 2), ("gpt2", 1)])
+def test_the_targets_own_split_is_undone_where_it_has_one(name, mlp):
+    scored = Scored(NNsight(build(name)), random_task(3), 0)
+    gim = scored.scores("gim")
+    ratio = dict(zip(gim.targets, (undone(scored, "gim").scores[0] / gim.scores[0]).tolist()))
+    assert ratio["a1.h2<q>"] == pytest.approx(4) and ratio["a1.h2<v>"] == pytest.approx(2)
+    assert ratio["m1"] == pytest.approx(mlp) and ratio["logits"] == pytest.approx(1)
 
 
 def test_stable_edges_come_first_in_their_order(tiny):
