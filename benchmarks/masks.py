@@ -158,11 +158,14 @@ def soft_top(s: torch.Tensor, k: float, temperature: float = 0.5) -> torch.Tenso
 
 
 class Setting(NamedTuple):
-    """How a ranking is learned: steps of Adam, their rate, and of how many parts of the pairs each step takes one."""
+    """How a ranking is learned: steps of Adam, their rate, of how many parts of the pairs each step takes one, and the
+    start: -width log(rank / n), so that the best edges are far apart; with width 0 evenly from 1 to -1.
+    """
 
     steps: int = 200
     rate: float = 0.1
     parts: int = 2
+    width: float = 0.0
 
 
 LONG = Setting()
@@ -178,8 +181,8 @@ def learned(masked: Masked, start: EdgeScores | None = None, setting: Setting = 
 
     Args:
         masked: the model and the task.
-        start: scores whose order the ranking starts from, spread evenly over -1 to 1; None starts from zeros.
-        setting: steps, rate and parts.
+        start: scores whose order the ranking starts from; None starts from zeros.
+        setting: steps, rate, parts and width.
         seed: of the sizes and pairs.
 
     Source:
@@ -189,7 +192,9 @@ def learned(masked: Masked, start: EdgeScores | None = None, setting: Setting = 
     n = graph.n_edges
     s = torch.zeros(n)
     if start is not None:
-        s[start.scores[graph.real].abs().argsort()] = torch.linspace(-1, 1, n)
+        rank = torch.arange(1, n + 1)
+        best_first = start.scores[graph.real].abs().argsort(descending=True)
+        s[best_first] = -setting.width * torch.log(rank / n) if setting.width else torch.linspace(1, -1, n)
     s.requires_grad_(True)
     optimizer = torch.optim.Adam([s], lr=setting.rate)
     for step in range(setting.steps):

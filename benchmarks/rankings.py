@@ -275,6 +275,7 @@ WAYS: dict[str, Callable[[Scored], Circuits]] = {
     "learned from gim": lambda scored: _learned(scored, "gim", LONG),
     "learned from gim, 20 passes": lambda scored: _learned(scored, "gim", Setting(76, 0.07, 4)),
     "learned from gim-ig, 20 passes": lambda scored: _learned(scored, "gim-ig", Setting(60, 0.1, 4)),
+    "learned near gim-ig, 20 passes": lambda scored: _learned(scored, "gim-ig", Setting(60, 0.03, 4, 1.0)),
 }
 
 
