@@ -124,8 +124,10 @@ def parts(name: str, target: str, settings, n: int, scored: int, wanted=("search
     model = None if planted else gimkit.load(name)
     settings = settings if target == "edges" else ["exact", *settings]
     found = {}
-    tasks = [task for task, half in halves_of(name, target).items() if half in wanted]
-    for task, setting in tqdm(list(product(tasks, settings)), desc=f"{target} of {name}", delay=2, leave=False):
+    split = {task: half for task, half in halves_of(name, target).items() if half in wanted}
+    work = [(task, setting) for task, setting in product(split, settings)
+            if split[task] == "held out" or not setting.endswith(AVERAGE)]  # averages are judged, not searched
+    for task, setting in tqdm(work, desc=f"{target} of {name}", delay=2, leave=False):
         about = {"search": 1, "model": name, "target": target, "task": task, "setting": setting, "n": n,
                  "scored": scored}
         path = folder and Path(folder) / name / f"{target}-{task}-{setting}-{scored}-{n}.csv".replace(" ", "_")
@@ -195,7 +197,7 @@ def summary(name: str, target: str, found: dict, intervals: bool = True) -> pand
         split = halves_of(name, target) | {"search": "search", "held out": "held out"}
         for half in dict.fromkeys(split[task] for _, task in values):
             tasks = [task for task in dict.fromkeys(task for _, task in values) if split[task] == half]
-            for setting in dict.fromkeys(setting for setting, _ in values):
+            for setting in dict.fromkeys(setting for setting, task in values if task in tasks):
                 average = AVERAGE if setting.endswith(AVERAGE) else ""
                 n = min(values[setting, task][1] for task in tasks)
                 everything = numpy.arange(n)
@@ -217,7 +219,7 @@ def summary(name: str, target: str, found: dict, intervals: bool = True) -> pand
     return pandas.DataFrame(rows)
 
 
-def finalists(table: pandas.DataFrame, most: int = 3) -> list[str]:
+def finalists(table: pandas.DataFrame, most: int = 2) -> list[str]:
     """The best settings of the search half by the mean of their ranks over models, some for each statistic.
 
     >>> table = pandas.DataFrame({"half": "search", "model": "m", "statistic": "edges cmd", "setting": ["a", "b"],
