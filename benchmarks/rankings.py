@@ -170,6 +170,22 @@ def undone(scored: Scored, method: str) -> EdgeScores:
     return scored.made("undone", scores.scores * torch.tensor(factors))
 
 
+def resized(scored: Scored, method: str, other: str, by: str) -> EdgeScores:
+    """A method's scores, their sum of sizes made that of another method in each group of edges.
+
+    by: "layer" groups by the source's layer, "kind" by what is read: a head's q, k or v, an MLP's input, the logits.
+    """
+    scores, wanted = scored.scores(method).scores, scored.scores(other).scores
+    name = {"layer": lambda source, target: source[1:].partition(".")[0], "kind": lambda source, target: target[-2]
+            if target.endswith(">") else target[0]}[by]
+    groups = [[name(source, target) for target in scored.graph.targets] for source in scored.graph.sources]
+    found, groups = scores.clone(), numpy.array(groups)
+    for group in numpy.unique(groups):
+        own = torch.tensor(groups == group)
+        found[own] *= wanted[own].abs().sum() / scores[own].abs().sum().clamp(min=1e-12)
+    return scored.made("resized", found)
+
+
 def tilted(scores: EdgeScores, tilt: float) -> EdgeScores:
     """Negative scores count by a share of their size: 1 ranks by |score|, 0 by score.
 
@@ -257,6 +273,10 @@ WAYS: dict[str, Callable[[Scored], Circuits]] = {
     "rank mean of gim-ig, ig-inputs": _ranking(lambda scored: rank_mean(scored, ("gim-ig", "ig-inputs"))),
     "gim, own split undone": _ranking(lambda scored: undone(scored, "gim")),
     "gim-ig, own split undone": _ranking(lambda scored: undone(scored, "gim-ig")),
+    "gim, exact's size in each layer": _ranking(lambda scored: resized(scored, "gim", "exact", "layer")),
+    "gim, exact's size at q, k, v, MLP": _ranking(lambda scored: resized(scored, "gim", "exact", "kind")),
+    "exact, gim's size in each layer": _ranking(lambda scored: resized(scored, "exact", "gim", "layer")),
+    "exact, gim's size at q, k, v, MLP": _ranking(lambda scored: resized(scored, "exact", "gim", "kind")),
     "stable gim": _ranking(lambda scored: stable(scored, "gim")),
     "stable ig-inputs": _ranking(lambda scored: stable(scored, "ig-inputs")),
     "gim, top 5% exact": _ranking(lambda scored: rescored(scored, "gim")),

@@ -25,6 +25,7 @@ from benchmarks.rankings import (
     rank_mean,
     refined,
     rescored,
+    resized,
     stable,
     swapped,
     tilted,
@@ -119,6 +120,17 @@ def test_the_targets_own_split_is_undone_where_it_has_one(name, mlp):
     ratio = dict(zip(gim.targets, (undone(scored, "gim").scores.sum(0) / gim.scores.sum(0)).tolist()))
     assert ratio["a1.h2<q>"] == pytest.approx(4) and ratio["a1.h2<v>"] == pytest.approx(2)
     assert ratio["m1"] == pytest.approx(mlp) and ratio["logits"] == pytest.approx(1)
+
+
+def test_sizes_are_the_other_methods_in_each_group_and_order_stays(tiny):
+    gim, exact = tiny.scores("gim"), tiny.scores("exact")
+    found = resized(tiny, "gim", "exact", "layer").scores
+    rows = [i for i, source in enumerate(gim.sources) if source[1:].split(".")[0] == "1"]
+    assert found[rows].abs().sum().item() == pytest.approx(exact.scores[rows].abs().sum().item(), rel=1e-4)
+    assert torch.allclose(found[rows] / found[rows].abs().sum(), gim.scores[rows] / gim.scores[rows].abs().sum())
+    found = resized(tiny, "gim", "exact", "kind").scores
+    columns = [j for j, target in enumerate(gim.targets) if target.endswith("<k>")]
+    assert found[:, columns].abs().sum().item() == pytest.approx(exact.scores[:, columns].abs().sum().item(), rel=1e-4)
 
 
 def test_stable_edges_come_first_in_their_order(tiny):
