@@ -63,40 +63,56 @@ def test_every_command_in_the_readme_exists():
         assert command in commands, command
 
 
-COLUMNS = (("shapley-{}.csv", "pearson"), ("shapley-nodes-{}.csv", "pearson"), ("compare-{}.csv", "cmd"))
+COLUMNS = (("shapley-{}.csv", "pearson"), ("shapley-nodes-{}.csv", "pearson"), ("compare-{}.csv", "cmd"),
+           ("compare-{}.csv", "cpr"))
 RENAMED = {"ig": "ig-20", "occlusion": "leave-one-out"}  # in the token table
 
 
+def rows_of(section: str) -> list[list[str]]:
+    """The cells of a table's rows that start with a name in backticks."""
+    rows = [line.strip("| ").split(" | ") for line in section.splitlines() if line.startswith("| `")]
+    assert len({len(row) for row in rows}) == 1
+    return rows
+
+
+def check_cell(means: pandas.Series, name: str, number: str) -> None:
+    """A number is the mean of the one method in backticks that was measured; a dash: none was."""
+    measured = means.dropna()
+    known = {RENAMED.get(key, key) for key in re.findall("`(.*?)`", name)} & set(measured.index)
+    if number == "–":
+        assert not known, (name, number)
+    else:
+        (method,) = known
+        assert abs(measured[method] - float(number)) <= 0.6 * 10.0**-len(number.split(".")[1]), (name, number)
+
+
 def test_the_method_table_is_what_the_benchmarks_measured():
-    section = README.partition("How they compare")[2].partition("Methods without a number")[0]
-    rows = re.findall(r"^\| (`.*?) \| ([-–.\d /]+) \| ([-–.\d /]+) \| ([-–.\d /]+) \|$", section, re.MULTILINE)
+    rows = rows_of(README.partition("How they compare")[2].partition("- **passes**")[0])
     assert len(rows) >= 12
-    for name, *cells in rows:
-        for (file, measure), cell in zip(COLUMNS, cells):
-            if cell == "–":
-                continue
-            for model, number in zip(("mini-llama", "mini-gpt2"), cell.split(" / "), strict=True):
-                means = pandas.read_csv(ROOT / "benchmarks" / file.format(model)).groupby("method")[measure].mean()
-                known = [RENAMED.get(key, key) for key in re.findall("`(.*?)`", name)]
-                (method,) = {method for method in known if method in means.index}
-                assert abs(means[method] - float(number)) <= 0.6 * 10.0**-len(number.split(".")[1]), (name, file, model)
+    planted = pandas.read_csv(ROOT / "benchmarks/planted.csv")
+    kinds = planted.assign(kind="compiled") if "kind" not in planted else planted
+    planted = kinds.groupby(["kind", "program", "method"]).auroc.mean().groupby(["kind", "method"]).mean()
+    for name, _, *cells, known in rows:
+        for (file, measure), cell in zip(COLUMNS, cells, strict=True):
+            for model, number in zip(("mini-llama", "mini-gpt2"), cell.split(" / ") if cell != "–" else "––"):
+                check_cell(pandas.read_csv(ROOT / "benchmarks" / file.format(model)).groupby("method")[measure].mean(),
+                           name, number)
+        for kind, number in zip(("compiled", "trained"), known.split(" / ") if known != "–" else "––"):
+            check_cell(planted.get(kind, pandas.Series(dtype=float)), name, number)
 
 
 def test_the_table_of_the_real_model_is_what_the_benchmarks_measured():
     tokens, nodes, edges = (pandas.read_csv(ROOT / "benchmarks" / f"{name}.csv") for name in (
         "shapley-smollm2-135m", "nodes-smollm2-135m", "compare-smollm2-135m-mean"))
+    statistics = ("spearman", "strongest", "pearson", "size")
     measured = [tokens.groupby("method").pearson.mean(),
-                *(nodes[nodes.statistic == name].groupby("method").value.mean() for name in ("spearman", "strongest")),
+                *(nodes[nodes.statistic == name].groupby("method").value.mean() for name in statistics),
                 *(edges.groupby("method")[area].mean() for area in ("cpr", "cmd"))]
-    section = README.partition("On a real model, SmolLM2-135M")[2].partition("\n\nOn tokens")[0]
-    rows = re.findall(r"^\| (`.*)" + r" \| ([-–.\d]+)" * 5 + r" \|$", section, re.MULTILINE)
+    rows = rows_of(README.partition("On a real model, SmolLM2-135M")[2].partition("\n\n**")[0])
     assert len(rows) >= 8
-    for name, *cells in rows:
-        known = [RENAMED.get(key, key) for key in re.findall("`(.*?)`", name)]
-        for means, cell in zip(measured, cells):
-            if cell != "–":
-                (method,) = {method for method in known if method in means.index}
-                assert abs(means[method] - float(cell)) <= 0.6 * 10.0**-len(cell.split(".")[1]), (name, cell)
+    for name, _, *cells in rows:
+        for means, cell in zip(measured, cells, strict=True):
+            check_cell(means, name, cell)
 
 
 MEASURED = {"gimkit.attribute": (gimkit.tokens.METHODS, *COLUMNS[0], "set", "2f"),
