@@ -74,7 +74,7 @@ def _two_colours(repair: SelfRepair, x: numpy.ndarray, y: numpy.ndarray, ax: Axe
     _equal_axes(ax, x if len(x) else [-1, 1], y)
     of_head = f" of {head}" if head else ""
     ax.set(title=_plain(f"{shown.sum()} attention rows{of_head} on {repair.name}"))
-    ax.legend(frameon=True, fontsize=9, loc="lower right")
+    ax.legend(frameon=False, fontsize=9, loc="upper center", bbox_to_anchor=(0.5, -0.17))  # inside, it hides dots
     return ax
 
 
