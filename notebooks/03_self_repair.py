@@ -270,7 +270,7 @@ def repair_on(name):
 
 
 heads = {name: repair_on(name) for name in ("mini-llama", "mini-gpt2")}
-figure, axes = pyplot.subplots(1, 2, figsize=(12, 5), layout="constrained")
+figure, axes = pyplot.subplots(1, 2, figsize=(10, 4.4), layout="constrained")
 for (name, repair), ax in zip(heads.items(), axes):
     direct_against_total(repair, ax=ax)
     ax.set_title(f"{name}, ablated heads on induction")
@@ -285,7 +285,7 @@ for (name, repair), ax in zip(heads.items(), axes):
 # direct - total is **repaired**: positive where the rest makes up for a loss. It is the exact sum of the compensations. A later head or MLP compensates by what it writes *more* for the right word than before; the final norm, by dividing the changed stream by another number.
 
 # %%
-figure, axes = pyplot.subplots(1, 2, figsize=(12, 3.6), sharex=True, layout="constrained")
+figure, axes = pyplot.subplots(1, 2, figsize=(10, 3.4), sharex=True, layout="constrained")
 for (name, repair), ax in zip(heads.items(), axes):
     table = repair.frame().set_index("ablated")
     best = table.loc[table["direct"] > 0.4, "repaired"].idxmax()
@@ -308,13 +308,11 @@ repair_explorer(rows, heads["mini-gpt2"])  # choose a layer and a head; needs a 
 # The same in SmolLM2, on IOI: two names, and the right one follows. A *name mover* is a head that copies the right name to the answer. **Predict:** when the strongest name mover is ablated, what does the answer lose? The figure is recorded: `python -m figures head-repair --model smollm2-135m -n 4` drew it.
 
 # %%
-Image("../figures/head-repair-smollm2-135m.png", width=950)
-
-# %%
 RECOMPUTE = False  # True: each head of MODEL is ablated again; the 270 of SmolLM2 take about a minute
 if RECOMPUTE:
     repair = gimkit.selfrepair.head_repair(model, gimkit.tasks.ioi(model, n=4, seed=0), remote=REMOTE)
     ax = direct_against_total(repair)
+Image("../figures/head-repair-smollm2-135m.png", width=950)
 
 # %% [markdown]
 # <details><summary>What you see</summary>

@@ -225,7 +225,7 @@ checks.attribution_patching(attribution_patching, model)
 # %%
 shown = [estimates["gim"], estimates["gradient"]]
 most = max(float(scores.scores[1:].abs().max()) for scores in shown)
-figure, axes = pyplot.subplots(1, 2, figsize=(12, 6.4), layout="constrained")
+figure, axes = pyplot.subplots(1, 2, figsize=(10, 6.2), layout="constrained")
 for scores, ax in zip(shown, axes):
     plots.node_grid(scores, ax=ax, most=most)
 
@@ -305,7 +305,7 @@ checks.bootstrap_interval(bootstrap_interval)
 # On the dashed line an estimate is right in logits, not only in rank. **Predict:** which panel lies nearest to the line?
 
 # %%
-figure, axes = pyplot.subplots(1, 3, figsize=(14, 4.8), layout="constrained")
+figure, axes = pyplot.subplots(1, 3, figsize=(11, 4.1), layout="constrained")
 for method, ax in zip(("gradient", "relp", "gim"), axes):
     plots.method_scatter(estimates[method].select(chosen), exact, ax=ax)
 for method, scores in estimates.items():
@@ -336,7 +336,7 @@ for name, kind in tqdm([(name, kind) for name in ("mini-gpt2", "mini-llama") for
 table = pandas.DataFrame(rows, columns=["model", "task", "method", "measure", "value", "low", "high"])
 
 # %%
-figure, axes = pyplot.subplots(2, 2, figsize=(12, 6.6), sharex="col", sharey=True, layout="constrained")
+figure, axes = pyplot.subplots(2, 2, figsize=(10, 6.4), sharex="col", sharey=True, layout="constrained")
 for ax, ((judge, name), part) in zip(axes.flat, table.groupby(["measure", "model"], sort=False)):
     for step, (method, found) in enumerate(part.groupby("method", sort=False)):
         height = numpy.arange(len(TASKS)) + 0.18 * (step - 1.5)
@@ -402,7 +402,7 @@ assert each.low < 0 < each.high and as_it_is.value > numpy.quantile(chance, 0.97
 
 # %%
 shares = torch.linspace(0, 1, 5)
-figure, axes = pyplot.subplots(1, 3, figsize=(14, 3.6), layout="constrained")
+figure, axes = pyplot.subplots(1, 3, figsize=(11, 3.3), layout="constrained")
 for ax, head in zip(axes, effects.head(3).itertuples()):
     falls = [(clean - patch_head(model, task, head.layer, head.head, float(share))).mean() for share in shares]
     ax.plot(shares, falls, color=plots.DARK, marker="o", label="exact")
