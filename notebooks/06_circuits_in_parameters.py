@@ -102,7 +102,7 @@ checks.sparse_reconstruction(sparse_reconstruction)
 # The library keeps every row of both matrices at low rank and never writes them out: a Tucker decomposition for each parameter tensor, here of rank 1. 60 epochs instead of the paper's 1000. **Predict:** what does each of five subnetworks read, if there are five circuits? And if there were only three subnetworks?
 
 # %%
-found = l3d.decompose(toy.module, x, n=5, epochs=60, every=6, seed=2, progress=False)
+found = l3d.decompose(toy.module, x, n=5, epochs=60, every=6, seed=2)
 print(found)
 new = l3d.activity(found, toy.module, toy.inputs(1000, seed=1))
 print(f"on new samples: |g - g^| / |g| = {new.norm:.3f}, its square {new.squared:.3f}")
@@ -176,7 +176,7 @@ print(f"mean {cosines.mean():.3f}; random directions {recovery.random_cosines(fo
 # %%
 direction, inputs = found.subnetwork(which[1]), toy.inputs(1000, seed=2)
 deltas = torch.linspace(-3, 3, 25)
-figure, axes = pyplot.subplots(1, 3, figsize=(13, 3.8), layout="constrained")
+figure, axes = pyplot.subplots(1, 3, figsize=(11, 3.4), layout="constrained")
 for ax, moved, title in ((axes[0], direction, "along the subnetwork"),
                          (axes[1], interventions.random_like(direction), "control: random direction")):
     change = interventions.change(toy.module, moved, 1.0, inputs)
@@ -211,15 +211,14 @@ subnetwork_explorer(found, toy.module, inputs)  # two sliders; needs a running k
 
 # %%
 model = gimkit.load(MODEL)
-block, table = language.attention_run(model, blocks=[3], prompts=16, n=16, epochs=12, every=4, rate=0.01,
-                                       progress=False)
+block, table = language.attention_run(model, blocks=[3], prompts=16, n=16, epochs=12, every=4, rate=0.01)
 print(block)
 print(f"on new prompts: |g - g^| / |g| = {table.norm[0]:.2f}, its square {table.squared[0]:.2f}")
 
 # %%
 # the full run, of mini-gpt2, from its csv: 24 subnetworks, 48 prompts, 30 epochs; made by `python -m figures l3d-attention`
 full = pandas.read_csv("../figures/data/l3d-attention-mini-gpt2.csv")
-figure, axes = pyplot.subplots(1, 2, figsize=(12, 4.4), sharex=True, layout="constrained")
+figure, axes = pyplot.subplots(1, 2, figsize=(10, 4.2), sharex=True, layout="constrained")
 for ax, each, title in zip(axes, (table, full), ("this short run", "the full run")):
     plots.selection_dots(each, ax)
     ax.set_title(title)
