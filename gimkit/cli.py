@@ -98,5 +98,8 @@ def _explore(options: argparse.Namespace) -> None:
         edges = gimkit.score_edges(model, scored, method)
         views[method] = edges, [gimkit.faithfulness(model, evaluated, edges, absolute=absolute)
                                 for absolute in (True, False)]
-    roles = gimkit.circuits.head_roles(model, scored).set_index("node")["role"]
+    # Effects take runs of their own for each head, hours for hundreds: those of the strongest edges have them.
+    best = [edges.top(min(100, edges.graph.n_edges), absolute=True) for edges, _ in views.values()]
+    heads = {name for circuit in best for name in circuit.nodes if name[0] == "a"}
+    roles = gimkit.circuits.head_roles(model, scored, heads=sorted(heads) or None).set_index("node")["role"]
     print(f"wrote {gimkit.explore(model, scored[:PROMPTS], views, roles=roles).save(options.out)}")

@@ -293,7 +293,7 @@ circuit_size(scored["gim-ig"], sizes, roles)
 
 # %%
 # .save("ioi.html") makes a file that needs neither kernel nor network
-gimkit.explore(small, small_task[7].clean, scored["gim-ig"], sizes, roles, remote=REMOTE)
+gimkit.explore(small, small_task[7:8], scored["gim-ig"], sizes, roles, remote=REMOTE)
 
 # %% [markdown]
 # <details><summary>What happened</summary>

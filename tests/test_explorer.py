@@ -269,7 +269,8 @@ def test_what_does_not_belong_together_is_refused(made, tmp_path):
         gimkit.explore(gimkit.apply(model), prompt, edges, curve)
     with pytest.raises(GimkitError, match="empty"):
         gimkit.explore(model, " ", edges, curve)
-    for given in ((edges,), ({"gim": (edges, curve)}, curve), ({},)):
+    for given in ((edges,), ({"gim": (edges, curve)}, curve), ({},), ({"gim": edges},), (edges, []), (None, curve),
+                  ({"gim": (curve, edges)},)):
         with pytest.raises(GimkitError, match="scores of edges and their curve, or a mapping"):
             gimkit.explore(model, prompt, *given)
     with pytest.raises(GimkitError, match="ioi.json: the explorer is an .html file"):

@@ -22,6 +22,7 @@ export function explore(root, data, { address = false, live = null } = {}) {
   const visible = (edge) => inside(edge) && passes(edge.score, strongest);
   const labelOf = (name) => state.marks[name]?.label || name;
   let edges = [], strongest = 1, markCurve = null, path = null, measured = null, asked = 0, boxes = {};
+  const looks = {};
 
   // The page, once.
   root.classList.add("gimkit-explorer");
@@ -112,21 +113,32 @@ export function explore(root, data, { address = false, live = null } = {}) {
     return `M${x} ${y}C${x} ${y - bend} ${to} ${top + bend} ${to} ${top}`;
   }
 
+  function drawLine(edge) {
+    const share = Math.abs(edge.score) / strongest, line = document.createElementNS(SVG, "path");
+    const look = { d: curveOf(edge), class: side(edge.score), "stroke-width": (0.6 + 4.4 * share ** 0.7).toFixed(2),
+      "stroke-opacity": (0.15 + 0.85 * share ** 0.5).toFixed(2) };
+    for (const [key, value] of Object.entries(look)) line.setAttribute(key, value);
+    add(line, "title", {}, `${nameOf(edge)}: ${signed(edge.score)}`);
+    return line;
+  }
+
   const nameOf = (edge) => `${edge.source} → ${edge.target}${edge.port && ` (${edge.port})`}`;
 
   function drawEdges() {
     const shown = edges.filter(visible), on = new Set(path?.edges ?? []);
     const mine = (edge) => (path ? on.has(edge)
       : !state.selected || edge.source === state.selected || edge.target === state.selected);
-    lines.replaceChildren();
-    for (const edge of [...shown.filter((e) => !mine(e)), ...shown.filter(mine)]) {
-      const share = Math.abs(edge.score) / strongest;
-      const line = add(lines, "path", { d: curveOf(edge),
-        class: side(edge.score) + (mine(edge) ? "" : " other") + (on.has(edge) ? " on-path" : ""),
-        "stroke-width": (0.6 + 4.4 * share ** 0.7).toFixed(2),
-        "stroke-opacity": (0.15 + 0.85 * share ** 0.5).toFixed(2) });
-      add(line, "title", {}, `${nameOf(edge)}: ${signed(edge.score)}`);
+    // A line is made once; one edge more or less, or another node, moves and marks only the lines that it concerns.
+    for (const edge of edges) if (edge.line?.isConnected && !visible(edge)) edge.line.remove();
+    for (const edge of shown) {
+      edge.line ??= drawLine(edge);
+      edge.line.classList.toggle("other", !mine(edge));
+      edge.line.classList.toggle("on-path", on.has(edge));
     }
+    if (path || state.selected) {
+      lines.append(...shown.filter((edge) => !edge.line.isConnected).map((edge) => edge.line));
+      lines.append(...shown.filter(mine).map((edge) => edge.line));
+    } else lines.replaceChildren(...shown.map((edge) => edge.line));
     const { sizes, faithfulness } = curve();
     kept.textContent = `${sizes[state.size]} of ${counted(data.total, "edge")}, faithfulness ` +
       faithfulness[state.size].toFixed(2);
@@ -151,10 +163,13 @@ export function explore(root, data, { address = false, live = null } = {}) {
         ablated && "ablated", mark.pin && "pinned", mark.group && `group ${mark.group}`];
       const classes = { unused: !into[name] && !out[name], missed: query !== "" && !hits.includes(name), ablated,
         hit: query !== "" && hits.includes(name), pinned: mark.pin, grouped: mark.group };
-      for (const [kind, on] of Object.entries(classes)) box.classList.toggle(kind, Boolean(on));
-      box.style.setProperty("--group", mark.group ? GROUPS[groups.indexOf(mark.group) % GROUPS.length] : "");
       box.setAttribute("tabindex", name === state.current ? 0 : -1);
       box.setAttribute("aria-pressed", name === state.selected);
+      const look = [...says, mark.note, ...Object.values(classes)].join("|");
+      if (looks[name] === look) continue;
+      looks[name] = look;
+      for (const [kind, on] of Object.entries(classes)) box.classList.toggle(kind, Boolean(on));
+      box.style.setProperty("--group", mark.group ? GROUPS[groups.indexOf(mark.group) % GROUPS.length] : "");
       box.setAttribute("aria-label", says.filter(Boolean).join(", "));
       box.querySelector(".name").textContent = clipped(labelOf(name), 8);
       box.classList.toggle("long", labelOf(name).length > 6);
@@ -418,6 +433,7 @@ export function explore(root, data, { address = false, live = null } = {}) {
   function show(saved = {}) {
     Object.assign(state, saved);
     const { sizes, larger } = curve();
+    lines.replaceChildren();
     edges = edgesOf(data, curve());
     strongest = largest(edges.map((edge) => edge.score));
     state.size = Math.min(state.size ?? Math.floor(sizes.length / 2), sizes.length - 1);

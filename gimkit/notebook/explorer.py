@@ -242,11 +242,16 @@ def _ends(circuit: Circuit) -> set[str]:
 
 def _labelled(edges: EdgeScores | Mapping[str, tuple], curve: Any) -> dict[str, tuple[EdgeScores, list[Curve]]]:
     """{label: (scores, curves)} of what `explore` was given."""
-    if isinstance(edges, Mapping) == (curve is not None) or not (isinstance(edges, EdgeScores) or edges):
+    given = edges if isinstance(edges, Mapping) else {getattr(edges, "method", ""): (edges, curve)}
+    found: dict[str, tuple[EdgeScores, list[Curve]]] = {}
+    for label, pair in given.items():
+        scores, curves = pair if isinstance(pair, tuple | list) and len(pair) == 2 else (None, None)
+        several = [curves] if isinstance(curves, Curve) else curves if isinstance(curves, tuple | list) else []
+        if isinstance(scores, EdgeScores) and several and all(isinstance(one, Curve) for one in several):
+            found[str(label)] = scores, list(several)
+    if len(found) < len(given) or not given or isinstance(edges, Mapping) and curve is not None:
         raise GimkitError("explore takes scores of edges and their curve, or a mapping {label: (edges, curve)}")
-    given = edges if isinstance(edges, Mapping) else {edges.method: (edges, curve)}
-    return {str(label): (scores, [one] if isinstance(one, Curve) else list(one))
-            for label, (scores, one) in given.items()}
+    return found
 
 
 def _drawable(edges: EdgeScores, curve: Curve) -> list[tuple[int, Circuit]]:

@@ -37,15 +37,24 @@ function choice(parent, title, options, value, onchange) {
 // The prompt's tokens on grounds of their scores, each a button; a key of the colours; the answer and the next tokens.
 function drawPrompt(parent, prompt, scores, rules, { chosen, onchoose }) {
   parent.replaceChildren();
-  const text = add(parent, "p", { class: "prompt", role: "group", "aria-label": "Prompt" });
+  const text = add(parent, "p", { class: "prompt", role: "group", "aria-label": "Prompt; arrow keys move between tokens" });
   const most = largest(scores ?? [0]);
   prompt.tokens.forEach((token, i) => {
     const says = `token ${i + 1}, “${token}”` + (scores ? `: ${signed(scores[i])}` : "");
     const made = button(text, token, () => onchoose(i), { class: "token", title: says, "aria-label": says,
-      "aria-pressed": chosen === i });
+      "aria-pressed": chosen === i, tabindex: i === (chosen ?? 0) ? 0 : -1 });
     if (!scores) return;
     made.classList.add(side(scores[i]));
     made.style.setProperty("--share", `${(60 * Math.abs(scores[i]) / most).toFixed(1)}%`);
+  });
+  text.addEventListener("keydown", (event) => { // one stop of the Tab key
+    const to = event.target[{ ArrowLeft: "previousSibling", ArrowRight: "nextSibling" }[event.key]];
+    if (!to) return;
+    event.target.setAttribute("tabindex", -1);
+    to.setAttribute("tabindex", 0);
+    to.focus();
+    event.preventDefault();
+    event.stopPropagation();
   });
   const answer = prompt.wrong === undefined ? `“${prompt.answer}”` : `“${prompt.answer}”, not “${prompt.wrong}”`;
   const key = add(parent, "p", { class: "key" });

@@ -199,7 +199,9 @@ def test_it_opens_with_the_strongest_node_and_the_prompt(explorer, opened):
 def test_everything_works_from_the_keyboard(opened):
     page = opened()
     node(page, "logits").click()
-    page.get_by_label("Size").focus()
+    page.locator(".token").first.focus()
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("Tab")  # the prompt is one stop too
 
     def here():
         return page.evaluate("document.activeElement.dataset.name ?? document.activeElement.type ?? "

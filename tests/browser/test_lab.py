@@ -16,6 +16,7 @@ from pathlib import Path
 import nbformat
 import pytest
 from patience import PATIENCE, SHOTS
+from playwright.sync_api import expect
 
 ROOT = Path(__file__).parents[2]
 SETTINGS = {  # the whole notebook is in the page, not only what is in view; nothing asks or announces
@@ -166,3 +167,34 @@ def test_notebook_05_runs_and_its_circuits_can_be_explored(run_notebook):
     node.focus()
     node.press("ArrowRight")  # JupyterLab leaves the arrows to the explorer
     assert page.evaluate("document.activeElement.dataset.name") == "a2.h2"
+
+
+def test_the_kernel_ablates_several_nodes_and_edges_together(lab, run_notebook):
+    source = """import gimkit
+model = gimkit.load("mini-llama")
+task = gimkit.tasks.ioi(model, n=4)
+edges = gimkit.score_edges(model, task)
+curve = gimkit.faithfulness(model, task, edges, absolute=True, sizes=(0.1, 0.3))
+gimkit.explore(model, task[:1], edges, curve)"""
+    kernel = {"name": "python3", "display_name": "Python 3 (ipykernel)", "language": "python"}
+    made = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source)], metadata={"kernelspec": kernel})
+    nbformat.write(made, lab.notebooks / "explorer.ipynb")
+    page = run_notebook("explorer")
+    explorer = cell(page, "gimkit.explore(")
+    ablate, result = explorer.get_by_role("button", name="Ablate", exact=True), explorer.locator(".ablation .result")
+    heading, said = explorer.locator(".ablation h4"), []
+    for name in ("a2.h1", "m1"):
+        node = explorer.locator(f'.node[data-name="{name}"]')
+        if node.get_attribute("aria-pressed") == "false":
+            node.click()
+        ablate.click()
+        expect(result).to_contain_text("after", timeout=1000 * PATIENCE)  # one node's effect is known, two are run
+        said.append(result.inner_text())
+    assert heading.inner_text() == "Without a2.h1, m1"
+    explorer.locator('.node[data-name="a3.h1"]').click()
+    explorer.get_by_role("button", name="cut ").first.click()
+    expect(heading).to_contain_text("→")
+    expect(result).to_contain_text("after", timeout=1000 * PATIENCE)
+    explorer.screenshot(path=SHOTS / "lab-explorer-ablated.png")
+    assert len({*said, result.inner_text()}) == 3
+    assert page.evaluate("location.hash") == ""
