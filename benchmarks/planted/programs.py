@@ -13,12 +13,11 @@ import haiku
 import jax
 import numpy
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
 from tracr.compiler import compiling
 from tracr.rasp import rasp
-from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+from transformers import GPT2Config, GPT2LMHeadModel
 
-from benchmarks.planted.prompts import FOLDER, PROGRAMS, START
+from benchmarks.planted.prompts import FOLDER, PROGRAMS, START, tokenizer_of
 
 SPARE_HEADS = 2
 
@@ -151,13 +150,6 @@ def _output_places(source) -> list[int]:
     unembed = haiku.transform(lambda x: source.get_compiled_model().unembed(x, use_unembed_argmax=False))
     read = haiku.without_apply_rng(unembed).apply(source.params, probe)
     return [int(column.argmax()) for column in numpy.asarray(read[0]).T]
-
-
-def tokenizer_of(words: dict) -> PreTrainedTokenizerFast:
-    """Words between spaces."""
-    pieces = Tokenizer(models.WordLevel(words, unk_token=START))
-    pieces.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return PreTrainedTokenizerFast(tokenizer_object=pieces, bos_token=START)
 
 
 def largest_difference(name: str, found: Compiled) -> float:

@@ -5,8 +5,22 @@ from pathlib import Path
 from random import Random
 from typing import NamedTuple
 
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
 FOLDER = Path(__file__).parent / "models"
 START = "<start>"
+
+
+def tokenizer_of(words: dict) -> PreTrainedTokenizerFast:
+    """Words between spaces.
+
+    >>> tokenizer_of({START: 0, "a": 1}).tokenize("a a")
+    ['a', 'a']
+    """
+    pieces = Tokenizer(models.WordLevel(words, unk_token=START))
+    pieces.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=pieces, bos_token=START)
 
 
 class Program(NamedTuple):
