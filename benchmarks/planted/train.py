@@ -26,7 +26,7 @@ from gimkit.files import write_table
 FOLDER, CHECKS = Path(__file__).parent / "trained", Path(__file__).parent / "trained.csv"
 SHAPES, HEADS = ("gpt2", "llama"), 4
 MODELS = tuple(f"{program}-{shape}" for program, shape in product(ALIGNED, SHAPES))
-STEPS, BATCH, RATE = 3000, 128, 3e-3
+STEPS, BATCH, RATE = 2500, 64, 3e-3
 LEAST, MOST = 0.99, 0.1  # accuracies at least, the unaligned parts' effect at most
 
 
