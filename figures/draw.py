@@ -24,6 +24,7 @@ class _PaperFigure(NamedTuple):
     tasks: tuple[str, ...] = SIX  # drawn by default; empty where no model is needed
     prompts: int = 2**30  # of each task, at most
     stored: bool = False  # drawn from the csv of a benchmark
+    models: str = ""  # what it was made on, where that is no model of `gimkit.load`
 
 
 NO_YEARS = ("Greater-than is left out (`--tasks greater_than` draws it): it has many right years, the logit of none is "
@@ -63,6 +64,11 @@ FIGURES = {
         measured.nodes, GIM + "none: the kit's own question, why GIM's ranks of nodes suffer",
         "Drawn from the csv of `benchmarks.patched_nodes`, whose prompts and draws benchmarks/README.md states.", (),
         stored=True),
+    "planted": _PaperFigure(
+        measured.planted, "MIB (arXiv 2504.13151), its AUROC on InterpBench's model (arXiv 2407.14494)",
+        "Drawn from the csv of `benchmarks.planted`; benchmarks/README.md states its models, truths and prompts. "
+        "InterpBench's own model was not available; AUROC counts every edge once, MIB's variant is in the csv.", (),
+        stored=True, models="models of benchmarks/planted"),
     "ioi-circuit": _PaperFigure(
         ioi.circuit, "Wang et al. 2022 (arXiv 2211.00593), the circuit of GPT-2 small",
         "Roles by stated thresholds of attention and of effects instead of by reading; a step is cut on its direct "
@@ -166,8 +172,8 @@ def draw(names, name: str = "mini-llama", n: int = 12, seed: int = 0, tasks=()) 
     for wanted in names or [known for known, figure in FIGURES.items() if not figure.stored]:
         chosen = FIGURES[wanted]
         figure, frame, alt = chosen.make(request)
-        stem = f"{wanted}-{request.label}" if chosen.tasks or chosen.stored else wanted
-        made = f"{name}, by the benchmark" if chosen.stored else "no model" if not chosen.tasks else (
+        stem = f"{wanted}-{request.label}" if (chosen.tasks or chosen.stored) and not chosen.models else wanted
+        made = f"{chosen.models or name}, by the benchmark" if chosen.stored else "no model" if not chosen.tasks else (
             f"{name}, {min(n, chosen.prompts)} prompts of each of {', '.join(request.chosen(chosen.tasks))}, "
             f"seed {seed}")
         drawn.append(plots.save(figure, FOLDER / stem, frame, alt, Paper=f"{chosen.paper}.", Made_on=f"{made}.",

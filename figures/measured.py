@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pandas
 
+from benchmarks.planted.measure import summary
 from figures import comparison, papers
 from figures.parts import Request
 from gimkit.errors import GimkitError
@@ -77,3 +78,13 @@ def runtime(request: Request):
     alt = (f"Bars: CPU time to score all edges of {request.label} as a multiple of EAP's, mean over {len(eap)} tasks. "
            + ", ".join(f"{method} {value:.1f}" for method, value in means.items()) + ".")
     return papers.runtimes(frame), frame, alt
+
+
+def planted(request: Request):
+    """How well methods find circuits that are known: (figure, table, alternative text)."""
+    frame = summary(stored("planted", ""))
+    said = "; ".join(f"{row.method} on {row.kind} models: AUROC {row.auroc:.2f}, average precision "
+                     f"{row.average_precision:.2f}" for row in frame.itertuples())
+    alt = (f"Dots with 95% intervals over programs: AUROC and average precision of edges against known circuits, a row "
+           f"per method, a colour per kind of model. {said}.")
+    return papers.known_circuits(frame), frame, alt

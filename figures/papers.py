@@ -256,6 +256,31 @@ def passes(frame, methods: dict[str, str]) -> Figure:
     return figure
 
 
+def known_circuits(frame) -> Figure:
+    """AUROC and average precision against known circuits: a row per method, a dot with its interval for each kind.
+
+    Args:
+        frame: columns kind, method, and value, low and high of auroc and average_precision.
+    """
+    methods, kinds = list(frame["method"].unique()), list(frame["kind"].unique())
+    figure, axes = panels(2, 11, 1.6 + 0.42 * len(methods), sharey=True)
+    for ax, area, label in zip(axes, ("auroc", "average_precision"), ("AUROC", "average precision")):
+        for number, (kind, marker, colour) in enumerate(zip(kinds, "so", (ORANGE, BLUE))):
+            own = frame[frame["kind"] == kind].set_index("method").reindex(methods)
+            ax.errorbar(own[area], numpy.arange(len(methods)) + 0.3 * (number - 0.5), fmt=marker, color=colour,
+                        xerr=[own[area] - own[f"{area}_low"], own[f"{area}_high"] - own[area]], markersize=6,
+                        linewidth=1.6, label=f"{kind} models")
+        ax.set_yticks(range(len(methods)), methods)
+        ax.set_ylim(len(methods) - 0.5, -0.5)
+        ax.set(xlabel=f"{label} over edges (high is good)", xlim=(None, 1.03))
+        ax.grid(False, axis="y")
+        for place in range(1, len(methods)):
+            ax.axhline(place - 0.5, color=GREY, linewidth=0.4)
+    axes[0].axvline(0.5, color=DARK, linestyle="--", linewidth=0.9)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False, fontsize=10)
+    return figure
+
+
 def depth(frame, methods: dict[str, str], fifths: list[str], ranks: dict[str, str]) -> Figure:
     """Sizes of node scores by fifths of the layers, and rank correlations over some of the nodes.
 
