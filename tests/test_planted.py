@@ -129,7 +129,7 @@ def plain(name, words, patched):
     elif name == "other-name":
         again = step("repeated", (word in words[:i] and word in "ABCDEF" for i, word in enumerate(words)))
         subject = step("subject", ([START, *(words[k] for k in here[:i + 1] if again[k])][-1] for i in here))
-        step("other", (next((word for word in words[:i + 1] if word in "ABCDEF" and word != subject[i]), "-")
+        step("other", (next((word for word in words[:i + 1] if word in "ABCDEF" and word != subject[i] != START), "-")
                        for i in here))
     else:
         digits = {START: 0} | {str(digit): digit for digit in range(4)}

@@ -137,8 +137,9 @@ def _subject(ids: torch.Tensor, repeated: torch.Tensor) -> torch.Tensor:
 
 
 def _other(ids: torch.Tensor, subject: torch.Tensor) -> torch.Tensor:
-    """The first name that is not the subject; "-" for none."""
-    return _found(_is_name(ids)[:, None] & (ids[:, None] != subject[:, :, None]), ids, NAMES + 2, last=False)
+    """The first name that is not the subject; "-" without a subject."""
+    others = _is_name(ids)[:, None] & (ids[:, None] != subject[:, :, None]) & (subject[:, :, None] > 0)
+    return _found(others, ids, NAMES + 2, last=False)
 
 
 def _digit(ids: torch.Tensor) -> torch.Tensor:

@@ -26,7 +26,7 @@ from gimkit.files import write_table
 FOLDER, CHECKS = Path(__file__).parent / "trained", Path(__file__).parent / "trained.csv"
 SHAPES, HEADS = ("gpt2", "llama"), 4
 MODELS = tuple(f"{program}-{shape}" for program, shape in product(ALIGNED, SHAPES))
-STEPS = {"induction": 1200, "counts": 600, "other-name": 2500, "sums": 2000}  # of training
+STEPS = {"induction": 1200, "counts": 600, "other-name": 2000, "sums": 2000}  # of training
 BATCH, RATE = 64, 3e-3
 LEAST, MOST = 0.99, 0.1  # accuracies at least, the unaligned parts' effect at most
 
