@@ -176,8 +176,8 @@ def test_a_patched_run_is_the_circuit_without_that_nodes_edges(name):
     task, places = task_of(name, model, 8), train.places_of(program_of(name))
     _, outputs = train.run(model._module, task.corrupt)
     for place in ("a0.h2", "m0", "a1.h2"):
-        which = torch.tensor([each == place for each in places]).expand(8, -1)
-        logits = train.run(model._module, task.clean, which, outputs)[0][range(8), -1]
+        rows = torch.tensor([[row if each == place else -1 for each in places] for row in range(8)])
+        logits = train.run(model._module, task.clean, rows, outputs)[0][:, -1]
         keep = known.graph.real.clone()
         keep[known.graph.sources.index(place)] = False
         good, bad = (torch.tensor(ids)[:, 0] for ids in (task.good, task.bad))
