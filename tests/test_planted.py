@@ -9,10 +9,19 @@ import gimkit
 from benchmarks.planted import train
 from benchmarks.planted.__main__ import main
 from benchmarks.planted.aligned import ALIGNED
-from benchmarks.planted.measure import average_precision, load, mib_auroc, program_of, task_of, trained, truth_of
+from benchmarks.planted.measure import (
+    average_precision,
+    load,
+    mib_auroc,
+    program_of,
+    ranked,
+    task_of,
+    trained,
+    truth_of,
+)
 from benchmarks.planted.prompts import PROGRAMS, START
 from gimkit import statistics
-from gimkit.circuits import Circuit
+from gimkit.circuits import Circuit, auroc
 
 torch.set_num_threads(1)
 
@@ -94,7 +103,23 @@ def test_areas_against_plain_loops():
     order = sorted(known.graph.edges, key=lambda name: -abs(float(scores.scores[known.graph.edges[name]])))
     places = [i for i, name in enumerate(order) if name in set(known.edges)]
     wanted = sum((k + 1) / (place + 1) for k, place in enumerate(places)) / len(places)
-    assert average_precision(scores, known) == pytest.approx(wanted)
+    values, hit = ranked(scores, known)
+    assert average_precision(values, hit) == pytest.approx(wanted)
+    assert statistics.auroc(values, hit) == pytest.approx(auroc(scores, known))
+
+
+def test_pairs_of_nodes_count_once_by_their_largest_score():
+    known, model = truth_of("induction-gpt2-0"), load("induction-gpt2-0")
+    scores = gimkit.score_edges(model, task_of("induction-gpt2-0", model, 2), "random")
+    best, true = {}, set()
+    for name, place in known.graph.edges.items():
+        pair = name.partition("<")[0]
+        best[pair] = max(best.get(pair, 0.0), abs(float(scores.scores[place])))
+        true |= {pair} if known.keep[place] else set()
+    values, hit = ranked(scores, known, pairs=True)
+    assert sorted(values.tolist()) == pytest.approx(sorted(best.values()))
+    assert sorted(values[hit].tolist()) == pytest.approx(sorted(best[pair] for pair in true))
+    assert true == {"input->a0.h1", "input->a1.h2", "a0.h1->a1.h2", "a1.h2->logits"}
 
 
 def test_the_table_has_its_controls(tmp_path, capsys):
@@ -196,8 +221,7 @@ def test_the_programs_edges_have_effects_and_no_others(name):
     assert (circuit > 0).float().mean() > 0.95 and (circuit - whole).abs().mean() < 0.2 * whole.mean()
     assert rest.mean() < 0
     exact = gimkit.score_edges(model, task, "exact")
-    real = known.graph.real
-    values, hit = exact.scores.abs()[real], known.keep[real]
+    values, hit = ranked(exact, known, pairs=True)
     assert values[hit].min() > 0.02 * whole.mean() and values[~hit].max() < 0.02 * whole.mean()
     assert statistics.auroc(values, hit) > 0.99
     order = torch.Generator().manual_seed(0)

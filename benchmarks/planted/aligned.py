@@ -15,18 +15,13 @@ from benchmarks.planted.prompts import START
 class Step(NamedTuple):
     """One step: its head or MLP, what it reads, and its value [n, positions] from the values it reads.
 
-    >>> ALIGNED["induction"].steps["match"].edges(ALIGNED["induction"].steps)
-    ['input->a1.h2<q>', 'input->a1.h2<v>', 'a0.h1->a1.h2<k>']
+    >>> ALIGNED["induction"].steps["previous"].place
+    'a0.h1'
     """
 
     place: str  # as in gimkit's graphs
-    reads: Mapping[str, str]  # a step or "input", and what a head reads it with: of "qkv"
+    reads: Sequence[str]  # steps, or "input"
     value: Callable[..., torch.Tensor]  # of the values of `reads`, in this order
-
-    def edges(self, steps: Mapping[str, "Step"]) -> list[str]:
-        """The names of the edges that it reads."""
-        return [f"{steps[read].place if read in steps else read}->{self.place}{part}" for read, parts in
-                self.reads.items() for part in ([f"<{each}>" for each in parts] or [""])]
 
 
 class Aligned(NamedTuple):
@@ -148,19 +143,19 @@ def _digit(ids: torch.Tensor) -> torch.Tensor:
 
 ALIGNED = {
     "induction": Aligned(3, (*"abcdefgh", "-"), _random(8, 8), {
-        "previous": Step("a0.h1", {"input": "v"}, _before),
-        "match": Step("a1.h2", {"input": "qv", "previous": "k"}, _induction)}),
+        "previous": Step("a0.h1", ("input",), _before),
+        "match": Step("a1.h2", ("input", "previous"), _induction)}),
     "counts": Aligned(2, ("(", ")", "x", "opened", "closed", "equal"), _random(3, 7), {
-        "openings": Step("a0.h0", {"input": "v"}, lambda ids: (ids == 1).cumsum(1)),
-        "closings": Step("a0.h3", {"input": "v"}, lambda ids: (ids == 2).cumsum(1)),
-        "more": Step("m1", {"openings": "", "closings": ""}, lambda *counts: _more(*counts, 4))}),
+        "openings": Step("a0.h0", ("input",), lambda ids: (ids == 1).cumsum(1)),
+        "closings": Step("a0.h3", ("input",), lambda ids: (ids == 2).cumsum(1)),
+        "more": Step("m1", ("openings", "closings"), lambda *counts: _more(*counts, 4))}),
     "other-name": Aligned(3, (*"ABCDEF", "x", "-"), _names, {
-        "repeated": Step("a0.h1", {"input": "qk"}, _repeated),
-        "subject": Step("a1.h2", {"input": "v", "repeated": "k"}, _subject),
-        "other": Step("a2.h0", {"input": "kv", "subject": "q"}, _other)}),
+        "repeated": Step("a0.h1", ("input",), _repeated),
+        "subject": Step("a1.h2", ("input", "repeated"), _subject),
+        "other": Step("a2.h0", ("input", "subject"), _other)}),
     "sums": Aligned(2, (*"0123", "up", "down", "same"), _random(4, 6), {
-        "previous": Step("a0.h1", {"input": "v"}, _before),
-        "sum": Step("m0", {"input": "", "previous": ""}, lambda ids, before: (_digit(ids) + _digit(before)) % 4),
-        "sum before": Step("a1.h2", {"sum": "v"}, _before),
-        "more": Step("m1", {"sum": "", "sum before": ""}, lambda *sums: _more(*sums, 5))}),
+        "previous": Step("a0.h1", ("input",), _before),
+        "sum": Step("m0", ("input", "previous"), lambda ids, before: (_digit(ids) + _digit(before)) % 4),
+        "sum before": Step("a1.h2", ("sum",), _before),
+        "more": Step("m1", ("sum", "sum before"), lambda *sums: _more(*sums, 5))}),
 }

@@ -14,7 +14,7 @@ import gimkit
 from benchmarks.planted import train
 from benchmarks.planted.prompts import FOLDER, PROGRAMS
 from gimkit import statistics
-from gimkit.circuits import Circuit, auroc
+from gimkit.circuits import Circuit
 from gimkit.circuits.faithfulness import SIZES
 from gimkit.model.graph import greedy_edges
 from gimkit.model.residual_stream import graph_of, residual_stream_of
@@ -78,17 +78,39 @@ def truth_of(name: str) -> Circuit:
     >>> truth_of("counts-gpt2-0").edges[-1]
     'm1->logits'
 
-    Of a compiled model: the edges whose exact effect is not zero, without noise. Of a trained one: the edges that its
-    program's steps read, and the one from the last step to the logits. A head's queries, keys and values are three
-    readers, as in MIB's graphs; those with which the step reads count. InterpBench's circuits do not tell them apart.
+    Of a compiled model: the edges whose exact effect is not zero, without noise. Of a trained one: the edges between
+    the heads and MLPs of steps where one reads the other, the embedding and the logits. Training says nothing of a
+    head's queries, keys and values apart, so all three are in it.
     """
     model = load(name)
-    if name not in PROGRAMS:
-        steps = program_of(name).steps
-        edges = [edge for step in steps.values() for edge in step.edges(steps)]
-        return Circuit.of(graph_of(residual_stream_of(model)), [*edges, f"{[*steps.values()][-1].place}->logits"])
-    exact = gimkit.score_edges(model, task_of(name, model, 64), "exact")
-    return Circuit(exact.graph, exact.scores.abs() > LEAST)
+    if name in PROGRAMS:
+        exact = gimkit.score_edges(model, task_of(name, model, 64), "exact")
+        return Circuit(exact.graph, exact.scores.abs() > LEAST)
+    graph = graph_of(residual_stream_of(model))
+    steps = program_of(name).steps
+    places = {"input": "input"} | {step: own.place for step, own in steps.items()}
+    pairs = {(places[read], own.place) for own in steps.values() for read in own.reads}
+    pairs.add(([*places.values()][-1], "logits"))
+    return Circuit.of(graph, [edge for edge in graph.edges if tuple(edge.partition("<")[0].split("->")) in pairs])
+
+
+def ranked(scores, known: Circuit, pairs: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
+    """|score| of every edge, and whether it is in the circuit.
+
+    >>> values, hit = ranked(gimkit.score_edges(model, task[:2], "random"), Circuit.between(edges.graph, ["input"]))
+    >>> len(values), int(hit.sum())
+    (761, 1)
+
+    Args:
+        pairs: count pairs of nodes, as InterpBench does: a head's queries, keys and values together, the largest
+            |score| of the three.
+    """
+    values, hit, real = scores.scores.abs(), known.keep, known.graph.real
+    if pairs:
+        reader = known.graph.node_of() % (len(values) + 1)  # the logits last
+        values, hit, real = (torch.zeros(len(values), len(values) + 1).scatter_reduce(
+            1, reader.expand_as(real), each.float(), "amax") for each in (values, hit, real))
+    return values[real.bool()], hit[real.bool()].bool()
 
 
 def mib_auroc(scores, known: Circuit) -> float:
@@ -110,16 +132,13 @@ def mib_auroc(scores, known: Circuit) -> float:
     return float(numpy.trapezoid(true, false / false[-1])) if false[-1] else 1.0
 
 
-def average_precision(scores, known: Circuit) -> float:
-    """The mean precision at each edge of the circuit, edges in order of |score|.
+def average_precision(values: torch.Tensor, hit: torch.Tensor) -> float:
+    """The mean precision at each edge of the circuit, edges in order of value.
 
-    >>> edges = gimkit.score_edges(model, task[:2], "random")
-    >>> average_precision(edges, Circuit(edges.graph, edges.scores > 2.5)) > 0
-    True
+    >>> average_precision(torch.tensor([0.9, 0.1, 0.5]), torch.tensor([True, True, False]))
+    0.8333333333333333
     """
-    real = known.graph.real
-    order = scores.scores[real].abs().argsort(descending=True, stable=True)
-    hit = known.keep[real][order].double()
+    hit = hit[values.argsort(descending=True, stable=True)].double()
     return float((hit * hit.cumsum(0) / torch.arange(1, len(hit) + 1)).sum() / hit.sum())
 
 
@@ -162,10 +181,10 @@ def measure(methods=COMPARED, seeds: int = 5, n: int = PAIRS, noises=NOISES, kin
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 edges = gimkit.score_edges(model, task, method, seed=seed)
-            rows.append({"kind": kind, "program": program, "seed": seed, "method": method,
-                         "edges": truth.graph.n_edges, "circuit": len(truth), "noise": noise,
-                         "auroc": auroc(edges, truth), "mib_auroc": mib_auroc(edges, truth),
-                         "average_precision": average_precision(edges, truth)})
+            values, hit = ranked(edges, truth, kind == "trained")
+            rows.append({"kind": kind, "program": program, "seed": seed, "method": method, "edges": len(hit),
+                         "circuit": int(hit.sum()), "noise": noise, "auroc": statistics.auroc(values, hit),
+                         "mib_auroc": mib_auroc(edges, truth), "average_precision": average_precision(values, hit)})
     return pandas.DataFrame(rows)
 
 
