@@ -333,6 +333,22 @@ def test_attention_at_the_repeated_name():
     assert found.of_duplicate.between(0, 1).all()
 
 
+def test_known_circuits_are_drawn_with_means_over_programs(tmp_path):
+    (tmp_path / "benchmarks").mkdir()
+    values = {"induction": 0.6, "counts": 0.8}
+    pandas.DataFrame([{"kind": kind, "program": program, "seed": seed, "method": method, "auroc": 0.9,
+                       "mib_auroc": 0.9, "average_precision": values[program] + 0.1 * seed}
+                      for kind in ("compiled", "trained") for method in ("gim", "random") for program in values
+                      for seed in (0, 1)]).to_csv(tmp_path / "benchmarks" / "planted.csv")
+    assert draw(["planted"]) == [parts.FOLDER / "planted.png"]
+    frame = pandas.read_csv("figures/data/planted.csv")
+    assert frame["average_precision"].tolist() == pytest.approx([0.75] * 4)  # of .65 and .85
+    assert (frame["average_precision_low"] < 0.75).all() and (frame["average_precision_high"] > 0.75).all()
+    text = (tmp_path / "figures" / "CAPTIONS.md").read_text()
+    assert "gim on trained models: AUROC 0.90, average precision 0.75" in text
+    assert "models of benchmarks/planted" in text
+
+
 def test_what_benchmarks_measured_is_drawn_from_their_files(tmp_path):
     with pytest.raises(gimkit.GimkitError, match="compare-mini-llama-mean.csv is missing"):
         draw(["one-pass-or-five"])

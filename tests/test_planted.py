@@ -184,7 +184,7 @@ def test_trained_models_pass_their_checks_and_an_untrained_one_does_not():
     table = pandas.read_csv(train.CHECKS).set_index(["model", "seed"])
     kept = table.index[table["kept"]]
     assert {f"{name}-{seed}" for name, seed in kept} == set(trained())
-    assert len({name.rpartition("-")[0] for name, _ in kept}) >= 3
+    assert len({name.rpartition("-")[0] for name, _ in kept}) >= 2
     for name, seed in kept:
         found = train.checks(load(f"{name}-{seed}")._module, name, n=1000)
         assert train.passed(found), (name, seed, found)
@@ -194,7 +194,7 @@ def test_trained_models_pass_their_checks_and_an_untrained_one_does_not():
         assert untrained["interchange"] < 0.6 and not train.passed(untrained)
 
 
-@pytest.mark.parametrize("name", ["other-name-gpt2-0", "sums-llama-0"])
+@pytest.mark.parametrize("name", ["induction-gpt2-0", "counts-llama-0"])
 def test_a_patched_run_is_the_circuit_without_that_nodes_edges(name):
     """The training's own patching against gimkit's: cutting all edges from a node."""
     model, known = load(name), truth_of(name)
@@ -211,19 +211,17 @@ def test_a_patched_run_is_the_circuit_without_that_nodes_edges(name):
 
 
 @pytest.mark.parametrize("name", sorted(trained()))
-def test_the_programs_edges_have_effects_and_no_others(name):
-    """The circuit alone does the task; cut edges of it matter, edges of other heads and MLPs do not."""
+def test_edges_of_the_program_have_effects_and_others_have_not(name):
+    """The circuit alone does the task, the rest does not; each edge of it matters more than any other."""
     model, known = load(name), truth_of(name)
     task = task_of(name, model, 64, seed=3)
     assert gimkit.tasks.card(model, task).accuracy > 0.98
     whole, circuit, rest = gimkit.run(model, task, [
         Circuit(known.graph, known.graph.real), known, Circuit(known.graph, known.graph.real & ~known.keep)])
-    assert (circuit > 0).float().mean() > 0.95 and (circuit - whole).abs().mean() < 0.2 * whole.mean()
-    assert rest.mean() < 0
+    assert (circuit > 0).float().mean() > 0.95 and circuit.mean() > 0.7 * whole.mean() and rest.mean() < 0
     exact = gimkit.score_edges(model, task, "exact")
     values, hit = ranked(exact, known, pairs=True)
-    assert values[hit].min() > 0.02 * whole.mean() and values[~hit].max() < 0.02 * whole.mean()
-    assert statistics.auroc(values, hit) > 0.99
+    assert values[hit].min() > 0.3 * whole.mean() and values[~hit].max() < 0.2 * whole.mean()
     order = torch.Generator().manual_seed(0)
     shuffled = [statistics.auroc(values, hit[torch.randperm(len(hit), generator=order)]) for _ in range(200)]
     assert abs(numpy.mean(shuffled) - 0.5) < 0.05

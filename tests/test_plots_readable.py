@@ -116,7 +116,7 @@ def test_texts_of_a_plot_are_readable(name):
 @pytest.mark.parametrize("name, draw", [
     ("toy", papers.toy), ("temperature-sweep-mini-llama", lambda frame: papers.temperature_sweep(frame, "all tasks")),
     ("ablation-ladder-mini-llama", lambda frame: papers.ladder(frame, "all tasks")),
-    ("layers-mini-llama", papers.layers),
+    ("layers-mini-llama", papers.layers), ("planted", papers.known_circuits),
     ("token-faithfulness-mini-llama", lambda frame: papers.faithfulness_table(frame, "all tasks")),
     ("eap-gp-saturation-mini-llama", papers.saturation_path), ("eap-gp-runtime-mini-llama", papers.runtimes)])
 def test_texts_of_a_committed_figure_are_readable(name, draw):
