@@ -28,7 +28,7 @@ class Aligned(NamedTuple):
     """A program; its last step's value is the answer.
 
     >>> ALIGNED["sums"].pairs(1)[0]
-    ('<start> 3 2 2 1 3 0', '<start> 0 0 3 3 1 3', 'down', 'same')
+    ('<start> 0 3 1 0 3 3', '<start> 3 3 1 3 1 2', 'down', 'up')
     """
 
     layers: int
