@@ -32,6 +32,7 @@ class Lab:
         self.notebooks, self.log, self.token = folder / "notebooks", folder / "lab.log", secrets.token_hex()
         shutil.copytree(ROOT / "notebooks", self.notebooks, ignore=shutil.ignore_patterns(".ipynb_checkpoints"))
         (folder / "figures").symlink_to(ROOT / "figures")  # recorded figures, read as ../figures
+        (folder / "benchmarks").symlink_to(ROOT / "benchmarks")  # a planted circuit
         for path in self.notebooks.glob("*.ipynb"):  # without outputs, so that what is seen was made here
             notebook = nbformat.read(path, 4)
             for cell in notebook.cells:
