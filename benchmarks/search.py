@@ -258,8 +258,8 @@ def _print(options) -> None:
     tables = []
     for name in options.models:
         for target in ("edges",) if name == "planted" else options.targets:
-            chosen = [*settings, *(f"{setting}{AVERAGE}" for setting in settings)] if (
-                target == "edges" and options.finalists) else settings
+            averaged = (*settings[:2], "gim", "gradient") if target == "edges" and options.finalists else ()  # 2 of edges
+            chosen = [*settings, *(f"{setting}{AVERAGE}" for setting in averaged)]
             halves_wanted = ("search", "held out") if options.finalists else ("search",)
             found = parts(name, target, chosen, options.n, options.scored, halves_wanted, options.parts)
             tables.append(summary(name, target, found, intervals=bool(options.finalists)))
