@@ -258,7 +258,8 @@ def _print(options) -> None:
     tables = []
     for name in options.models:
         for target in ("edges",) if name == "planted" else options.targets:
-            averaged = (*settings[:2], "gim", "gradient") if target == "edges" and options.finalists else ()  # 2 of edges
+            # the first two are the best for edges
+            averaged = (*settings[:2], "gim", "gradient") if target == "edges" and options.finalists else ()
             chosen = [*settings, *(f"{setting}{AVERAGE}" for setting in averaged)]
             halves_wanted = ("search", "held out") if options.finalists else ("search",)
             found = parts(name, target, chosen, options.n, options.scored, halves_wanted, options.parts)
