@@ -373,14 +373,14 @@ def over_tasks(runs: pandas.DataFrame, against=("ig-inputs", "exact")) -> pandas
     """
     draws, rows = _draws(runs), []
     for (model, half), part in runs.groupby(["model", "half"], sort=False):
-        pairs = list(dict.fromkeys(zip(part["task"], part["seed"])))
         for way, own in part.groupby("method", sort=False):
+            pairs = list(dict.fromkeys(zip(own["task"], own["seed"])))
             mine = [draws[task, way, seed] for task, seed in pairs]
             row = {"model": model, "half": half, "way": way, "tasks": own["task"].nunique(), "draws": len(pairs)}
             for area in AREAS:
                 row |= dict(zip((area, f"{area}_low", f"{area}_high"), _mean_area(mine, area)))
             for other in against:
-                if (pairs[0][0], other, pairs[0][1]) in draws:
+                if all((task, other, seed) in draws for task, seed in pairs):
                     lead = _mean_area(mine, "cmd", minus=[draws[task, other, seed] for task, seed in pairs])
                     row |= dict(zip((f"cmd_above_{other}", f"cmd_above_{other}_low", f"cmd_above_{other}_high"), lead))
             single = own.groupby(["task", "seed"])[["forward", "backward", "cpu_seconds"]].first().mean()

@@ -141,6 +141,38 @@ def test_the_tables_of_methods_have_every_method_and_what_was_measured(function)
             assert cell == want, (name, model)
 
 
+SEARCHED = (("planted", "edges average precision", "2f"), ("mini-llama", "edges cmd", "3f"),
+            ("mini-gpt2", "edges cmd", "3f"),
+            ("mini-llama", "nodes pearson", "2f"), ("mini-gpt2", "nodes pearson", "2f"))
+
+
+def test_the_tables_of_rules_and_of_rankings_are_what_was_measured():
+    methods = (ROOT / "docs/METHODS.md").read_text()
+    measured = pandas.read_csv(ROOT / "benchmarks/search-held-out.csv").query("half == 'held out'")
+    measured = measured.set_index(["setting", "model", "statistic"]).value
+    rows = rows_of(methods.partition("## Rules, searched")[2].partition("\n**What each rule")[0])
+    assert {name.strip("`") for name, *_ in rows} == set(measured.index.get_level_values(0))
+    for name, *cells in rows:
+        for (model, statistic, digits), cell in zip(SEARCHED, cells, strict=True):
+            key = (name.strip("`"), model, statistic)
+            assert cell == (written(measured[key], digits) if key in measured else "–"), key
+    section = methods.partition("## Rankings from more than one score")[2].partition("\n## ")[0]
+    models = re.search(r"^\| way \| runs \| (.*) \|$", section, re.MULTILINE)[1].split(" | ")
+    tables = [pandas.read_csv(ROOT / f"benchmarks/rankings-{model}.csv").query("half == 'held out'").set_index("way")
+              for model in models]
+    rows = rows_of(section)
+    assert {name.strip("`") for name, *_ in rows} == set().union(*(table.index for table in tables))
+    for name, _, *cells in rows:
+        for table, cell in zip(tables, cells, strict=True):
+            way, above = name.strip("`"), "cmd_above_ig-inputs"
+            if way not in table.index:
+                assert cell == "–"
+                continue
+            lead = "" if way == "ig-inputs" else " ({} [{}, {}])".format(
+                *(written(table.loc[way, f"{above}{end}"], "3f") for end in ("", "_low", "_high")))
+            assert cell == written(table.loc[way, "cmd"], "3f") + lead, way
+
+
 def texts_of(path: Path):
     """Every string in a module's code, a dot for each value that is put in."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
