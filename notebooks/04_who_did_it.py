@@ -418,6 +418,9 @@ legend = axes[0].legend(frameon=True)
 # The truth bends, and no rule makes it a line. a20.h0 starts flat: at the clean end neither the plain gradient nor frozen norms see any of its 4.9 logits, and GIM sees one. The other two heads are nearly lines; there the plain gradient is close, and GIM overshoots a23.h3.
 # </details>
 #
+# ## Which method when
+# For words take `gim`: one pass, and the highest mean of all one-pass methods on three models. With a hundred runs to spend, take `lime`. For heads and MLPs take `relp` in one pass, since GIM's halved products make early parts too small. In five passes `nap-ig` is close to patching each of them. For edges see notebook 05. The numbers are in `docs/METHODS.md`.
+#
 # ## What this does not show
 # - **Exact patching is exact about what it measures:** one part at a time, all others as they were. Parts that work in a chain each get the whole effect; parts that compensate for each other get no share at all (notebook 03).
 # - **Rank correlation counts every node alike,** and most of them do next to nothing: their order is noise. Look at the scatter and at the error too.

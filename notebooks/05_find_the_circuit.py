@@ -364,6 +364,9 @@ best = found.frame().sort_values("score", key=abs, ascending=False).head(5)[["so
 best.round(2).reset_index(drop=True)
 
 # %% [markdown]
+# ## Which method when
+# For edges take `gim` in one pass, and `ig-inputs` or `gim-ig` in five. Where one head decides by a saturated softmax, GIM's temperature is what helps. For a circuit of one size, cut it in several ways, run each on the scored prompts, and keep the one nearest to the whole model. In small models a ranking learned in 20 passes is better than all of these. On SmolLM2 it was not. The numbers are in `docs/METHODS.md`; words, heads and MLPs are in notebook 04.
+#
 # ## What this does not show
 # - **A circuit is cut for one question.** Corrupt prompts differ in one name here; what both prompts share is in no circuit. `gimkit.tasks.ioi(..., corrupt="third")` measures something else.
 # - **Edges are sums over positions.** That one head feeds another says nothing of *where* in the sentence.
