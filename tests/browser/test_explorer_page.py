@@ -536,6 +536,11 @@ def test_nothing_leaves_the_page_to_the_side(opened, width, scheme):
     page = opened(color_scheme=scheme)
     page.set_viewport_size({"width": width, "height": 950})
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    page.locator("tr").last.scroll_into_view_if_needed()  # the picture must not stand before the lists
+    assert page.locator("tr .score").last.evaluate("""cell => {
+      const { x, y } = cell.getBoundingClientRect();
+      return document.elementFromPoint(x + 3, y + 3) === cell;
+    }""")
     page.screenshot(path=SHOTS / f"explorer-{width}-{scheme}.png", full_page=True)
 
 
