@@ -24,6 +24,7 @@ from matplotlib import pyplot
 import gimkit
 from gimkit import l3d, plots
 from gimkit.l3d import gradients, interventions, language, recovery
+from gimkit.model.architecture import architecture_of
 from gimkit.notebook import checks
 from gimkit.statistics import auroc
 
@@ -57,7 +58,7 @@ references = toy.module(x)
 one = gradients.per_sample_gradients(toy.module, parameters, (toy.only(2, 1),), references[:1])
 for name, part in zip(parameters, one):
     print(name)
-    print(part[0].round(decimals=2).numpy())
+    print(part[0].round(decimals=2).numpy() + 0.0)
 
 # %% [markdown]
 # <details><summary>What happened</summary>
@@ -211,7 +212,8 @@ subnetwork_explorer(found, toy.module, inputs)  # two sliders; needs a running k
 
 # %%
 model = gimkit.load(MODEL)
-block, table = language.attention_run(model, blocks=[3], prompts=16, n=16, epochs=12, every=4, rate=0.01)
+number = min(3, len(architecture_of(model).blocks) - 1)
+block, table = language.attention_run(model, blocks=[number], prompts=16, n=16, epochs=12, every=4, rate=0.01)
 print(block)
 print(f"on new prompts: |g - g^| / |g| = {table.norm[0]:.2f}, its square {table.squared[0]:.2f}")
 

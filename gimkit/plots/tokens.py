@@ -79,7 +79,8 @@ def token_heat(results: dict[str, TokenScores], ax: Axes | None = None) -> Axes:
         for word, width, (x, line), score in zip(words, wide, places, scores.scores.tolist()):
             y = top + 1.1 + 2 * line
             ax.add_patch(Rectangle((x, y), width - 0.3, 1, facecolor=scale.to_rgba(score), linewidth=0))
-            ax.text(x + (width - 0.3) / 2, y + 0.5, word, ha="center", va="center", family="monospace", fontsize=10)
+            ax.text(x + (width - 0.3) / 2, y + 0.5, word, ha="center", va="center", family="monospace", fontsize=10,
+                    color="white" if score > 0.8 * most else DARK)  # the blue end of the scale is dark
             if abs(score) >= 0.1 * most:
                 ax.text(x + (width - 0.3) / 2, y + 1.4, f"{score:+.1f}", ha="center", va="center", fontsize=9)
     ax.set(xlim=(0, LINE), ylim=(height * len(results), 0))
