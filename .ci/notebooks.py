@@ -22,7 +22,7 @@ PROGRESS = re.compile(r"\d%\|.*(it/s|s/it)\]")  # a progress bar, which is over
 
 def smaller(png: str) -> str:
     """A large picture in base64 in 128 colours; a small one as it is, so that colour scales stay smooth."""
-    if len(png) < 100_000:
+    if len(png) < 60_000:
         return png
     picture, out = Image.open(io.BytesIO(base64.b64decode(png))).convert("RGB"), io.BytesIO()
     picture.quantize(128, dither=Image.Dither.NONE).save(out, "png", optimize=True)

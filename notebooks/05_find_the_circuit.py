@@ -164,7 +164,7 @@ rows = [(method, f"{(best := curves[method, True]).faithfulness[best.shares.inde
 pandas.DataFrame(rows, columns=["method", "f at 1% of edges, by |score|", "CMD by |score|, low is good", "CPR by score, high is good"])
 
 # %%
-figure, axes = pyplot.subplots(1, 2, figsize=(12, 4), layout="constrained")
+figure, axes = pyplot.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
 for ax, absolute, title in zip(axes, (True, False), ("cut by |score|", "cut by score")):
     plots.faithfulness_curves([curves[method, absolute] for method in METHODS], ax=ax)
     ax.set_title(title)
@@ -334,13 +334,11 @@ gimkit.explore(small, small_task[7:8], scored["gim-ig"], sizes, roles, remote=RE
 # SmolLM2's heads on IOI, in three draws of prompts (recorded: `python -m figures ioi-circuit --model smollm2-135m -n 4`). Left: how much a head attends to what its role is about; filled dots pass the threshold in all three draws. Middle: its exact effect. Right: what is lost when only the edges of one step are cut. **Predict:** is the strongest head a name mover, as in GPT-2 small?
 
 # %%
-Image("../figures/ioi-circuit-smollm2-135m.png", width=950)
-
-# %%
 RECOMPUTE = False  # True: measures the roles of MODEL's strongest heads again, for one draw; about a minute
 if RECOMPUTE:
     strongest = [node for node in circuit.nodes if node.startswith("a")]
     print(head_roles(model, fresh, heads=strongest, remote=REMOTE).query("role != ''")[["node", "role"]].to_string())
+Image("../figures/ioi-circuit-smollm2-135m.png", width=950)
 
 # %% [markdown]
 # <details><summary>What you see</summary>

@@ -67,8 +67,8 @@ if not REMOTE:
 
 # %%
 recorded = pandas.read_csv("../benchmarks/server-smollm2-135m.csv")
-recorded["bytes up"] = recorded["bytes up"].map("{:,}".format)
-recorded["numbers down"] = recorded["numbers down"].map("{:,}".format)
+for column, form in (("bytes up", "{:,}"), ("numbers down", "{:,}"), ("largest difference", "{:.0g}")):
+    recorded[column] = recorded[column].map(form.format)
 recorded.set_index("call")
 
 # %% [markdown]
