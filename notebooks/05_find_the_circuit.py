@@ -189,7 +189,7 @@ Image("../figures/one-pass-or-five-smollm2-135m.png", width=950)
 # %% [markdown]
 # <details><summary>What you see</summary>
 #
-# On the mean of the six tasks one GIM pass is about level with five passes of EAP-IG: CPR 1.44 against 1.53, CMD .035 against .049. Task by task it is not: by CPR it is ahead on greater-than and behind on IOI and agreement; by CMD it is ahead on induction and greater-than and behind nowhere. The plain gradient has the lowest CPR on five tasks of six, the mean is .83.
+# On the mean of the six tasks one GIM pass is about level with five passes of EAP-IG: CPR 1.44 against 1.53, CMD .035 against .049. Task by task it is not: by CPR it is ahead on greater-than and behind on IOI and agreement; by CMD it is ahead on induction and greater-than and behind nowhere. Of the four methods the plain gradient has the lowest CPR on five tasks of six; its mean is .83, that of random edges .27.
 #
 # An interval says: other prompts to *judge* with. Other prompts to *find* the circuit with can matter more: on `ioi_twice` the gradient's CPR is .25 in one draw and 1.50 in the other.
 # </details>
