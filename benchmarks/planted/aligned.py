@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 
 from benchmarks.planted.prompts import START
+from gimkit.model.graph import Graph
 
 
 class Step(NamedTuple):
@@ -60,6 +61,16 @@ class Aligned(NamedTuple):
             kept += int(differ.sum())
         clean, corrupt = (torch.cat(each)[:n] for each in zip(*found))
         return clean, corrupt
+
+    def edges(self, graph: Graph) -> list[str]:
+        """The edges between the embedding, the heads and MLPs of steps where one reads the other, and the logits.
+
+        Training says nothing of a head's queries, keys and values apart, so all three are there.
+        """
+        places = {"input": "input"} | {step: own.place for step, own in self.steps.items()}
+        pairs = {(places[read], own.place) for own in self.steps.values() for read in own.reads}
+        pairs.add(([*places.values()][-1], "logits"))
+        return [edge for edge in graph.edges if tuple(edge.partition("<")[0].split("->")) in pairs]
 
     def pairs(self, n: int, seed: int = 0) -> list[tuple[str, str, str, str]]:
         """n pairs as (clean, corrupt, good, bad): two random inputs, and the answer to each."""

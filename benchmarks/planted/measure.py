@@ -78,20 +78,15 @@ def truth_of(name: str) -> Circuit:
     >>> truth_of("counts-gpt2-0").edges[-1]
     'm1->logits'
 
-    Of a compiled model: the edges whose exact effect is not zero, without noise. Of a trained one: the edges between
-    the heads and MLPs of steps where one reads the other, the embedding and the logits. Training says nothing of a
-    head's queries, keys and values apart, so all three are in it.
+    Of a compiled model: the edges whose exact effect is not zero, without noise. Of a trained one: those of its
+    program (`Aligned.edges`).
     """
     model = load(name)
     if name in PROGRAMS:
         exact = gimkit.score_edges(model, task_of(name, model, 64), "exact")
         return Circuit(exact.graph, exact.scores.abs() > LEAST)
     graph = graph_of(residual_stream_of(model))
-    steps = program_of(name).steps
-    places = {"input": "input"} | {step: own.place for step, own in steps.items()}
-    pairs = {(places[read], own.place) for own in steps.values() for read in own.reads}
-    pairs.add(([*places.values()][-1], "logits"))
-    return Circuit.of(graph, [edge for edge in graph.edges if tuple(edge.partition("<")[0].split("->")) in pairs])
+    return Circuit.of(graph, program_of(name).edges(graph))
 
 
 def ranked(scores, known: Circuit, pairs: bool = False) -> tuple[torch.Tensor, torch.Tensor]:

@@ -15,22 +15,26 @@ from pathlib import Path
 
 import pandas
 import torch
+from nnsight import TransformersModel
 from torch.nn.functional import cross_entropy
 from tqdm.auto import tqdm
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
+import gimkit
 from benchmarks.planted.aligned import ALIGNED, Aligned
 from benchmarks.planted.prompts import START, tokenizer_of
+from gimkit.circuits import Circuit
 from gimkit.cli import run_command
 from gimkit.errors import check_all_known, check_whole
 from gimkit.files import write_table
+from gimkit.model.residual_stream import graph_of, residual_stream_of
 
 FOLDER, CHECKS = Path(__file__).parent / "trained", Path(__file__).parent / "trained.csv"
 SHAPES, HEADS = ("gpt2", "llama"), 4
 MODELS = tuple(f"{program}-{shape}" for program, shape in product(ALIGNED, SHAPES))
 STEPS = {"induction": 1000, "counts": 400, "other-name": 2400, "sums": 2000}  # of training
 BATCH, RATE = 64, 3e-3
-LEAST, MOST = 0.99, 0.1  # accuracies at least, the unaligned parts' effect at most
+LEAST, MOST, ALONE = 0.99, 0.1, 0.95  # accuracies at least, the unaligned parts' effect at most, the circuit's accuracy
 
 
 def program_of(name: str) -> Aligned:
@@ -188,6 +192,7 @@ def checks(model: PreTrainedModel, name: str, n: int = 2000, seed: int = 10**6) 
         them, on all pairs and on those where the program's answer changes. strict: accuracy with all other heads and
         MLPs patched at once. unaligned: the mean change of the logit difference by that, as a share of what the other
         input changes; unaligned_most: that of the worst of them alone; aligned_least: the step that matters least.
+        alone: accuracy of the program's edges alone (`alone`).
     """
     program = program_of(name)
     places, generator = places_of(program), torch.Generator().manual_seed(seed)
@@ -218,16 +223,34 @@ def checks(model: PreTrainedModel, name: str, n: int = 2000, seed: int = 10**6) 
     return {"accuracy": float((logits.argmax(-1) == answers).float().mean()), "interchange": min(found),
             "strict": float((rest.argmax(-1) == answers).float().mean()),
             "unaligned": float((difference(rest) - difference(logits)).abs().mean() / whole),
-            "unaligned_most": float(share[~steps].max()), "aligned_least": float(share[steps].min())}
+            "unaligned_most": float(share[~steps].max()), "aligned_least": float(share[steps].min()),
+            "alone": alone(model, name)}
+
+
+def alone(model: PreTrainedModel, name: str, n: int = 64, seed: int = 3) -> float:
+    """The share of prompt pairs that the program's edges alone, all others from the corrupt run, answer right."""
+    program, tokenizer = program_of(name), _tokenizer(name)
+    wrapped = TransformersModel(model, task="text-generation", tokenizer=tokenizer)
+    clean, corrupt, good, bad = zip(*program.pairs(n, seed))
+    task = gimkit.tasks.pairs(clean, corrupt, list(zip(good, bad)), model=wrapped, name=name)
+    graph = graph_of(residual_stream_of(wrapped))
+    circuit = Circuit.of(graph, program.edges(graph))
+    return float((gimkit.run(wrapped, task, circuit) > 0).float().mean())
+
+
+def _tokenizer(name: str):
+    return tokenizer_of({word: place for place, word in enumerate((START, *program_of(name).words))})
 
 
 def passed(found: dict) -> bool:
-    """Whether a model is kept: three accuracies of .99, and at most a tenth of the effect in all unaligned parts.
+    """Whether a model is kept: three accuracies of .99, its edges' own of .95, and at most a tenth of the effect in all
+    unaligned parts.
 
-    >>> passed({"accuracy": 1.0, "interchange": 0.98, "strict": 1.0, "unaligned": 0.01})
+    >>> passed({"accuracy": 1.0, "interchange": 0.98, "strict": 1.0, "alone": 1.0, "unaligned": 0.01})
     False
     """
-    return min(found[each] for each in ("accuracy", "interchange", "strict")) >= LEAST and found["unaligned"] <= MOST
+    return (min(found[each] for each in ("accuracy", "interchange", "strict")) >= LEAST and found["alone"] >= ALONE
+            and found["unaligned"] <= MOST)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -255,9 +278,8 @@ def _train(options) -> None:
         print(", ".join(f"{key} {value:.3f}" if isinstance(value, float) else f"{key} {value}"
                         for key, value in row.items()), flush=True)
         if row["kept"]:
-            words = (START, *program_of(name).words)
             model.half().save_pretrained(folder)
-            tokenizer_of({word: place for place, word in enumerate(words)}).save_pretrained(folder)
+            _tokenizer(name).save_pretrained(folder)
         table = pandas.read_csv(CHECKS) if CHECKS.is_file() else pandas.DataFrame(columns=list(row))
         others = table[(table["model"] != name) | (table["seed"] != seed)]
         table = pandas.DataFrame([*others.to_dict("records"), row])
