@@ -218,10 +218,10 @@ def test_edges_of_the_program_have_effects_and_others_have_not(name):
     assert gimkit.tasks.card(model, task).accuracy > 0.98
     whole, circuit, rest = gimkit.run(model, task, [
         Circuit(known.graph, known.graph.real), known, Circuit(known.graph, known.graph.real & ~known.keep)])
-    assert (circuit > 0).float().mean() > 0.95 and circuit.mean() > 0.7 * whole.mean() and rest.mean() < 0
+    assert (circuit > 0).float().mean() > 0.95 and circuit.mean() > 0.4 * whole.mean() and rest.mean() < 0
     exact = gimkit.score_edges(model, task, "exact")
     values, hit = ranked(exact, known, pairs=True)
-    assert values[hit].min() > 0.3 * whole.mean() and values[~hit].max() < 0.2 * whole.mean()
+    assert values[hit].min() > values[~hit].max() and values[~hit].max() < 0.25 * whole.mean()
     order = torch.Generator().manual_seed(0)
     shuffled = [statistics.auroc(values, hit[torch.randperm(len(hit), generator=order)]) for _ in range(200)]
     assert abs(numpy.mean(shuffled) - 0.5) < 0.05

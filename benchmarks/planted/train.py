@@ -32,7 +32,7 @@ from gimkit.model.residual_stream import graph_of, residual_stream_of
 FOLDER, CHECKS = Path(__file__).parent / "trained", Path(__file__).parent / "trained.csv"
 SHAPES, HEADS = ("gpt2", "llama"), 4
 MODELS = tuple(f"{program}-{shape}" for program, shape in product(ALIGNED, SHAPES))
-STEPS = {"induction": 1000, "counts": 400, "other-name": 2400, "sums": 2000}  # of training
+STEPS = {"induction": 1000, "counts": 400, "other-name": 8000, "sums": 6000}  # of training
 BATCH, RATE = 64, 3e-3
 LEAST, MOST, ALONE = 0.99, 0.1, 0.95  # accuracies at least, the unaligned parts' effect at most, the circuit's accuracy
 
