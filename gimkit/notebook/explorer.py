@@ -183,23 +183,23 @@ def explore(model: Envoy, prompt: PromptLike | Task, edges: EdgeScores | Mapping
     if numbers > MOST_ATTENTION:
         raise GimkitError(f"the attention of {len(heads)} heads on {' and '.join(str(len(ids)) for ids in prompts)} "
                           "tokens is too much for a page; give a shorter prompt, or faithfulness smaller sizes=")
-    (first, curves), *others = scored.values()
-    tokenizer = getattr(model, "tokenizer", None)
+    (first, first_curves), *others = scored.values()
     shown = [_prompt(model, ids, heads, remote) for ids in prompts]
     if task is not None:
         nodes = [name for name in first.sources if any(name in _ends(circuit) for circuit in largest)]
         _add_effects(shown, model, task, nodes, remote)
-    methods = []
+    rules, methods = {label: _token_rules(scores.method) for label, (scores, _) in scored.items()}, []
+    texts = prompts if task is not None else [prompt]
+    attributions = {one: _attributions(model, texts, task, one, remote) for one in dict.fromkeys(rules.values())}
     for label, (scores, curves) in scored.items():
-        texts = prompts if task is not None else [prompt]
         found = None if task is None else _positions(model, task, scores, remote)
         methods.append({
-            "label": label, **_attributions(model, texts, task, scores.method, tokenizer, remote),
+            "label": label, "rules": rules[label], "attribution": attributions[rules[label]],
             "positions": [] if found is None else [_short(rows[:, :len(ids)]) for rows, ids in zip(found, prompts)],
             "curves": [_view(scores, one, drawn) for one, drawn in zip(curves, cut[label])]})
-    names = ", ".join(scored) if others else scored[next(iter(scored))][1][0].label
+    names = ", ".join(scored) if others else first_curves[0].label
     explorer = Explorer(data={
-        "title": f"{curves[0].task}: {names}", "sources": list(first.sources), "targets": list(first.targets),
+        "title": f"{first_curves[0].task}: {names}", "sources": list(first.sources), "targets": list(first.targets),
         "total": first.graph.n_edges, "prompts": shown, "methods": methods,
         "roles": {name: str(role) for name, role in dict(roles if roles is not None else {}).items() if role},
     })
@@ -308,16 +308,18 @@ def _add_effects(shown: list[dict], model: Envoy, task: Task, nodes: list[str], 
                 "effects": dict(zip(effects.nodes, _short(effects.per_example[i])))}
 
 
-def _attributions(model: Envoy, prompts: list, task: Task | None, method: str, tokenizer: Any,
-                  remote: bool | str) -> dict:
-    """Scores of each prompt's tokens by the rules of a method of edges; none without a tokenizer, which has the blank.
-    """
-    rules: Any = method if method in RULES else "gim" if AVERAGED.get(method, GIM) == GIM else "gradient"
-    if tokenizer is None:
-        return {"rules": rules, "attribution": []}
+def _token_rules(method: str) -> Any:
+    """The rules that score tokens beside a method of edges."""
+    return method if method in RULES else "gim" if AVERAGED.get(method, GIM) == GIM else "gradient"
+
+
+def _attributions(model: Envoy, prompts: list, task: Task | None, rules: Any, remote: bool | str) -> list:
+    """Scores of each prompt's tokens; none without a tokenizer, which has the blank."""
+    if getattr(model, "tokenizer", None) is None:
+        return []
     found = [attribute(model, one, None if task is None else _target(task, i), method=rules, remote=remote)
              for i, one in enumerate(prompts)]
-    return {"rules": rules, "attribution": [_short(scores.scores) for scores in found]}
+    return [_short(scores.scores) for scores in found]
 
 
 def _target(task: Task, row: int) -> Any:
