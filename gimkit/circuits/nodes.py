@@ -248,8 +248,7 @@ def score_nodes(model: Envoy, task: Task, method: Method | Rules = "gim", *, met
         raise GimkitError(f"{label} scores all nodes at once: leave nodes= out and choose from its scores with .select")
     if nodes is not None:
         names = tuple(names[i] for i in _places([node.name for node in names], nodes))
-    at_clean = method in (*RULES, "atp*") or steps == 1 and method in ("nap-ig", "ig-activations")
-    if isinstance(method, Rules) or at_clean:
+    if at_clean_run(method, steps):
         check_slope(metric, label)
     if method == "random":
         values = torch.randn(len(names), generator=torch.Generator().manual_seed(seed)).repeat(len(task), 1)
@@ -301,6 +300,12 @@ def _labels(names: Sequence[Node], n_heads: int, reads: bool) -> tuple[str, ...]
             found += [f"a{node.layer}.h{head}<{read}>" for read in "qkv" for head in range(n_heads)]
         found.append(node.name)
     return tuple(found)
+
+
+def at_clean_run(method: str | Rules, steps: int) -> bool:
+    """Whether a method takes the gradient at the clean run alone."""
+    return (isinstance(method, Rules) or method in (*RULES, "atp*")
+            or steps == 1 and method in ("nap-ig", "ig-activations"))
 
 
 def gradient_scores(model: Envoy, parts: Architecture, pairs: Iterator[tuple[Task, Answers]], method: str | Rules,

@@ -5,7 +5,7 @@ from nnsight.intervention.envoy import Envoy
 
 from gimkit.circuits.edges import AVERAGED
 from gimkit.circuits.metric import Metric, check_slope, metric_of
-from gimkit.circuits.nodes import gradient_scores
+from gimkit.circuits.nodes import at_clean_run, gradient_scores
 from gimkit.errors import GimkitError, check_whole, require_finite
 from gimkit.jvp.modes import by_backend
 from gimkit.model.apply import check_unedited
@@ -55,7 +55,7 @@ def position_scores(model: Envoy, task: Task, method: str | Rules = "gim", *, me
     steps, batch_size = check_whole("steps", steps), check_whole("batch_size", batch_size)
     metric, label, parts = metric_of(task, metric), name_of(method), architecture_of(model)
     check_unedited(model)
-    if isinstance(method, Rules) or method in RULES or (method, steps) in (("nap-ig", 1), ("ig-activations", 1)):
+    if at_clean_run(method, steps):
         check_slope(metric, label)
     rules = AVERAGED.get(method, PLAIN) if method in (*AVERAGED, "nap-ig") else rules_of(method)
 
