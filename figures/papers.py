@@ -227,6 +227,20 @@ def ioi_circuit(heads, steps, draws: int, threshold: float) -> Figure:
     return figure
 
 
+def _rows_of_dots(ax, area: str, names: list, series: list, width: float) -> None:
+    """A row per name, a dot with its interval for each (label, table by name, marker, colour), spread over a width."""
+    for number, (label, table, marker, colour) in enumerate(series):
+        own = table.reindex(names)
+        places = numpy.arange(len(names)) - width / 2 + width * number / max(1, len(series) - 1)
+        ax.errorbar(own[area], places, xerr=[own[area] - own[f"{area}_low"], own[f"{area}_high"] - own[area]],
+                    fmt=marker, color=colour, markersize=6, linewidth=1.6, label=label)
+    ax.set_yticks(range(len(names)), [_plain(name) for name in names])
+    ax.set_ylim(len(names) - 0.5, -0.5)
+    for place in range(1, len(names)):
+        ax.axhline(place - 0.5, color=GREY, linewidth=0.6)
+    ax.grid(False, axis="y")
+
+
 def passes(frame, methods: dict[str, str]) -> Figure:
     """CPR and CMD: a row per task, a dot with its interval for each method.
 
@@ -238,17 +252,10 @@ def passes(frame, methods: dict[str, str]) -> Figure:
     figure, axes = panels(2, 11, 1.7 + 0.62 * len(names), sharey=True)
     for ax, area, label in zip(axes, ("cpr", "cmd"), ("CPR: area under faithfulness (high is good)",
                                                       "CMD: distance from the whole model (low is good)")):
-        for number, (method, marker) in enumerate(zip(drawn, MARKERS)):
-            own = frame[frame["method"] == method].set_index("task").reindex(names)
-            places = numpy.arange(len(names)) - 0.3 + 0.6 * number / max(1, len(drawn) - 1)
-            ax.errorbar(own[area], places, xerr=[own[area] - own[f"{area}_low"], own[f"{area}_high"] - own[area]],
-                        fmt=marker, color=method_colour(method), markersize=6, linewidth=1.6, label=methods[method])
-        ax.set_yticks(range(len(names)), [_plain(name) for name in names])
-        ax.set_ylim(len(names) - 0.5, -0.5)
+        series = [(methods[method], frame[frame["method"] == method].set_index("task"), marker, method_colour(method))
+                  for method, marker in zip(drawn, MARKERS)]
+        _rows_of_dots(ax, area, names, series, 0.6)
         ax.set_xlabel(label)
-        for place in range(1, len(names)):
-            ax.axhline(place - 0.5, color=GREY, linewidth=0.6)
-        ax.grid(False, axis="y")
     axes[0].axvline(1, color=DARK, linestyle="--", linewidth=0.9)
     axes[1].set_xscale("log")
     axes[1].xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
@@ -265,17 +272,10 @@ def known_circuits(frame) -> Figure:
     methods, kinds = list(frame["method"].unique()), list(frame["kind"].unique())
     figure, axes = panels(2, 11, 1.6 + 0.42 * len(methods), sharey=True)
     for ax, area, label in zip(axes, ("auroc", "average_precision"), ("AUROC", "average precision")):
-        for number, (kind, marker, colour) in enumerate(zip(kinds, "so", (ORANGE, BLUE))):
-            own = frame[frame["kind"] == kind].set_index("method").reindex(methods)
-            ax.errorbar(own[area], numpy.arange(len(methods)) + 0.3 * (number - 0.5), fmt=marker, color=colour,
-                        xerr=[own[area] - own[f"{area}_low"], own[f"{area}_high"] - own[area]], markersize=6,
-                        linewidth=1.6, label=f"{kind} models")
-        ax.set_yticks(range(len(methods)), methods)
-        ax.set_ylim(len(methods) - 0.5, -0.5)
+        series = [(f"{kind} models", frame[frame["kind"] == kind].set_index("method"), marker, colour)
+                  for kind, marker, colour in zip(kinds, "so", (ORANGE, BLUE))]
+        _rows_of_dots(ax, area, methods, series, 0.3)
         ax.set(xlabel=f"{label} over edges (high is good)", xlim=(None, 1.03))
-        ax.grid(False, axis="y")
-        for place in range(1, len(methods)):
-            ax.axhline(place - 0.5, color=GREY, linewidth=0.4)
     axes[0].axvline(0.5, color=DARK, linestyle="--", linewidth=0.9)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False, fontsize=10)
     return figure
