@@ -22,12 +22,11 @@ from tqdm.auto import tqdm
 import gimkit
 from benchmarks.compare import _circuit_runs, _draws
 from benchmarks.patched_nodes import STATISTICS
-from benchmarks.planted.measure import noisy, truth_of
+from benchmarks.planted.measure import average_precision, noisy, ranked, truth_of
 from benchmarks.planted.prompts import PROGRAMS
 from benchmarks.rankings import halves
 from benchmarks.shapley_tokens import BUNDLED, prompts
 from benchmarks.tables import cached_table
-from gimkit.circuits import precision_recall
 from gimkit.circuits.edges import AVERAGED
 from gimkit.cli import TASKS, run_command
 from gimkit.errors import check_all_known
@@ -106,8 +105,7 @@ def _planted(model, program: str, setting: str, n: int, scored: int) -> pandas.D
     for seed in range(2):
         (made, task, _), (method, context) = _noisy(program, seed), method_of(setting)
         with context:
-            table = precision_recall(gimkit.score_edges(made, task, method), truth)
-        values.append((table["precision"] * numpy.diff(table["recall"], prepend=0)).sum())
+            values.append(average_precision(*ranked(gimkit.score_edges(made, task, method), truth)))
     return pandas.DataFrame({"value": values})
 
 

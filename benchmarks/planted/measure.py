@@ -17,7 +17,6 @@ from gimkit import statistics
 from gimkit.circuits import Circuit
 from gimkit.circuits.faithfulness import SIZES
 from gimkit.model.graph import greedy_edges
-from gimkit.model.residual_stream import graph_of, residual_stream_of
 
 COMPARED = ("gradient", "freeze", "gim", "relp", "attnlrp", "transformer-lrp", "ig-inputs", "gim-ig", "gp", "exact",
             "random")
@@ -66,8 +65,7 @@ def task_of(name: str, model, n: int = PAIRS, seed: int = 0):
     >>> task_of("pattern", load("pattern"), n=2).clean.shape
     torch.Size([2, 4])
     """
-    clean, corrupt, good, bad = zip(*program_of(name).pairs(n, seed))
-    return gimkit.tasks.pairs(clean, corrupt, list(zip(good, bad)), model=model, name=name)
+    return train.task_from(program_of(name), model, name, n, seed)
 
 
 def truth_of(name: str) -> Circuit:
@@ -85,8 +83,7 @@ def truth_of(name: str) -> Circuit:
     if name in PROGRAMS:
         exact = gimkit.score_edges(model, task_of(name, model, 64), "exact")
         return Circuit(exact.graph, exact.scores.abs() > LEAST)
-    graph = graph_of(residual_stream_of(model))
-    return Circuit.of(graph, program_of(name).edges(graph))
+    return train.circuit_of(program_of(name), model)
 
 
 def ranked(scores, known: Circuit, pairs: bool = False) -> tuple[torch.Tensor, torch.Tensor]:

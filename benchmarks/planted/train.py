@@ -229,13 +229,22 @@ def checks(model: PreTrainedModel, name: str, n: int = 2000, seed: int = 10**6) 
 
 def alone(model: PreTrainedModel, name: str, n: int = 64, seed: int = 3) -> float:
     """The share of prompt pairs that the program's edges alone, all others from the corrupt run, answer right."""
-    program, tokenizer = program_of(name), _tokenizer(name)
-    wrapped = TransformersModel(model, task="text-generation", tokenizer=tokenizer)
+    program = program_of(name)
+    wrapped = TransformersModel(model, task="text-generation", tokenizer=_tokenizer(name))
+    task = task_from(program, wrapped, name, n, seed)
+    return float((gimkit.run(wrapped, task, circuit_of(program, wrapped)) > 0).float().mean())
+
+
+def task_from(program, model, name: str, n: int, seed: int):
+    """A program's prompt pairs, of a compiled or a trained model."""
     clean, corrupt, good, bad = zip(*program.pairs(n, seed))
-    task = gimkit.tasks.pairs(clean, corrupt, list(zip(good, bad)), model=wrapped, name=name)
-    graph = graph_of(residual_stream_of(wrapped))
-    circuit = Circuit.of(graph, program.edges(graph))
-    return float((gimkit.run(wrapped, task, circuit) > 0).float().mean())
+    return gimkit.tasks.pairs(clean, corrupt, list(zip(good, bad)), model=model, name=name)
+
+
+def circuit_of(program: Aligned, model) -> Circuit:
+    """The edges of a program, in a model trained to run it."""
+    graph = graph_of(residual_stream_of(model))
+    return Circuit.of(graph, program.edges(graph))
 
 
 def _tokenizer(name: str):
