@@ -11,87 +11,17 @@ import torch
 from gimkit.circuits.edges import EdgeScores
 from gimkit.circuits.patching import run_masks
 from gimkit.errors import GimkitError
-from gimkit.interventions.circuit_runs import gap, stream_read
-from gimkit.interventions.metric import at_answers, metric_values
-from gimkit.interventions.residual_stream import add_rows, heads_of, read_weights, tensor_of
-from gimkit.interventions.weights import held_or_probed, matrix_of
+from gimkit.interventions.circuit_runs import run_circuits
 from gimkit.model.graph import Graph
 from gimkit.model.residual_stream import ResidualStream, graph_of, residual_stream_of
 from gimkit.remote import in_trace
 from gimkit.tasks.task import Task, answers_of
 
 
-def soft_circuit(model, w, b: int, keep: torch.Tensor, answers) -> torch.Tensor:
-    """The metric [b] of one circuit with real-valued keep [sources, targets], differentiable in it.
-
-    As `gimkit.interventions.circuit_runs.run_circuits`, without writing into tensors, for models without a norm after
-    attention or the MLP. Rows: b corrupt prompts, b clean ones.
-    """
-    group, stream = w.heads // w.key_heads, model.get(w.layers[0].block).input
-    gaps, column = (stream[b:2 * b] - stream[:b])[None], 0
-    for layer in w.layers:
-        corrupt = model.get(layer.block).input[:b]
-        _put_reads(model, w, layer, corrupt, gaps, keep[:len(gaps), column:column + 3 * w.heads])
-        column += 3 * w.heads
-        projection = model.get(layer.output)
-        z = projection.input
-        if group > 1:  # each copy of the rows holds the heads that read its keys and values
-            copies = z[2 * b:].unflatten(-1, (w.heads, -1)).unflatten(0, (group, -1))
-            mixed = torch.stack([copies[h % group, :, :, h] for h in range(w.heads)], -2).flatten(-2)
-            z = torch.cat([z[:2 * b], mixed])
-        projection.input = z[:2 * b]
-        weight = matrix_of(projection, layer.output, z[:2 * b], projection.output)[0].unflatten(0, (w.heads, -1))
-        heads = torch.einsum("bshd,hdw->hbsw", gap(z, b)[0].unflatten(-1, (w.heads, -1)), weight)
-        before, gaps = gaps, torch.cat([gaps, heads])
-        mlp, norm = model.get(layer.mlp), layer.norm_before_mlp
-        path, known = layer.mlp if norm is None else norm.path, before if w.parallel else gaps
-        reads = stream_read(model.get(path).input[:b], known, keep[:len(known), column:column + 1])[0]
-        column += 1
-        mlp.input = torch.cat([mlp.input, reads if norm is None else model.get(path)(reads)])
-        value = mlp.output
-        m = tensor_of(value)
-        mlp.output = (m[:2 * b], *value[1:]) if isinstance(value, tuple) else m[:2 * b]
-        gaps = torch.cat([gaps, gap(m, b)])
-    final, unembedding = model.get(w.final_norm.path), model.get(w.unembedding.path)
-    reads = stream_read(final.input[:b], gaps, keep[:, column:column + 1])[0]
-    unembedding.input = torch.cat([unembedding.input, final(reads)])
-    logits = at_answers(model, w.unembedding, answers.last)
-    return metric_values(logits, answers, logits[b:2 * b])[2]
-
-
-def _put_reads(model, w, layer, corrupt: torch.Tensor, gaps: torch.Tensor, keep: torch.Tensor) -> None:
-    """Give each head the q, k and v of the stream that it reads, as `circuit_runs.put_reads`."""
-    b, group = len(corrupt), w.heads // w.key_heads
-    add_rows(model.get(layer.attention), (2 + group) * b, 2 * b, b)
-    norm = None if layer.norm_before_attention is None else model.get(layer.norm_before_attention.path)
-    normed = corrupt if norm is None else norm(corrupt)
-    matrices = {path: held_or_probed(model.get(path), normed) for path in dict.fromkeys(layer.projections)}
-    weight, bias = read_weights(matrices, layer, w)
-    reads = stream_read(corrupt, gaps, keep)
-    own = torch.bmm((reads if norm is None else norm(reads)).flatten(1, 2), weight)
-    own = (own if bias is None else own + bias).unflatten(1, corrupt.shape[:2]).movedim(0, 2)
-    own = own.unflatten(2, (3, w.heads))  # [b, seq, 3, heads, head width]
-    for path in matrices:
-        module = model.get(path)
-        module.input = module.input[:2 * b]
-        output = module.output
-        places = torch.arange(output.shape[-1], device=output.device)
-        rows = [output]
-        for member in range(group):
-            mixed = torch.zeros_like(output[:b])
-            for which, read in enumerate(layer.projections):
-                if read == path:
-                    index = heads_of(places, which, layer.layout, w.heads, w.key_heads, w.head_dim).flatten()
-                    mine = own[:, :, which] if which == 0 else own[:, :, which, member::group]
-                    mixed = mixed.index_copy(-1, index, mine.flatten(-2))
-            rows.append(mixed)
-        module.output = torch.cat(rows)
-
-
 def _loss_and_gradient(model, w, b: int, keep, answers, empty: float, whole: float, match: bool) -> tuple:
     """|1 - faithfulness| of the mean metric (or minus faithfulness), faithfulness, and the loss's gradient in keep."""
     keep = keep.detach().clone().requires_grad_(True)
-    kept = (soft_circuit(model, w, b, keep, answers).mean() - empty) / (whole - empty)
+    kept = (run_circuits(model, w, b, keep[None], answers)[2].mean() - empty) / (whole - empty)
     loss = (1 - kept).abs() if match else -kept
     return loss.detach(), kept.detach(), torch.autograd.grad(loss, keep)[0]
 

@@ -8,6 +8,7 @@ from gimkit.interventions.residual_stream import (
     check_reads,
     check_sum,
     heads_of,
+    heads_written,
     read_after,
     read_norm,
     read_weights,
@@ -20,9 +21,12 @@ def run_circuits(model, w, b: int, keep: torch.Tensor, answers) -> torch.Tensor:
     """The metric [2 + circuits, b] of the corrupt and the clean run, and of edge-patched forward passes: each target
     reads the current value of the sources that it keeps and the corrupt value of the others.
 
-    keep: [circuits, sources, targets] of 0 and 1. The rows are b corrupt prompts and b clean ones. A circuit's rows
-    have no residual stream: they are added inside attention, inside the MLP and at the unembedding, and removed after
-    each. A target without kept edges is the corrupt run's, so nothing is computed for it.
+    keep: [circuits, sources, targets], 0 to 1: an edge carries keep x the current value + (1 - keep) x the corrupt one.
+    The result is differentiable in it, where no norm follows attention or the MLP.
+
+    The rows are b corrupt prompts and b clean ones. A circuit's rows have no residual stream: they are added inside
+    attention, inside the MLP and at the unembedding, and removed after each. A target without kept edges is the
+    corrupt run's, so nothing is computed for it.
     """
     circuits, group = len(keep), w.heads // w.key_heads
     stream = model.get(w.layers[0].block).input
@@ -48,7 +52,8 @@ def run_circuits(model, w, b: int, keep: torch.Tensor, answers) -> torch.Tensor:
         attention = projection.output
         weight = matrix_of(projection, layer.output, z[:len(attention)], attention)[0]
         after = read_after(model, norm, attention)
-        put_heads(gaps[:, known:known + w.heads], weight, z, after)
+        changes = gap(z if after is None else z * after.inverse, b)
+        gaps = with_outputs(gaps, known, [heads_written(weight, change, after, w.heads) for change in changes])
         if norm:
             attention = after.y[:2 * b]
             model.get(norm.path).output = attention
@@ -58,7 +63,7 @@ def run_circuits(model, w, b: int, keep: torch.Tensor, answers) -> torch.Tensor:
         path = layer.mlp if norm is None else norm.path
         entry, known_to_mlp = model.get(path).input, known if w.parallel else known + w.heads
         check_sum(path, entry, *(summands[:1] if w.parallel else summands), b=b)
-        corrupt, live = entry[:b], keep[:, :known_to_mlp, column].any(1).nonzero()[:, 0].tolist()
+        corrupt, live = entry[:b], live_of(keep[:, :known_to_mlp, column].T).tolist()
         reads = torch.cat([corrupt, *streams(corrupt, gaps[:, :known_to_mlp], keep[:, :known_to_mlp, column], live)])
         column += 1
         if norm is not None:
@@ -73,8 +78,9 @@ def run_circuits(model, w, b: int, keep: torch.Tensor, answers) -> torch.Tensor:
         else:
             model.get(layer.norm_after_mlp.path).output = m[:2 * b]
         summands.append(m[:2 * b])
-        gaps[:, known + w.heads] = 0
-        gaps[live, known + w.heads] = gap(m, b)
+        changed = torch.zeros_like(gaps[:, :1])
+        changed[live, 0] = gap(m, b)
+        gaps = with_outputs(gaps, known + w.heads, changed)
         known += w.heads + 1
     # The logits read the stream before the final norm; a trunk may give its output the shape of the ids.
     final, unembedding = model.get(w.final_norm.path), model.get(w.unembedding.path)
@@ -100,6 +106,20 @@ def gap(x: torch.Tensor, b: int) -> torch.Tensor:
     return x[2 * b:].unflatten(0, (-1, b)) - x[:b]
 
 
+def with_outputs(gaps: torch.Tensor, known: int, outputs) -> torch.Tensor:
+    """Gaps with the next sources' [sources, b, seq, width], for each circuit; autograd needs a new tensor."""
+    if any(own.requires_grad for own in outputs):
+        return torch.cat([gaps[:, :known], torch.stack([*outputs])], 1)
+    for i, own in enumerate(outputs):
+        gaps[i, known:known + len(own)] = own
+    return gaps
+
+
+def live_of(keep: torch.Tensor) -> torch.Tensor:
+    """The columns of keep [sources, ...] that keep a source; all where a gradient in keep is wanted."""
+    return (keep.any(0) | keep.requires_grad).nonzero()[:, 0]
+
+
 def streams(corrupt: torch.Tensor, gaps: torch.Tensor, keep: torch.Tensor, live) -> list:
     """What one target reads in each live circuit, [b, seq, width]. keep: [circuits, sources]."""
     return [stream_read(corrupt, gaps[i], keep[i, :, None])[0] for i in live]
@@ -111,8 +131,8 @@ def stream_read(corrupt: torch.Tensor, gaps: torch.Tensor, keep: torch.Tensor) -
     corrupt: [b, seq, width]. gaps: [sources, b, seq, width]. keep: [sources, targets].
     """
     used = keep.any(1)
-    if 2 * int(used.sum()) < len(used):  # then copying their gaps is cheaper than multiplying by zeros
-        gaps, keep = gaps[used], keep[used]
+    if not keep.requires_grad and 2 * int(used.sum()) < len(used):
+        gaps, keep = gaps[used], keep[used]  # copying them is cheaper than multiplying the others by zeros
     return torch.addmm(corrupt.reshape(1, -1), keep.T, gaps.flatten(1)).unflatten(1, corrupt.shape)
 
 
@@ -130,7 +150,7 @@ def put_reads(model, w, layer, corrupt: torch.Tensor, gaps: torch.Tensor, keep: 
     weight, bias = read_weights(matrices, layer, w)
     own = []  # for each circuit, the live targets and their q, k or v
     for i in range(circuits):  # one by one: all targets' streams are the largest thing here
-        live = keep[i].any(0).nonzero()[:, 0]
+        live = live_of(keep[i])
         reads = stream_read(corrupt, gaps[i], keep[i][:, live])
         reads = (reads if norm is None or not len(live) else norm(reads)).flatten(1, 2).to(weight.dtype)
         some = torch.bmm(reads, weight[live]).unflatten(1, corrupt.shape[:2])
@@ -161,18 +181,3 @@ def put_live(part: torch.Tensor, which: int, own: list, heads: int) -> None:
             part[:, i][..., chosen, :] = values.movedim(0, -2)
         else:
             part[chosen % len(part), i, :, :, chosen // len(part)] = values
-
-
-def put_heads(gaps: torch.Tensor, weight: torch.Tensor, z, after) -> None:
-    """Fill gaps [circuits, heads, b, seq, width] with current minus corrupt of what each head writes.
-
-    weight: of the output projection, [in, width].
-    """
-    circuits, heads, b = gaps.shape[:3]
-    weight = weight.unflatten(0, (heads, -1))
-    if after is not None:
-        z = z * after.inverse
-    change = gap(z, b).unflatten(-1, (heads, -1))
-    for i in range(circuits):
-        parts = torch.einsum("bshd,hdw->hbsw", change[i].to(weight.dtype), weight)
-        gaps[i] = parts if after is None else parts * after.factor

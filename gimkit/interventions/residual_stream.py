@@ -20,7 +20,7 @@ def heads_of(x: torch.Tensor, which: int, layout: str, heads: int, key_heads: in
     if layout == "interleaved":
         return x.unflatten(-1, (heads, 3, width))[..., which, :]
     sizes = [heads * width, key_heads * width, key_heads * width]
-    return x.split(sizes, -1)[which].unflatten(-1, (-1, width))
+    return x.narrow(-1, sum(sizes[:which]), sizes[which]).unflatten(-1, (-1, width))  # .split's views can't be written
 
 
 def read_projections(model, layer, reads: torch.Tensor) -> tuple[dict, dict]:
