@@ -4,11 +4,13 @@ An edge carries mask x the clean run's value + (1 - mask) x the corrupt one, and
 """
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 
 from gimkit.circuits.edges import EdgeScores
+from gimkit.circuits.nodes import NodeScores
 from gimkit.circuits.patching import run_masks
 from gimkit.errors import GimkitError
 from gimkit.interventions.circuit_runs import run_circuits
@@ -89,20 +91,22 @@ def soft_top(s: torch.Tensor, k: float, temperature: float = 0.5) -> torch.Tenso
 
 class Setting(NamedTuple):
     """How a ranking is learned: steps of Adam, their rate, of how many parts of the pairs each step takes one, and the
-    start: -width log(rank / n), so that the best edges are far apart; with width 0 evenly from 1 to -1.
+    start: -width log(rank / n), so that the best are far apart; with width 0 evenly from 1 to -1. still: Adam's eps;
+    what has a far smaller gradient stays where it began.
     """
 
     steps: int = 200
     rate: float = 0.1
     parts: int = 2
     width: float = 0.0
+    still: float = 1e-8
 
 
 LONG = Setting()
 
 
 def learned(masked: Masked, start: EdgeScores | None = None, setting: Setting = LONG, seed: int = 0) -> EdgeScores:
-    """A ranking learned by gradient descent on soft circuits of random sizes: each should be as the whole model.
+    """A ranking of edges learned by gradient descent on soft circuits of random sizes: each should be as the model.
 
     >>> learned(Masked(model, task[:2]), setting=Setting(steps=1)).scores.shape
     torch.Size([26, 66])
@@ -112,30 +116,54 @@ def learned(masked: Masked, start: EdgeScores | None = None, setting: Setting = 
     Args:
         masked: the model and the task.
         start: scores whose order the ranking starts from; None starts from zeros.
-        setting: steps, rate, parts and width.
+        setting: steps, rate, parts, width and still.
         seed: of the sizes and pairs.
 
     Source:
         Matryoshka attribution, arXiv 2609.25518, with a loss that punishes overshoot.
     """
-    graph, generator = masked.graph, torch.Generator().manual_seed(seed)
-    n = graph.n_edges
-    s = torch.zeros(n)
+    real = masked.graph.real
+
+    def circuit(mask: torch.Tensor) -> torch.Tensor:
+        return torch.zeros(real.shape).masked_scatter(real, mask)
+
+    own = None if start is None else start.scores[real]
+    scores = circuit(_learned(masked, circuit, masked.graph.n_edges, own, setting, seed))
+    return EdgeScores(masked.task.name, "learned", masked.graph, scores)
+
+
+def learned_nodes(masked: Masked, start: NodeScores | None = None, setting: Setting = LONG,
+                  seed: int = 0) -> NodeScores:
+    """A ranking of heads and MLPs, as `learned`: all edges from a node carry its mask, those from the embedding 1.
+
+    >>> learned_nodes(Masked(model, task[:2]), setting=Setting(steps=1)).scores.shape
+    torch.Size([26])
+    """
+    graph = masked.graph
+
+    def circuit(mask: torch.Tensor) -> torch.Tensor:
+        return torch.cat([torch.ones(1), mask])[:, None] * graph.real
+
+    own = None if start is None else start.scores[1:]
+    found = _learned(masked, circuit, len(graph.sources) - 1, own, setting, seed)
+    scores = torch.cat([found.max()[None], found])
+    return NodeScores(masked.task.name, "learned", graph.sources, scores[None], graph=graph)
+
+
+def _learned(masked: Masked, circuit: Callable, n: int, start: torch.Tensor | None, setting: Setting,
+             seed: int) -> torch.Tensor:
+    """Scores [n] above 0; circuit: of a mask [n], the mask of every edge."""
+    generator, s = torch.Generator().manual_seed(seed), torch.zeros(n)
     if start is not None:
-        rank = torch.arange(1, n + 1)
-        best_first = start.scores[graph.real].abs().argsort(descending=True)
+        best_first, rank = start.abs().argsort(descending=True), torch.arange(1, n + 1)
         s[best_first] = -setting.width * torch.log(rank / n) if setting.width else torch.linspace(1, -1, n)
     s.requires_grad_(True)
-    optimizer = torch.optim.Adam([s], lr=setting.rate)
+    optimizer = torch.optim.Adam([s], lr=setting.rate, eps=setting.still)
     for step in range(setting.steps):
         k = math.exp(float(torch.rand((), generator=generator)) * math.log(n))
-        mask = soft_top(s, k)
-        keep = torch.zeros(graph.real.shape)
-        keep[graph.real] = mask.detach()
-        gradient = masked.gradient(keep, rows=slice(step % setting.parts, None, setting.parts))[2]
+        keep = circuit(soft_top(s, k))
+        gradient = masked.gradient(keep.detach(), rows=slice(step % setting.parts, None, setting.parts))[2]
         optimizer.zero_grad()
-        mask.backward(gradient[graph.real])
+        keep.backward(gradient)
         optimizer.step()
-    scores = torch.zeros(graph.real.shape)
-    scores[graph.real] = s.detach() - s.detach().min() + 1e-3  # above 0, so that |score| ranks alike
-    return EdgeScores(masked.task.name, "learned", graph, scores)
+    return s.detach() - s.detach().min() + 1e-3  # above 0, so that |score| ranks alike

@@ -1,7 +1,8 @@
 """Which backward rules are best for tokens, nodes and edges: `python -m benchmarks.search NAME ...`.
 
-Tasks are halved by name before anything is tried (`benchmarks.rankings.halves`). Settings are compared on the search
-half; what is best there, is judged on the held-out half, beside GIM, RelP and the gradient.
+A name is a model's, or "compiled" or "trained": all models of `benchmarks.planted` of that kind. Tasks are halved by
+name before anything is tried (`benchmarks.rankings.halves`). Settings are compared on the search half; what is best
+there, is judged on the held-out half, beside GIM, RelP and the gradient.
 """
 
 import argparse
@@ -22,7 +23,8 @@ from tqdm.auto import tqdm
 import gimkit
 from benchmarks.compare import _circuit_runs, _draws
 from benchmarks.patched_nodes import STATISTICS
-from benchmarks.planted.measure import average_precision, noisy, ranked, truth_of
+from benchmarks.planted.aligned import ALIGNED
+from benchmarks.planted.measure import KINDS, average_precision, noisy, ranked, trained, truth_of
 from benchmarks.planted.prompts import PROGRAMS
 from benchmarks.rankings import halves
 from benchmarks.shapley_tokens import BUNDLED, prompts
@@ -62,6 +64,8 @@ AVERAGE = " at 5 points"
 HIGH = {"edges cmd": -1, "edges cpr": 1, "nodes strongest": 1, "nodes pearson": 1, "tokens pearson": 1,
         "edges average precision": 1}
 TARGETS = ("edges", "nodes", "tokens")
+REAL_SETS = ("agreement", "capital", "ioi twice", "ioi, filled in", "redundant, twice", "redundant, three times")
+LEFT_OUT = {"smollm2-135m": ("odd_one_out", "pronoun")}  # it does not solve the first; the second for time
 
 
 def method_of(setting: str) -> tuple:
@@ -99,29 +103,41 @@ def _tokens(model, kind: str, setting: str, n: int, scored: int) -> pandas.DataF
     return pandas.DataFrame(found)  # a row a prompt, padded with NaN
 
 
-def _planted(model, program: str, setting: str, n: int, scored: int) -> pandas.DataFrame:
+def _compiled(program: str, setting: str) -> pandas.DataFrame:
     """Average precision for two seeds of the weights' noise."""
-    truth, values = _truth(program), []
-    for seed in range(2):
-        (made, task, _), (method, context) = _noisy(program, seed), method_of(setting)
+    return _precision(program, setting, [(program, seed) for seed in range(2)])
+
+
+def _trained(program: str, setting: str) -> pandas.DataFrame:
+    """Average precision for each trained model of a program."""
+    return _precision(program, setting, [(name, 0) for name in trained() if name.startswith(f"{program}-")])
+
+
+def _precision(program: str, setting: str, models: list[tuple[str, int]]) -> pandas.DataFrame:
+    values, (method, context) = [], method_of(setting)
+    for name, seed in models:
+        model, task, _ = _noisy(name, seed) if name == program else _plain(name)
         with context:
-            values.append(average_precision(*ranked(gimkit.score_edges(made, task, method), truth)))
+            values.append(average_precision(*ranked(gimkit.score_edges(model, task, method), _truth(name),
+                                                    pairs=name != program)))
     return pandas.DataFrame({"value": values})
 
 
-_truth, _noisy = cache(truth_of), cache(noisy)
+_truth, _noisy, _plain = cache(truth_of), cache(noisy), cache(partial(noisy, seed=0, noises=[0.0]))
 
 
 def parts(name: str, target: str, settings, n: int, scored: int, wanted=("search", "held out"),
           folder: Path | None = None) -> dict:
     """{(setting, task): what was measured}, for one model, target, and the tasks of some halves.
 
-    >>> sorted(parts("planted", "edges", ["gim"], 2, 2, ["search"]))
+    >>> sorted(parts("compiled", "edges", ["gim"], 2, 2, ["search"]))
     [('gim', 'brackets'), ('gim', 'induction'), ('gim', 'pattern')]
     """
-    planted = name == "planted"
-    measure = _planted if planted else {"edges": _edges, "nodes": _nodes, "tokens": _tokens}[target]
-    model = None if planted else gimkit.load(name)
+    if name in KINDS:
+        measure = {"compiled": _compiled, "trained": _trained}[name]
+    else:
+        measure = partial({"edges": _edges, "nodes": _nodes, "tokens": _tokens}[target], gimkit.load(name), n=n,
+                          scored=scored)
     settings = settings if target == "edges" else ["exact", *settings]
     found = {}
     split = {task: half for task, half in halves_of(name, target).items() if half in wanted}
@@ -133,7 +149,7 @@ def parts(name: str, target: str, settings, n: int, scored: int, wanted=("search
         path = folder and Path(folder) / name / f"{target}-{task}-{setting}-{scored}-{n}.csv".replace(" ", "_")
 
         def run(task=task, setting=setting) -> pandas.DataFrame:
-            return measure(model, task, setting, n, scored)
+            return measure(task, setting)
 
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -142,19 +158,20 @@ def parts(name: str, target: str, settings, n: int, scored: int, wanted=("search
 
 
 def halves_of(name: str, target: str) -> dict[str, str]:
-    """{task: "search" or "held out"} of a model's tasks, programs or prompt sets; SmolLM2 does not solve odd_one_out.
+    """{task: "search" or "held out"} of a model's tasks, programs or prompt sets.
 
-    >>> halves_of("planted", "edges")["brackets"], halves_of("mini-llama", "tokens")["ioi"]
+    >>> halves_of("compiled", "edges")["brackets"], halves_of("mini-llama", "tokens")["ioi"]
     ('search', 'held out')
     """
-    found = halves(PROGRAMS if name == "planted" else BUNDLED if target == "tokens" else TASKS)
-    return {task: half for task, half in found.items() if (name, task) != ("smollm2-135m", "odd_one_out")}
+    bundled = REAL_SETS if name in LEFT_OUT else BUNDLED
+    names = {"compiled": PROGRAMS, "trained": ALIGNED}.get(name, bundled if target == "tokens" else TASKS)
+    return {task: half for task, half in halves(names).items() if task not in LEFT_OUT.get(name, ())}
 
 
-def statistics_of(found: dict, target: str, planted: bool) -> dict[str, dict[tuple, tuple[Callable, int]]]:
+def statistics_of(found: dict, target: str, name: str) -> dict[str, dict[tuple, tuple[Callable, int]]]:
     """{statistic: {(setting, task): (a function of prompts' indices, how many prompts there are)}}."""
-    if planted:  # all programs of a half together: intervals draw from them
-        split, values = halves(PROGRAMS), {}
+    if name in KINDS:  # all programs of a half together: intervals draw from them
+        split, values = halves_of(name, target), {}
         for (setting, program), own in found.items():
             values.setdefault((setting, split[program]), []).extend(own["value"])
         return {"edges average precision": {key: _mean_of(numpy.array(own)) for key, own in values.items()}}
@@ -188,12 +205,12 @@ def summary(name: str, target: str, found: dict, intervals: bool = True) -> pand
     Args:
         name, target: of `parts`.
         found: what it returned.
-        intervals: of the held-out half, by drawing prompts (of the planted models: their noise's seeds).
+        intervals: of the held-out half, by drawing prompts (of planted models: models).
     Returns:
         ahead_gim, ahead_gradient: by how much better than that, whichever direction is better.
     """
     rows = []
-    for statistic, values in statistics_of(found, target, name == "planted").items():
+    for statistic, values in statistics_of(found, target, name).items():
         split = halves_of(name, target) | {"search": "search", "held out": "held out"}
         for half in dict.fromkeys(split[task] for _, task in values):
             tasks = [task for task in dict.fromkeys(task for _, task in values) if split[task] == half]
@@ -238,12 +255,12 @@ def finalists(table: pandas.DataFrame, most: int = 2) -> list[str]:
 def main(arguments: list[str] | None = None) -> int:
     """Print the settings; bad input gives one line and exit code 2."""
     parser = argparse.ArgumentParser("python -m benchmarks.search", description=__doc__)
-    parser.add_argument("models", nargs="+", metavar="NAME", help="bundled names, folders, hub ids, or planted")
+    parser.add_argument("models", nargs="+", metavar="NAME", help="bundled names, folders, hub ids; compiled, trained")
     parser.add_argument("--targets", nargs="+", default=TARGETS, help="default: all")
     parser.add_argument("-n", type=int, default=16, help="pairs on which circuits run (default: %(default)s)")
     parser.add_argument("--scored", type=int, default=16, help="pairs and prompts for scores (default: %(default)s)")
-    parser.add_argument("--finalists", type=Path, metavar="CSV", help="the best settings of this table, on all tasks "
-                        "(default: all settings, on the search half)")
+    parser.add_argument("--finalists", type=Path, nargs="+", metavar="CSV", help="the best settings of these tables, "
+                        "on all tasks (default: all settings, on the search half)")
     parser.add_argument("--parts", type=Path, help="a folder for what is measured, to continue an interrupted run")
     parser.add_argument("--csv", type=Path, help="write the table here")
     return run_command(_print, parser.parse_args(arguments))
@@ -252,10 +269,12 @@ def main(arguments: list[str] | None = None) -> int:
 def _print(options) -> None:
     """Print the table, and save it where wanted."""
     check_all_known("target", options.targets, TARGETS)
-    settings = finalists(pandas.read_csv(options.finalists)) if options.finalists else list(GRID)
+    settings = list(GRID)
+    if options.finalists:
+        settings = finalists(pandas.concat([pandas.read_csv(path) for path in options.finalists]))
     tables = []
     for name in options.models:
-        for target in ("edges",) if name == "planted" else options.targets:
+        for target in ("edges",) if name in KINDS else options.targets:
             # the first two are the best for edges
             averaged = (*settings[:2], "gim", "gradient") if target == "edges" and options.finalists else ()
             chosen = [*settings, *(f"{setting}{AVERAGE}" for setting in averaged)]

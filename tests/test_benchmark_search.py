@@ -29,13 +29,15 @@ from gimkit.rules import PLAIN, RULES, Rules
 
 
 def test_search_and_held_out_tasks_are_disjoint_for_every_model_and_target():
-    for name, target in (("planted", "edges"), ("mini-llama", "edges"), ("mini-llama", "tokens"),
+    for name, target in (("compiled", "edges"), ("mini-llama", "edges"), ("mini-llama", "tokens"),
                          ("smollm2-135m", "nodes")):
         split = halves_of(name, target)
         parts = [[task for task, half in split.items() if half == which] for which in ("search", "held out")]
-        assert not set(parts[0]) & set(parts[1]) and min(map(len, parts)) >= 3
-        assert target == "tokens" or name == "planted" or all(HALVES[task] == half for task, half in split.items())
-    assert set(halves_of("planted", "edges")) == set(PROGRAMS)
+        assert not set(parts[0]) & set(parts[1]) and min(map(len, parts)) >= 2
+        assert target == "tokens" or name == "compiled" or all(HALVES[task] == half for task, half in split.items())
+    assert set(halves_of("compiled", "edges")) == set(PROGRAMS)
+    assert halves_of("trained", "edges") == {"counts": "search", "induction": "held out", "other-name": "search",
+                                             "sums": "held out"}
 
 
 def test_names_say_what_is_set_and_no_setting_comes_twice():
@@ -68,19 +70,19 @@ def test_finalists_are_the_best_of_the_search_half_alone():
 def test_nodes_and_tokens_by_hand():
     truth = numpy.array([[3.0, 5.0], [1.0, 1.0], [0.0, 1.0], [-2.0, -1.0]])
     found = {("exact", "ioi"): pandas.DataFrame(truth), ("gim", "ioi"): pandas.DataFrame(truth[::-1].copy())}
-    own = statistics_of(found, "nodes", False)["nodes pearson"]["gim", "ioi"]
+    own = statistics_of(found, "nodes", "mini-llama")["nodes pearson"]["gim", "ioi"]
     means = truth.mean(1)
     assert own[1] == 2 and own[0](numpy.arange(2)) == pytest.approx(numpy.corrcoef(means, means[::-1])[0, 1])
     prompts = pandas.DataFrame([[3.0, 1.0, 0.0], [1.0, 2.0, numpy.nan]])  # the second prompt has two tokens
     found = {("exact", "ioi"): prompts, ("gim", "ioi"): prompts.mul([1, -1], axis=0)}
-    own = statistics_of(found, "tokens", False)["tokens pearson"]["gim", "ioi"]
+    own = statistics_of(found, "tokens", "mini-llama")["tokens pearson"]["gim", "ioi"]
     assert own[0](numpy.arange(2)) == pytest.approx(0)
 
 
 def test_leads_have_the_sign_of_better():
     values = pandas.DataFrame({"value": [0.5]})
     found = {("gim", "brackets"): values, ("gradient", "brackets"): values / 2, ("relp", "brackets"): values * 2}
-    table = summary("planted", "edges", found, intervals=False).set_index("setting")
+    table = summary("compiled", "edges", found, intervals=False).set_index("setting")
     assert table.ahead_gim.tolist() == [0, -0.25, 0.5] and table.ahead_gradient["relp"] == 0.75
     assert HIGH["edges cmd"] == -1 and set(HIGH.values()) == {1, -1}
 
@@ -88,15 +90,15 @@ def test_leads_have_the_sign_of_better():
 def test_command_and_a_control(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("benchmarks.search.GRID", {"gim": RULES["gim"], "gradient": PLAIN})
     first, last = tmp_path / "half.csv", tmp_path / "all.csv"
-    assert main(["planted", "--csv", str(first)]) == 0
+    assert main(["compiled", "--csv", str(first)]) == 0
     table = pandas.read_csv(first)
     assert set(table.half) == {"search"} and (table.value > 0.3).all()
     monkeypatch.setattr("benchmarks.search.finalists", lambda table: ["gim", "gradient"])
     options = ["--finalists", str(first), "--csv", str(last), "--parts", str(tmp_path)]
-    assert main(["planted", *options]) == 0 and "held out" in capsys.readouterr().out
+    assert main(["compiled", *options]) == 0 and "held out" in capsys.readouterr().out
     table = pandas.read_csv(last)
     held = table[table.half == "held out"]
     assert (held.value_low <= held.value).all() and (held.value <= held.value_high).all()
-    assert main(["planted", "--targets", "egdes"]) == 2
-    assert parts("planted", "edges", ["gim"], 2, 2, ["held out"]).keys() == {
+    assert main(["compiled", "--targets", "egdes"]) == 2
+    assert parts("compiled", "edges", ["gim"], 2, 2, ["held out"]).keys() == {
         ("gim", "histogram"), ("gim", "other-name"), ("gim", "reversal")}
