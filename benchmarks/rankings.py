@@ -1,4 +1,4 @@
-"""Rankings of edges from more than one score, and what they cost: `python -m benchmarks.rankings NAME`.
+"""Rankings from more than one score, and what they cost: `python -m benchmarks.rankings NAME [--level nodes]`.
 
 Tasks are halved by name before anything is tried (`halves`): what a way leaves open was chosen on the search half.
 """
@@ -18,13 +18,14 @@ from tqdm.auto import tqdm
 
 import gimkit
 from benchmarks.compare import AREAS, _draws, _mean_area
-from benchmarks.masks import LONG, Masked, Setting, learned
+from benchmarks.masks import LONG, Masked, Setting, learned, learned_nodes
 from benchmarks.tables import cached_table, parser
 from gimkit.circuits.edges import EdgeScores
 from gimkit.circuits.faithfulness import SIZES
+from gimkit.circuits.nodes import NodeScores
 from gimkit.circuits.patching import run_masks
 from gimkit.cli import TASKS, run_command
-from gimkit.errors import check_all_known
+from gimkit.errors import check_all_known, check_known
 from gimkit.files import write_table
 from gimkit.model.architecture import architecture_of
 from gimkit.model.graph import prune, top_edges
@@ -59,7 +60,7 @@ class Scored:
 
     def __init__(self, model, task, seed: int):
         self.model, self.task, self.seed, self.masked = model, task, seed, Masked(model, task)
-        self.graph, self.known = self.masked.graph, {}
+        self.graph, self.known, self.known_nodes = self.masked.graph, {}, {}
         self.restart()
 
     def restart(self) -> None:
@@ -79,10 +80,19 @@ class Scored:
             self.backward += 0 if method == "exact" else points
         return self.known[method]
 
+    def nodes(self, method: str) -> NodeScores:
+        """Scores of nodes, by a name of `gimkit.score_nodes`."""
+        if method not in self.known_nodes:
+            self.known_nodes[method] = gimkit.score_nodes(self.model, self.task, method, steps=STEPS, seed=self.seed)
+        points = {"random": 0, "nap-ig": STEPS}.get(method, 1)
+        self.forward += len(self.graph.sources) - 1 if method == "exact" else points
+        self.backward += 0 if method == "exact" else points
+        return self.known_nodes[method]
+
     def run(self, masks: torch.Tensor) -> numpy.ndarray:
-        """Faithfulness [circuits] on the scored pairs."""
+        """Faithfulness [circuits] on the scored pairs. No edges and all edges are the corrupt and the clean run."""
         different, which = torch.unique(masks, dim=0, return_inverse=True)
-        self.forward += len(different)
+        self.forward += sum(0 < int(mask.sum()) < self.graph.n_edges for mask in different)
         values = run_masks(self.model, self.masked.stream, self.task, different, "logit", False)[0][which].mean(1)
         empty, whole = self.masked.empty.mean(), self.masked.whole.mean()
         return ((values - empty) / (whole - empty)).numpy()
@@ -117,6 +127,13 @@ class Circuits(NamedTuple):
 def ranked(scored: Scored, scores: EdgeScores) -> Circuits:
     """The circuits of one ranking, by |score| for CMD and by score for CPR."""
     return Circuits(scored.cuts(scores, True), scored.cuts(scores, False))
+
+
+def ranked_nodes(scored: Scored, scores: NodeScores) -> Circuits:
+    """The circuits of a ranking of nodes, of MIB's shares of heads and MLPs; the embedding is in all of them."""
+    n = len(scores.nodes) - 1
+    return Circuits(*(torch.stack([scores.top(int(share * n), absolute).keep for share in SIZES])
+                      for absolute in (True, False)))
 
 
 def rank_mean(scored: Scored, methods) -> EdgeScores:
@@ -259,9 +276,11 @@ def _ranking(make: Callable) -> Callable:
     return lambda scored: ranked(scored, make(scored))
 
 
-def _learned(scored: Scored, start: str | None, setting: Setting) -> Circuits:
+def _learned(scored: Scored, start: str | None, setting: Setting, nodes: bool = False) -> Circuits:
     scored.forward += setting.steps / setting.parts
     scored.backward += setting.steps / setting.parts
+    if nodes:
+        return ranked_nodes(scored, learned_nodes(scored.masked, start and scored.nodes(start), setting, scored.seed))
     return ranked(scored, learned(scored.masked, start and scored.scores(start), setting, scored.seed))
 
 
@@ -297,10 +316,21 @@ WAYS: dict[str, Callable[[Scored], Circuits]] = {
     "learned from gim-ig, 20 passes": lambda scored: _learned(scored, "gim-ig", Setting(60, 0.1, 4)),
     "learned near gim-ig, 20 passes": lambda scored: _learned(scored, "gim-ig", Setting(60, 0.03, 4, 1.0)),
 }
+NODE_WAYS: dict[str, Callable[[Scored], Circuits]] = {
+    name: lambda scored, name=name: ranked_nodes(scored, scored.nodes(name))
+    for name in ("gradient", "gim", "relp", "freeze", "nap-ig", "exact", "random")} | {
+    "learned from nothing": lambda scored: _learned(scored, None, LONG, nodes=True),
+    "learned from gim": lambda scored: _learned(scored, "gim", LONG, nodes=True),
+    "learned from nothing, 20 passes": lambda scored: _learned(scored, None, Setting(80, 0.1, 4), nodes=True),
+    "learned from gim, 20 passes": lambda scored: _learned(scored, "gim", Setting(76, 0.1, 4), nodes=True),
+    "learned from relp, 20 passes": lambda scored: _learned(scored, "relp", Setting(76, 0.1, 4), nodes=True),
+}
+LEVELS = {"edges": WAYS, "nodes": NODE_WAYS}
+AVERAGED = {"edges": "ig-inputs", "nodes": "nap-ig"}  # EAP-IG's points
 
 
 def measure(name: str, tasks=TASKS, ways=tuple(WAYS), n: int = 16, seeds: int = 1, scored: int | None = None,
-            folder: Path | None = None) -> pandas.DataFrame:
+            folder: Path | None = None, level: str = "edges") -> pandas.DataFrame:
     """A row for each task, draw, way, ranking, size and prompt, with the columns of `benchmarks.compare.compare`.
 
     >>> measure("mini-llama", ["ioi"], ["gim", "random"], n=2).groupby("method").forward.first().tolist()
@@ -309,17 +339,19 @@ def measure(name: str, tasks=TASKS, ways=tuple(WAYS), n: int = 16, seeds: int = 
     Args:
         name: as in `gimkit.load`.
         tasks: of `gimkit.tasks`.
-        ways: names in WAYS.
+        ways: names in WAYS, or in NODE_WAYS.
         n: prompt pairs on which circuits run.
         seeds: draws of each task.
         scored: other pairs, from which circuits are made; n when None.
         folder: for the rows of each task, draw and way, so that an interrupted run can continue.
+        level: "edges" or "nodes".
     Returns:
         forward, backward: runs per scored pair, without the clean and the corrupt run. cpu_seconds: of the whole way.
     Raises:
         GimkitError: there is no such task or way.
     """
-    for given, known, what in ((tasks, TASKS, "task"), (ways, WAYS, "way")):
+    check_known("level", level, LEVELS)
+    for given, known, what in ((tasks, TASKS, "task"), (ways, LEVELS[level], "way")):
         check_all_known(what, given, known)
     scored = n if scored is None else scored
     model, found = gimkit.load(name), []
@@ -331,22 +363,24 @@ def measure(name: str, tasks=TASKS, ways=tuple(WAYS), n: int = 16, seeds: int = 
 
     for task, seed, way in tqdm([(task, seed, way) for task in tasks for seed in range(seeds) for way in ways],
                                 desc=f"rankings on {name}", delay=2, leave=False):
-        about = {"rankings": 1, "model": name, "task": task, "seed": seed, "way": way, "n": n, "scored": scored}
-        path = folder and Path(folder) / Path(name).name / f"{task}-{seed}-{way}-{scored}-{n}.csv".replace(" ", "_")
+        about = {"rankings": 2, "model": name, "level": level, "task": task, "seed": seed, "way": way, "n": n,
+                 "scored": scored}
+        path = folder and Path(folder) / Path(name).name / f"{level}-{task}-{seed}-{way}-{scored}-{n}.csv".replace(
+            " ", "_")
 
         def runs(task=task, seed=seed, way=way) -> pandas.DataFrame:
-            return _runs(*draw(task, seed), way)
+            return _runs(*draw(task, seed), LEVELS[level][way])
 
         rows = cached_table(path, about, runs) if path else runs()
         found.append(rows.assign(model=name, task=task, seed=seed, method=way, half=HALVES[task]))
     return pandas.concat(found, ignore_index=True)
 
 
-def _runs(scored: Scored, evaluated, way: str) -> pandas.DataFrame:
+def _runs(scored: Scored, evaluated, way: Callable) -> pandas.DataFrame:
     """The metric of each circuit of a way on each of the evaluated prompts."""
     scored.restart()
     start = time.process_time()
-    circuits = WAYS[way](scored)
+    circuits = way(scored)
     about = {"cpu_seconds": time.process_time() - start, "forward": scored.forward, "backward": scored.backward}
     ends = torch.stack([torch.zeros_like(scored.graph.real), scored.graph.real])
     masks, which = torch.unique(torch.cat([ends, *circuits]), dim=0, return_inverse=True)
@@ -392,9 +426,10 @@ def over_tasks(runs: pandas.DataFrame, against=("ig-inputs", "exact")) -> pandas
 
 def main(arguments: list[str] | None = None) -> int:
     """Print CPR, CMD and cost of every way; bad input gives one line and exit code 2."""
-    options = parser("python -m benchmarks.rankings", "Rankings of edges from more than one score.", 16, 1)
+    options = parser("python -m benchmarks.rankings", "Rankings from more than one score.", 16, 1)
     options.add_argument("--tasks", nargs="+", metavar="TASK", default=TASKS, help="default: all of gimkit.tasks")
-    options.add_argument("--ways", nargs="+", metavar="WAY", default=tuple(WAYS), help="default: all")
+    options.add_argument("--level", default="edges", help="edges or nodes (default: %(default)s)")
+    options.add_argument("--ways", nargs="+", metavar="WAY", help="default: all of the level")
     options.add_argument("--scored", type=int, help="other prompt pairs, for the scores (default: as many)")
     options.add_argument("--parts", type=Path, help="a folder for what is measured, to continue an interrupted run")
     return run_command(_print, options.parse_args(arguments))
@@ -402,8 +437,10 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _print(options) -> None:
     """Print the table, and save it where wanted."""
-    table = over_tasks(measure(options.model, options.tasks, options.ways, options.n, options.seeds, options.scored,
-                               options.parts))
+    check_known("level", options.level, LEVELS)
+    runs = measure(options.model, options.tasks, options.ways or tuple(LEVELS[options.level]), options.n, options.seeds,
+                   options.scored, options.parts, options.level)
+    table = over_tasks(runs, (AVERAGED[options.level], "exact"))
     print("Circuits are made on some prompts and run on others. Means over tasks, with 95% intervals over prompts.")
     print(table.to_string(index=False, float_format="{:.3f}".format))
     if options.csv:
