@@ -65,7 +65,7 @@ HIGH = {"edges cmd": -1, "edges cpr": 1, "nodes strongest": 1, "nodes pearson": 
         "edges average precision": 1}
 TARGETS = ("edges", "nodes", "tokens")
 REAL_SETS = ("agreement", "capital", "ioi twice", "ioi, filled in", "redundant, twice", "redundant, three times")
-LEFT_OUT = {"smollm2-135m": ("odd_one_out", "pronoun")}  # it does not solve the first; the second for time
+REAL = "smollm2-135m"  # it does not solve odd_one_out
 
 
 def method_of(setting: str) -> tuple:
@@ -127,7 +127,7 @@ _truth, _noisy, _plain = cache(truth_of), cache(noisy), cache(partial(noisy, see
 
 
 def parts(name: str, target: str, settings, n: int, scored: int, wanted=("search", "held out"),
-          folder: Path | None = None) -> dict:
+          folder: Path | None = None, tasks=None) -> dict:
     """{(setting, task): what was measured}, for one model, target, and the tasks of some halves.
 
     >>> sorted(parts("compiled", "edges", ["gim"], 2, 2, ["search"]))
@@ -140,7 +140,8 @@ def parts(name: str, target: str, settings, n: int, scored: int, wanted=("search
                           scored=scored)
     settings = settings if target == "edges" else ["exact", *settings]
     found = {}
-    split = {task: half for task, half in halves_of(name, target).items() if half in wanted}
+    split = {task: half for task, half in halves_of(name, target).items()
+             if half in wanted and (tasks is None or task in tasks)}
     work = [(task, setting) for task, setting in product(split, settings)
             if split[task] == "held out" or not setting.endswith(AVERAGE)]  # averages are judged, not searched
     for task, setting in tqdm(work, desc=f"{target} of {name}", delay=2, leave=False):
@@ -163,9 +164,9 @@ def halves_of(name: str, target: str) -> dict[str, str]:
     >>> halves_of("compiled", "edges")["brackets"], halves_of("mini-llama", "tokens")["ioi"]
     ('search', 'held out')
     """
-    bundled = REAL_SETS if name in LEFT_OUT else BUNDLED
-    names = {"compiled": PROGRAMS, "trained": ALIGNED}.get(name, bundled if target == "tokens" else TASKS)
-    return {task: half for task, half in halves(names).items() if task not in LEFT_OUT.get(name, ())}
+    sets = REAL_SETS if name == REAL else BUNDLED
+    names = {"compiled": PROGRAMS, "trained": ALIGNED}.get(name, sets if target == "tokens" else TASKS)
+    return {task: half for task, half in halves(names).items() if (name, task) != (REAL, "odd_one_out")}
 
 
 def statistics_of(found: dict, target: str, name: str) -> dict[str, dict[tuple, tuple[Callable, int]]]:
@@ -257,6 +258,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser("python -m benchmarks.search", description=__doc__)
     parser.add_argument("models", nargs="+", metavar="NAME", help="bundled names, folders, hub ids; compiled, trained")
     parser.add_argument("--targets", nargs="+", default=TARGETS, help="default: all")
+    parser.add_argument("--tasks", nargs="+", metavar="TASK", help="tasks, programs or prompt sets (default: all)")
     parser.add_argument("-n", type=int, default=16, help="pairs on which circuits run (default: %(default)s)")
     parser.add_argument("--scored", type=int, default=16, help="pairs and prompts for scores (default: %(default)s)")
     parser.add_argument("--finalists", type=Path, nargs="+", metavar="CSV", help="the best settings of these tables, "
@@ -279,7 +281,8 @@ def _print(options) -> None:
             averaged = (*settings[:2], "gim", "gradient") if target == "edges" and options.finalists else ()
             chosen = [*settings, *(f"{setting}{AVERAGE}" for setting in averaged)]
             halves_wanted = ("search", "held out") if options.finalists else ("search",)
-            found = parts(name, target, chosen, options.n, options.scored, halves_wanted, options.parts)
+            found = parts(name, target, chosen, options.n, options.scored, halves_wanted, options.parts,
+                          options.tasks)
             tables.append(summary(name, target, found, intervals=bool(options.finalists)))
     table = pandas.concat(tables, ignore_index=True)
     for (model, statistic, half), own in table.groupby(["model", "statistic", "half"], sort=False):
