@@ -69,6 +69,11 @@ FIGURES = {
         "Drawn from the csv of `benchmarks.planted`; benchmarks/README.md states its models, truths and prompts. "
         "InterpBench's own model was not available; AUROC counts every edge once, MIB's variant is in the csv.", (),
         stored=True, models="models of benchmarks/planted"),
+    "rules-searched": _PaperFigure(
+        measured.rules, GIM + "none: which of its rules are best, for edges and for nodes",
+        "Drawn from the csv of `benchmarks.search`; docs/METHODS.md states its settings and halves. Act(x) / x and "
+        "halved gates are not told apart; constant attention patterns, far off to the right, are out.", (), stored=True,
+        models="three models and the planted circuits"),
     "ioi-circuit": _PaperFigure(
         ioi.circuit, "Wang et al. 2022 (arXiv 2211.00593), the circuit of GPT-2 small",
         "Roles by stated thresholds of attention and of effects instead of by reading; a step is cut on its direct "

@@ -4,16 +4,19 @@ from pathlib import Path
 
 import pandas
 
-from benchmarks.planted.measure import summary
+from benchmarks.planted.measure import KINDS, summary
+from benchmarks.search import GRID
 from figures import comparison, papers
 from figures.parts import Request
 from gimkit.errors import GimkitError
+from gimkit.rules import RULES
 
 PASSES = {"gim": "GIM, one pass", "gradient": "gradient (EAP), one pass", "ig-inputs": "EAP-IG, five passes",
           "gim-ig": "GIM averaged, five passes", "random": "random edges"}
 BY_DEPTH = {"gradient": "gradient", "freeze": "norms frozen", "freeze+qkv": "frozen, q k v divided",
             "freeze+gate": "frozen, gated product halved", "gim": "GIM (all of it, T = 2)", "nap-ig": "five passes"}
 RANKS = {"spearman": "all heads and MLPs", "within": "inside each layer", "strongest": "the 30 with the largest effect"}
+PLACES = ("mini-llama", "mini-gpt2", "smollm2-135m")
 FIFTHS = [f"size_{part}" for part in range(1, 6)]
 
 
@@ -88,3 +91,25 @@ def planted(request: Request):
     alt = (f"Dots with 95% intervals over programs: AUROC and average precision of edges against known circuits, a row "
            f"per method, a colour per kind of model. {said}.")
     return papers.known_circuits(frame), frame, alt
+
+
+def rules(request: Request):
+    """All searched rules, as good for edges and for nodes: (figure, table, alternative text)."""
+    table = pandas.concat([stored(name, "") for name in ("search", "search-smollm2-135m")])
+    shown = [setting for setting, rules in GRID.items() if not rules.detach_attention]  # those are far off to the right
+    table = table[(table["half"] == "search") & table["setting"].isin(shown)]
+    values = table.pivot(index="setting", columns=["statistic", "model"], values="value")
+    pairs = {model: (values["edges cmd", model], values["nodes pearson", model], -1) for model in PLACES}
+    pairs["planted circuits"] = (*(values["edges average precision", kind] for kind in KINDS), 1)
+    frame = pandas.concat([pandas.DataFrame({"model": model, "setting": x.index, "x": x, "y": y,
+                                             "frontier": papers.frontier(sign * x, y)})
+                           for model, (x, y, sign) in pairs.items()], ignore_index=True)
+    frame = frame.join(pandas.DataFrame([GRID[setting]._asdict() for setting in frame["setting"]]))
+    named = frame["setting"].where(frame["setting"].isin(list(RULES)))
+    best = "; ".join(f"{model}: {len(own)} settings, of those with a name {', '.join(own.dropna()) or 'none'}"
+                     for model, own in named[frame["frontier"]].groupby(frame["model"], sort=False))
+    alt = (f"Dots: {frame['setting'].nunique()} searched settings of the backward rules, on the search half of the "
+           f"tasks. For each model CMD of edges (low is good) against Pearson's correlation of nodes with exact "
+           f"patching; last, average precision of edges on compiled and on trained planted circuits. A line joins the "
+           f"settings that no other beats by both. {best}.")
+    return papers.searched(frame), frame, alt

@@ -3,9 +3,10 @@
 import numpy
 import seaborn
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 
-from gimkit.plots.style import BLUE, DARK, GREY, MARKERS, ORANGE, _plain, method_colour, panels
+from gimkit.plots.style import BLUE, DARK, GREEN, GREY, MARKERS, ORANGE, _plain, method_colour, panels
 
 MEASURES = {"comprehensiveness": "comprehensiveness (high is good)", "sufficiency": "sufficiency (low is good)"}
 
@@ -315,4 +316,45 @@ def depth(frame, methods: dict[str, str], fifths: list[str], ranks: dict[str, st
     right.set(xlabel="Spearman's correlation with exact patching", xlim=(0, 1))
     right.grid(False, axis="y")
     right.legend(loc="upper center", bbox_to_anchor=(0.35, 1.22), frameon=False, fontsize=9)
+    return figure
+
+
+def frontier(x, y):
+    """Whether no other point is as good in both and better in one; high is good."""
+    return [not bool((((x >= a) & (y >= b)) & ((x > a) | (y > b))).any()) for a, b in zip(x, y)]
+
+
+def searched(frame) -> Figure:
+    """A dot for each set of rules, by two measures, a panel for each model; a line joins those that nothing beats.
+
+    Args:
+        frame: columns model, setting, x, y, frontier, and the rules' own: temperature, freeze_norm, q, ... .
+    """
+    models = list(frame["model"].unique())
+    figure, axes = panels(len(models), 3.7 * len(models), 4.4)
+    colours = dict(zip((1.0, 2.0, 4.0), (ORANGE, BLUE, GREEN)))
+    markers = {1.0: "o", 0.5: "s", 0.25: "D"}
+    names = ("gim", "gradient", "relp", "freeze", "attnlrp")
+    for model, ax in zip(models, axes):
+        own = frame[frame["model"] == model]
+        for row in own.itertuples():
+            colour = colours[row.temperature]
+            ax.scatter(row.x, row.y, marker=markers[row.q], s=34, linewidth=1.3, zorder=3, edgecolor=colour,
+                       facecolor=colour if row.freeze_norm else "none")
+        best = own[own["frontier"]].sort_values("x")
+        ax.plot(best["x"], best["y"], color=DARK, linewidth=1.1, zorder=2)
+        for row in own[own["setting"].isin(names)].itertuples():
+            ax.annotate(row.setting, (row.x, row.y), xytext=(6, -10), textcoords="offset points", fontsize=9)
+        planted = model == models[-1]
+        ax.set(title=model, xlabel="edges: average precision, compiled" if planted else "edges: CMD (low is good)",
+               ylabel="average precision, trained" if planted else "nodes: Pearson with exact patching")
+        ax.margins(0.12)
+        ax.locator_params(nbins=5)
+    handles = [Line2D([], [], marker="o", linestyle="", color=colour, label=f"T = {value:g}")
+               for value, colour in colours.items()]
+    handles += [Line2D([], [], marker=marker, linestyle="", color=GREY, label=f"queries, keys x {value:g}")
+                for value, marker in markers.items()]
+    handles += [Line2D([], [], marker="o", linestyle="", color=GREY, markerfacecolor="none", label="norms not frozen"),
+                Line2D([], [], color=DARK, label="nothing is better by both")]
+    figure.legend(handles=handles, loc="outside lower center", ncols=8, frameon=False, fontsize=9)
     return figure

@@ -10,7 +10,7 @@ from scipy.stats import rankdata
 from tiny import build
 
 import gimkit
-from benchmarks.masks import Masked, Setting, learned, soft_top
+from benchmarks.masks import Masked, Setting, learned, learned_nodes, soft_top
 from benchmarks.rankings import (
     HALVES,
     ONE_PASS,
@@ -23,6 +23,7 @@ from benchmarks.rankings import (
     measure,
     over_tasks,
     rank_mean,
+    ranked_nodes,
     refined,
     rescored,
     resized,
@@ -56,6 +57,20 @@ def test_a_soft_circuit_of_zeros_and_ones_is_the_circuit_and_its_gradient_its_sl
         above, below = (masked.gradient(soft + step * way, match=match)[0].item() for step in (1e-3, -1e-3))
         assert (gradient * way).sum().item() == pytest.approx((above - below) / 2e-3, rel=5e-3)  # norms are in float32
     assert masked.passes == 7
+
+
+@pytest.mark.filterwarnings("ignore:the model gets")
+def test_an_edge_into_a_node_that_reads_nothing_has_its_slope():
+    masked = Masked(NNsight(build("gpt2", torch.float64)), random_task(3))
+    sources, targets = masked.graph.sources, masked.graph.targets
+    keep = torch.zeros(masked.graph.real.shape, dtype=torch.float64)
+    keep[sources.index("a0.h0"), targets.index("logits")] = 1
+    place = sources.index("input"), targets.index("a0.h0<v>")
+    gradient = masked.gradient(keep, match=False)[2][place].item()
+    below, above = keep.clone(), keep.clone()
+    below[place], above[place] = -1e-4, 1e-4
+    slope = (masked.gradient(above, match=False)[0] - masked.gradient(below, match=False)[0]).item() / 2e-4
+    assert gradient == pytest.approx(slope, rel=5e-3) and abs(slope) > 1e-6
 
 
 def test_a_model_with_norms_after_its_parts_is_refused():
@@ -94,6 +109,30 @@ def test_learning_reaches_at_least_the_faithfulness_of_its_start(tiny):
     again = learned(tiny.masked, start, Setting(3, 0.1, 2))
     assert torch.equal(again.scores, learned(tiny.masked, start, Setting(3, 0.1, 2)).scores)
     assert (again.scores[tiny.graph.real] > 0).all()
+
+
+def test_learned_nodes_reach_at_least_the_faithfulness_of_random_ones_and_keep_the_embedding(tiny):
+    def distance_of(scores):
+        kept = tiny.run(ranked_nodes(tiny, scores).absolute)
+        return numpy.trapezoid(abs(1 - kept), SIZES)
+
+    found = learned_nodes(tiny.masked, setting=Setting(40, 0.1, 2))
+    assert distance_of(found) < distance_of(tiny.nodes("random"))
+    assert found.scores.argmax() == 0 and (found.scores > 0).all()
+    circuits = ranked_nodes(tiny, found)
+    half = 1 + int(0.5 * (len(found.nodes) - 1))
+    wanted = Circuit.between(tiny.graph, [found.nodes[i] for i in found.scores.argsort(descending=True)[:half].tolist()])
+    assert (circuits.absolute[SIZES.index(0.5)] <= wanted.keep).all() and torch.equal(*circuits)
+    tiny.restart()
+    tiny.nodes("exact"), tiny.nodes("nap-ig")
+    assert (tiny.forward, tiny.backward) == (len(found.nodes) - 1 + 5, 5)
+
+
+def test_the_runs_that_are_known_are_not_counted(tiny):
+    tiny.restart()
+    ends = torch.stack([torch.zeros_like(tiny.graph.real), tiny.graph.real, tiny.cut(tiny.scores("random"), 0.5, True)])
+    tiny.restart()
+    assert tiny.run(ends)[:2] == pytest.approx([0, 1], abs=1e-5) and tiny.forward == 1
 
 
 def test_rank_means_and_exact_scores_by_their_formulas(tiny):
@@ -196,5 +235,7 @@ def test_random_edges_lose_and_costs_add_up(tmp_path, capsys):
     options = ["--tasks", "ioi", "--ways", "gim", "-n", "2", "--csv", str(path), "--parts", str(tmp_path)]
     assert main(["mini-llama", *options]) == 0 and "passes" in capsys.readouterr().out
     assert pandas.read_csv(path).half.tolist() == ["held out"]
-    assert main(["mini-llama", "--ways", "gmi"]) == 2
+    assert main(["mini-llama", "--ways", "gmi"]) == 2 and main(["mini-llama", "--level", "neurons"]) == 2
+    nodes = over_tasks(measure("mini-llama", ["ioi"], ["relp", "random"], n=2, level="nodes"), ("nap-ig", "exact"))
+    assert nodes.cmd[0] < nodes.cmd[1]
     assert set(ONE_PASS) <= set(gimkit.circuits.edges.METHODS) | {"freeze+gate+temperature"}
