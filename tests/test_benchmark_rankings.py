@@ -120,8 +120,8 @@ def test_learned_nodes_reach_at_least_the_faithfulness_of_random_ones_and_keep_t
     assert distance_of(found) < distance_of(tiny.nodes("random"))
     assert found.scores.argmax() == 0 and (found.scores > 0).all()
     circuits = ranked_nodes(tiny, found)
-    half = 1 + int(0.5 * (len(found.nodes) - 1))
-    wanted = Circuit.between(tiny.graph, [found.nodes[i] for i in found.scores.argsort(descending=True)[:half].tolist()])
+    best = found.scores.argsort(descending=True)[:1 + int(0.5 * (len(found.nodes) - 1))]
+    wanted = Circuit.between(tiny.graph, [found.nodes[i] for i in best.tolist()])
     assert (circuits.absolute[SIZES.index(0.5)] <= wanted.keep).all() and torch.equal(*circuits)
     tiny.restart()
     tiny.nodes("exact"), tiny.nodes("nap-ig")
