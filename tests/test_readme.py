@@ -63,8 +63,8 @@ def test_every_command_in_the_readme_exists():
         assert command in commands, command
 
 
-COLUMNS = (("shapley-{}.csv", "pearson"), ("shapley-nodes-{}.csv", "pearson"), ("compare-{}.csv", "cmd"),
-           ("compare-{}.csv", "cpr"))
+COLUMNS = (("shapley-{}.csv", "pearson"), ("shapley-nodes-{}.csv", "pearson"), ("nodes-{}.csv", "spearman"),
+           ("nodes-{}.csv", "size"), ("compare-{}.csv", "cmd"), ("compare-{}.csv", "cpr"))
 RENAMED = {"ig": "ig-20", "occlusion": "leave-one-out"}  # in the token table
 
 
@@ -95,8 +95,10 @@ def test_the_method_table_is_what_the_benchmarks_measured():
     for name, _, *cells, known in rows:
         for (file, measure), cell in zip(COLUMNS, cells, strict=True):
             for model, number in zip(("mini-llama", "mini-gpt2"), cell.split(" / ") if cell != "–" else "––"):
-                check_cell(pandas.read_csv(ROOT / "benchmarks" / file.format(model)).groupby("method")[measure].mean(),
-                           name, number)
+                table = pandas.read_csv(ROOT / "benchmarks" / file.format(model))
+                if "statistic" in table:
+                    table = table[table.statistic == measure].rename(columns={"value": measure})
+                check_cell(table.groupby("method")[measure].mean(), name, number)
         for kind, number in zip(("compiled", "trained"), known.split(" / ") if known != "–" else "––"):
             check_cell(planted.get(kind, pandas.Series(dtype=float)), name, number)
 
@@ -117,7 +119,7 @@ def test_the_table_of_the_real_model_is_what_the_benchmarks_measured():
 
 MEASURED = {"gimkit.attribute": (gimkit.tokens.METHODS, *COLUMNS[0], "set", "2f"),
             "gimkit.score_nodes": (gimkit.circuits.nodes.METHODS, *COLUMNS[1], "task", "2f"),
-            "gimkit.score_edges": (gimkit.circuits.edges.METHODS, *COLUMNS[2], "task", "3f")}
+            "gimkit.score_edges": (gimkit.circuits.edges.METHODS, *COLUMNS[4], "task", "3f")}
 
 
 def written(number: float, digits: str) -> str:
