@@ -37,6 +37,7 @@ from gimkit.rules import PLAIN, RULES, Rules
 from gimkit.statistics import bootstrap
 
 NONE, HALVED, SPLIT = {}, dict(q=0.5, k=0.5), dict(q=0.25, k=0.25, v=0.5)
+AGAINST = ("gim", "gradient", "relp")
 KNOWN = ("gradient", "gim", "relp", "attnlrp", "freeze")
 
 
@@ -201,14 +202,14 @@ def _mean_of(values: numpy.ndarray) -> tuple[Callable, int]:
 
 
 def summary(name: str, target: str, found: dict, intervals: bool = True) -> pandas.DataFrame:
-    """A row for each statistic, half and setting: the mean over tasks, and its lead over GIM and the gradient.
+    """A row for each statistic, half and setting: the mean over tasks, and its lead over GIM, the gradient and RelP.
 
     Args:
         name, target: of `parts`.
         found: what it returned.
         intervals: of the held-out half, by drawing prompts (of planted models: models).
     Returns:
-        ahead_gim, ahead_gradient: by how much better than that, whichever direction is better.
+        ahead_gim, ahead_gradient, ahead_relp: by how much better than that, whichever direction is better.
     """
     rows = []
     for statistic, values in statistics_of(found, target, name).items():
@@ -228,7 +229,7 @@ def summary(name: str, target: str, found: dict, intervals: bool = True) -> pand
 
                 row = {"model": name, "statistic": statistic, "half": half, "setting": setting, "tasks": len(tasks)}
                 wanted = {"value": mean} | {f"ahead_{other}": partial(ahead, other=other + average)
-                                            for other in ("gim", "gradient") if (other + average, tasks[0]) in values}
+                                            for other in AGAINST if (other + average, tasks[0]) in values}
                 for column, of in wanted.items():
                     row[column] = of(everything)
                     if intervals and half == "held out":
