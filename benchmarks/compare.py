@@ -121,9 +121,16 @@ class _Draw(NamedTuple):
     full: numpy.ndarray
 
     def area(self, area: str, index: numpy.ndarray) -> float:
-        """CPR or CMD over some of the prompts."""
+        """CPR, CMD or compactness over some of the prompts.
+
+        Compactness is the area of 1 - |1 - faithfulness|, at least 0, over log share, divided by that axis' length: 1
+        is best, small circuits count as much as large ones, and overshoot costs what it costs in CMD.
+        """
         empty, full = self.empty[index].mean(), self.full[index].mean()
-        kept = (self.circuits[AREAS[area]][:, index].mean(1) - empty) / (full - empty)
+        kept = (self.circuits[AREAS.get(area, "absolute")][:, index].mean(1) - empty) / (full - empty)
+        if area == "compactness":
+            x = numpy.log(self.shares)
+            return float(numpy.trapezoid((1 - abs(1 - kept)).clip(0), x) / (x[-1] - x[0]))
         return float(numpy.trapezoid(kept if area == "cpr" else abs(1 - kept), self.shares))
 
 

@@ -401,9 +401,9 @@ def over_tasks(runs: pandas.DataFrame, against=("ig-inputs", "exact")) -> pandas
         runs: of `measure`.
         against: ways whose lead in each area is computed on the same prompts.
     Returns:
-        cpr, cmd with 95% bootstrap intervals over prompts within draws (low, high). cmd_above_ig-inputs: by how much
-        CMD is above that way's (below 0 is better), and so on. forward, backward: runs per scored pair; passes:
-        (forward + 2 backward) / 3, since a backward run costs about two forward ones.
+        cpr, cmd, compactness with 95% bootstrap intervals over prompts within draws (low, high). cmd_above_ig-inputs:
+        by how much CMD is above that way's (below 0 is better), and so on. forward, backward: runs per scored pair;
+        passes: (forward + 2 backward) / 3, since a backward run costs about two forward ones.
     """
     draws, rows = _draws(runs), []
     for (model, half), part in runs.groupby(["model", "half"], sort=False):
@@ -411,7 +411,7 @@ def over_tasks(runs: pandas.DataFrame, against=("ig-inputs", "exact")) -> pandas
             pairs = list(dict.fromkeys(zip(own["task"], own["seed"])))
             mine = [draws[task, way, seed] for task, seed in pairs]
             row = {"model": model, "half": half, "way": way, "tasks": own["task"].nunique(), "draws": len(pairs)}
-            for area in AREAS:
+            for area in (*AREAS, "compactness"):
                 row |= dict(zip((area, f"{area}_low", f"{area}_high"), _mean_area(mine, area)))
             for other in against:
                 if all((task, other, seed) in draws for task, seed in pairs):

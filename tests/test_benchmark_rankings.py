@@ -10,6 +10,7 @@ from scipy.stats import rankdata
 from tiny import build
 
 import gimkit
+from benchmarks.compare import _Draw
 from benchmarks.masks import Masked, Setting, learned, learned_nodes, soft_top
 from benchmarks.rankings import (
     HALVES,
@@ -218,6 +219,12 @@ def test_halves_share_no_task_and_do_not_depend_on_order():
     parts = [{name for name, half in HALVES.items() if half == which} for which in ("search", "held out")]
     assert not parts[0] & parts[1] and parts[0] | parts[1] == set(TASKS) and abs(len(parts[0]) - len(parts[1])) <= 1
     assert halves(reversed(TASKS)) == HALVES
+
+
+def test_compactness_by_hand():
+    circuits = numpy.array([[0.0], [0.5], [2.5], [1.0]])  # faithfulness: none, half, overshoot beyond 2, all
+    draw = _Draw(numpy.array([0.001, 0.01, 0.1, 1.0]), {"absolute": circuits}, numpy.zeros(1), numpy.ones(1))
+    assert draw.area("compactness", numpy.arange(1)) == pytest.approx((0.25 + 0.25 + 0.5) / 3)
 
 
 def test_random_edges_lose_and_costs_add_up(tmp_path, capsys):
