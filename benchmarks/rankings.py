@@ -6,6 +6,7 @@ Tasks are halved by name before anything is tried (`halves`): what a way leaves 
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -21,7 +22,7 @@ from benchmarks.compare import AREAS, _draws, _mean_area
 from benchmarks.masks import LONG, Masked, Setting, learned, learned_nodes
 from benchmarks.tables import cached_table, parser
 from gimkit.circuits.edges import EdgeScores
-from gimkit.circuits.faithfulness import SIZES
+from gimkit.circuits.faithfulness import SIZES, TILTS, tilted
 from gimkit.circuits.nodes import NodeScores
 from gimkit.circuits.patching import run_masks
 from gimkit.cli import TASKS, run_command
@@ -34,7 +35,6 @@ from gimkit.rules import GIM, Rules
 STEPS = 5
 ONE_PASS = {"gradient": "gradient", "gim": "gim", "relp": "relp", "freeze": "freeze",
             "freeze+gate+temperature": Rules(temperature=2.0, freeze_norm=True, gate=0.5, up=0.5)}
-TILTS = (1.0, 0.5, 0.25, 0.1, 0.0)
 
 
 def halves(names) -> dict[str, str]:
@@ -203,17 +203,6 @@ def resized(scored: Scored, method: str, other: str, by: str) -> EdgeScores:
     return scored.made("resized", found)
 
 
-def tilted(scores: EdgeScores, tilt: float) -> EdgeScores:
-    """Negative scores count by a share of their size: 1 ranks by |score|, 0 by score.
-
-    >>> tilted(edges, 1.0).scores.min() >= 0
-    tensor(True)
-    """
-    value = scores.scores
-    return EdgeScores(scores.task, scores.method, scores.graph, value if tilt == 0 else torch.where(
-        value > 0, value, -tilt * value))
-
-
 def fitting(scored: Scored, candidates: list[torch.Tensor]) -> Circuits:
     """For each size the candidate that is nearest to the whole model on the scored pairs, and the one with most of it.
 
@@ -227,9 +216,10 @@ def fitting(scored: Scored, candidates: list[torch.Tensor]) -> Circuits:
 
 
 def best_tilt(scored: Scored, methods) -> Circuits:
-    """`fitting` among tilted rankings of some methods."""
-    return fitting(scored, [scored.cuts(tilted(scored.scores(method), tilt), False)
-                            for method in methods for tilt in TILTS])
+    """`fitting` among tilted rankings of some methods; of one, what `gimkit.circuits.best_cut` does for one size."""
+    scores = [scored.scores(method) for method in methods]
+    return fitting(scored, [scored.cuts(replace(own, scores=tilted(own.scores, tilt)), False)
+                            for own in scores for tilt in TILTS])
 
 
 def best_method(scored: Scored, methods) -> Circuits:

@@ -1,5 +1,7 @@
 """Soft circuits against runs of hard ones, learned rankings against their start, each way against its formula."""
 
+from dataclasses import replace
+
 import numpy
 import pandas
 import pytest
@@ -18,6 +20,7 @@ from benchmarks.rankings import (
     Circuits,
     Scored,
     best_method,
+    best_tilt,
     fitting,
     halves,
     main,
@@ -30,11 +33,10 @@ from benchmarks.rankings import (
     resized,
     stable,
     swapped,
-    tilted,
     undone,
 )
 from gimkit.circuits import Circuit
-from gimkit.circuits.faithfulness import SIZES
+from gimkit.circuits.faithfulness import SIZES, tilted
 from gimkit.cli import TASKS
 from gimkit.model.graph import Graph
 
@@ -184,10 +186,17 @@ def test_stable_edges_come_first_in_their_order(tiny):
 
 def test_a_tilt_goes_from_absolute_to_signed(tiny):
     scores = tiny.scores("gim")
-    assert torch.equal(tiny.cuts(tilted(scores, 1.0), False), tiny.cuts(scores, True))
-    assert torch.equal(tiny.cuts(tilted(scores, 0.0), False), tiny.cuts(scores, False))
-    half = tilted(scores, 0.5).scores
-    assert torch.equal(half[scores.scores < 0], -0.5 * scores.scores[scores.scores < 0])
+    whole, none, half = (replace(scores, scores=tilted(scores.scores, tilt)) for tilt in (1.0, 0.0, 0.5))
+    assert torch.equal(tiny.cuts(whole, False), tiny.cuts(scores, True))
+    assert torch.equal(tiny.cuts(none, False), tiny.cuts(scores, False))
+    assert torch.equal(half.scores[scores.scores < 0], -0.5 * scores.scores[scores.scores < 0])
+
+
+def test_the_best_cut_of_one_size_is_the_benchmarks_best_tilt(tiny):
+    for share in (0.05, 0.2, 0.5):
+        n = int(share * tiny.graph.n_edges)
+        found = gimkit.circuits.best_cut(tiny.model, tiny.task, tiny.scores("gim"), n)
+        assert torch.equal(found.keep, best_tilt(tiny, ("gim",)).absolute[SIZES.index(share)])
 
 
 def test_the_fitting_circuit_of_each_size_is_the_best_of_its_candidates(tiny):

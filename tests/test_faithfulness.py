@@ -105,6 +105,38 @@ def test_an_unsolved_task_is_not_divided_by():
         gimkit.faithfulness(model, solved, gimkit.score_edges(model, solved, "random"), absolute=True, sizes=(0.5, 0.1))
 
 
+@pytest.mark.filterwarnings("ignore:the model gets")
+def test_the_best_cut_is_the_nearest_of_five_made_by_hand():
+    model, task = NNsight(build("gpt2", torch.float64)), random_task()
+    chosen = set()
+    for seed in range(4):
+        edges = gimkit.score_edges(model, task, "random", seed=seed)
+        names = {name: float(edges.scores[place]) for name, place in edges.graph.edges.items()}
+        whole = gimkit.run(model, task, Circuit(edges.graph, edges.graph.real)).mean()
+        found = []
+        for tilt in (1, 0.5, 0.25, 0.1, 0):
+            rank = {name: -tilt * x if x < 0 and tilt else x for name, x in names.items()}
+            best = sorted(names, key=rank.get, reverse=True)[:150]
+            kept = Circuit.of(edges.graph, best)
+            found.append((abs(float(gimkit.run(model, task, kept).mean() - whole)), tilt, set(best)))
+        _, tilt, best = min(found)
+        cut = gimkit.circuits.best_cut(model, task, edges, 150)
+        assert set(cut.edges) <= best and abs(float(gimkit.run(model, task, cut).mean() - whole)) == pytest.approx(
+            min(found)[0], abs=1e-6)
+        chosen.add(tilt)
+    assert len(chosen) > 1  # no way is the best for all
+
+
+def test_a_best_cut_of_what_has_no_edges_is_refused():
+    model, task = NNsight(build("gpt2")), random_task()
+    with pytest.raises(gimkit.GimkitError, match="result of gimkit.score_edges"):
+        gimkit.circuits.best_cut(model, task, gimkit.score_nodes(model, task), 5)
+    with pytest.raises(gimkit.GimkitError, match="score this model"):
+        gimkit.circuits.best_cut(model, task, made_up(), 5)
+    with pytest.raises(gimkit.GimkitError, match="edges"):
+        gimkit.circuits.best_cut(model, task, gimkit.score_edges(model, task, "random"), 10**6)
+
+
 def test_auroc_and_precision_by_counting_pairs():
     edges = made_up()
     known = edges.top(12)

@@ -4,7 +4,7 @@ from gimkit.circuits import known
 from gimkit.circuits.chosen_edges import ChosenEdges
 from gimkit.circuits.circuit import Circuit
 from gimkit.circuits.edges import EdgeScores, score_edges
-from gimkit.circuits.faithfulness import Curve, auroc, faithfulness, precision_recall, rank_correlation
+from gimkit.circuits.faithfulness import Curve, auroc, best_cut, faithfulness, precision_recall, rank_correlation
 from gimkit.circuits.head_roles import head_roles
 from gimkit.circuits.neurons import NeuronScores, score_neurons
 from gimkit.circuits.nodes import NodeScores, score_nodes
@@ -15,5 +15,5 @@ from gimkit.model.graph import Graph
 from gimkit.statistics import Interval
 
 __all__ = ["ChosenEdges", "Circuit", "Curve", "EdgeScores", "Graph", "Interval", "NeuronScores", "NodeScores", "auroc",
-           "faithfulness", "head_roles", "known", "node_intervals", "position_scores", "precision_recall",
+           "best_cut", "faithfulness", "head_roles", "known", "node_intervals", "position_scores", "precision_recall",
            "rank_correlation", "run", "score_edges", "score_neurons", "score_nodes", "shapley_nodes"]

@@ -14,7 +14,7 @@ from gimkit.circuits.circuit import Circuit
 from gimkit.circuits.edges import EdgeScores
 from gimkit.circuits.metric import DIVERGENCES, Metric, metric_of
 from gimkit.circuits.nodes import NodeScores
-from gimkit.circuits.patching import run_masks
+from gimkit.circuits.patching import run, run_masks
 from gimkit.errors import GimkitError, check_flag, check_number, require_finite
 from gimkit.model.apply import check_unedited
 from gimkit.model.graph import greedy_edges, prune, top_edges
@@ -24,6 +24,7 @@ from gimkit.statistics import Interval, bootstrap
 from gimkit.tasks.measure import warn_unsolved
 from gimkit.tasks.task import Task, check_task
 
+TILTS = (1.0, 0.5, 0.25, 0.1, 0.0)  # shares of their size by which negative scores may count
 SIZES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)  # MIB's shares of all edges
 
 
@@ -221,6 +222,54 @@ def _circuits(scores: EdgeScores | NodeScores, sizes: tuple[float, ...], absolut
     if greedy:
         raise GimkitError("greedy circuits grow along scores of edges; leave greedy out for scores of nodes")
     return [scores.top(int(share * (len(scores.nodes) - 1)), absolute).keep for share in sizes]
+
+
+def best_cut(model: Envoy, task: Task, scores: EdgeScores, n: int, *, metric: Metric = "logit",
+             remote: bool | str = False) -> Circuit:
+    """Of five circuits of n edges, cut from one set of scores, the one that is nearest to the whole model.
+
+    >>> circuit = gimkit.circuits.best_cut(model, task[:16], edges, 100)
+    >>> str(circuit)
+    '96 of 761 edges, 19 of 26 nodes'
+
+    Negative scores count by 1 (as in edges.top(n, absolute=True)), .5, .25, .1 or 0 of their size. Each circuit runs on
+    the task; that with the mean metric nearest to the whole model's is returned. Circuits without edges that hurt do
+    more than the whole model, circuits with all of them often less; which size has which fault, only a run tells.
+    Costs five forward passes a pair beside the clean and the corrupt one, and needs no gradient.
+
+    Args:
+        model: an unedited nnsight model.
+        task: a `gimkit.tasks.Task`; the pairs of the scores will do. Judge the circuit on others.
+        scores: `EdgeScores` of this model.
+        n: number of edges, before dead ends are removed.
+        metric: as in `gimkit.score_nodes`.
+        remote: as in `gimkit.attribute`.
+
+    Returns:
+        A `Circuit` without dead ends.
+
+    Raises:
+        GimkitError: the model has fewer edges, scores of nodes or of another model.
+
+    Source:
+        This kit; measured in benchmarks/rankings.py ("best tilt").
+    """
+    if not isinstance(scores, EdgeScores):
+        raise GimkitError("best_cut takes the result of gimkit.score_edges")
+    graph = scores.graph
+    cuts = [prune(top_edges(tilted(scores.scores, tilt), graph, n, False), graph) for tilt in TILTS]
+    values = run(model, task, [Circuit(graph, keep) for keep in (graph.real, *cuts)], metric=metric, remote=remote)
+    distance = (values[1:].mean(1) - values[0].mean()).abs()
+    return Circuit(graph, cuts[int(distance.argmin())], scores.scores)
+
+
+def tilted(scores: torch.Tensor, tilt: float) -> torch.Tensor:
+    """Scores whose negative ones count by a share of their size: 1 ranks by |score|, 0 by score.
+
+    >>> tilted(torch.tensor([2.0, -1.0, -3.0]), 0.5)
+    tensor([2.0000, 0.5000, 1.5000])
+    """
+    return scores if tilt == 0 else torch.where(scores > 0, scores, -tilt * scores)
 
 
 def auroc(scores: EdgeScores | NodeScores, known: Circuit, *, absolute: bool = True) -> float:
