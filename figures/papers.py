@@ -334,7 +334,7 @@ def searched(frame) -> Figure:
     figure, axes = panels(len(models), 3.7 * len(models), 4.4)
     colours = dict(zip((1.0, 2.0, 4.0), (ORANGE, BLUE, GREEN)))
     markers = {1.0: "o", 0.5: "s", 0.25: "D"}
-    names = ("gim", "gradient", "relp", "freeze", "attnlrp")
+    offsets = dict(gim=(6, -11), gradient=(6, -11), relp=(-4, -14), freeze=(7, -4), attnlrp=(7, -4))  # of names, points
     for model, ax in zip(models, axes):
         own = frame[frame["model"] == model]
         for row in own.itertuples():
@@ -343,8 +343,9 @@ def searched(frame) -> Figure:
                        facecolor=colour if row.freeze_norm else "none")
         best = own[own["frontier"]].sort_values("x")
         ax.plot(best["x"], best["y"], color=DARK, linewidth=1.1, zorder=2)
-        for row in own[own["setting"].isin(names)].itertuples():
-            ax.annotate(row.setting, (row.x, row.y), xytext=(6, -10), textcoords="offset points", fontsize=9)
+        for row in own[own["setting"].isin(list(offsets))].itertuples():
+            ax.annotate(row.setting, (row.x, row.y), xytext=offsets[row.setting], textcoords="offset points",
+                        fontsize=9)
         planted = model == models[-1]
         ax.set(title=model, xlabel="edges: average precision, compiled" if planted else "edges: CMD (low is good)",
                ylabel="average precision, trained" if planted else "nodes: Pearson with exact patching")
