@@ -19,10 +19,10 @@ from tqdm.auto import tqdm
 
 import gimkit
 from benchmarks.compare import AREAS, _draws, _mean_area
-from benchmarks.masks import LONG, Masked, Setting, learned, learned_nodes
 from benchmarks.tables import cached_table, parser
 from gimkit.circuits.edges import EdgeScores
 from gimkit.circuits.faithfulness import SIZES, TILTS, tilted
+from gimkit.circuits.learned import Setting, SoftCircuits, learn, learned
 from gimkit.circuits.nodes import NodeScores
 from gimkit.circuits.patching import run_masks
 from gimkit.cli import TASKS, run_command
@@ -32,7 +32,7 @@ from gimkit.model.architecture import architecture_of
 from gimkit.model.graph import prune, top_edges
 from gimkit.rules import GIM, Rules
 
-STEPS = 5
+STEPS, LONG = 5, Setting(200, 0.1, 2, 0.0)
 ONE_PASS = {"gradient": "gradient", "gim": "gim", "relp": "relp", "freeze": "freeze",
             "freeze+gate+temperature": Rules(temperature=2.0, freeze_norm=True, gate=0.5, up=0.5)}
 
@@ -59,8 +59,8 @@ class Scored:
     """
 
     def __init__(self, model, task, seed: int):
-        self.model, self.task, self.seed, self.masked = model, task, seed, Masked(model, task)
-        self.graph, self.known, self.known_nodes = self.masked.graph, {}, {}
+        self.model, self.task, self.seed, self.soft = model, task, seed, SoftCircuits(model, task)
+        self.graph, self.known, self.known_nodes = self.soft.graph, {}, {}
         self.restart()
 
     def restart(self) -> None:
@@ -93,15 +93,14 @@ class Scored:
         """Faithfulness [circuits] on the scored pairs. No edges and all edges are the corrupt and the clean run."""
         different, which = torch.unique(masks, dim=0, return_inverse=True)
         self.forward += sum(0 < int(mask.sum()) < self.graph.n_edges for mask in different)
-        values = run_masks(self.model, self.masked.stream, self.task, different, "logit", False)[0][which].mean(1)
-        empty, whole = self.masked.empty.mean(), self.masked.whole.mean()
+        values = run_masks(self.model, self.soft.stream, self.task, different, "logit", False)[0][which].mean(1)
+        empty, whole = self.soft.empty.mean(), self.soft.whole.mean()
         return ((values - empty) / (whole - empty)).numpy()
 
     def gradient(self, keep: torch.Tensor) -> tuple[float, torch.Tensor]:
         """Faithfulness of a circuit, and its gradient in the mask of each edge."""
         self.forward, self.backward = self.forward + 1, self.backward + 1
-        _, kept, gradient = self.masked.gradient(keep, match=False)
-        return float(kept), -gradient
+        return self.soft.gradient(keep)
 
     def made(self, name: str, scores: torch.Tensor) -> EdgeScores:
         """Scores [sources, targets] as a result."""
@@ -262,6 +261,23 @@ def refined(scored: Scored, start: Circuits, rounds: int = 1, sizes=(0.02, 0.05,
     return Circuits(found, start.signed)
 
 
+def learned_nodes(soft: SoftCircuits, start: NodeScores | None, setting: Setting, seed: int = 0) -> NodeScores:
+    """A learned ranking of heads and MLPs: all edges from a node carry its mask, those from the embedding 1.
+
+    >>> learned_nodes(SoftCircuits(model, task[:2]), None, Setting(steps=1)).scores.shape
+    torch.Size([26])
+    """
+    graph = soft.graph
+
+    def circuit(mask: torch.Tensor) -> torch.Tensor:
+        return torch.cat([torch.ones(1), mask])[:, None] * graph.real
+
+    own = None if start is None else start.scores[1:]
+    found = learn(soft, circuit, len(graph.sources) - 1, own, setting, seed)
+    scores = torch.cat([found.max()[None], found])
+    return NodeScores(soft.task.name, "learned", graph.sources, scores[None], graph=graph)
+
+
 def _ranking(make: Callable) -> Callable:
     return lambda scored: ranked(scored, make(scored))
 
@@ -270,8 +286,9 @@ def _learned(scored: Scored, start: str | None, setting: Setting, nodes: bool = 
     scored.forward += setting.steps / setting.parts
     scored.backward += setting.steps / setting.parts
     if nodes:
-        return ranked_nodes(scored, learned_nodes(scored.masked, start and scored.nodes(start), setting, scored.seed))
-    return ranked(scored, learned(scored.masked, start and scored.scores(start), setting, scored.seed))
+        return ranked_nodes(scored, learned_nodes(scored.soft, start and scored.nodes(start), setting, scored.seed))
+    own = scored.scores(start).scores if start else None
+    return ranked(scored, scored.made("learned", learned(scored.soft, own, setting, scored.seed)))
 
 
 WAYS: dict[str, Callable[[Scored], Circuits]] = {
@@ -302,18 +319,18 @@ WAYS: dict[str, Callable[[Scored], Circuits]] = {
     "refined best tilt of gim": lambda scored: refined(scored, best_tilt(scored, ("gim",))),
     "learned from nothing": lambda scored: _learned(scored, None, LONG),
     "learned from gim": lambda scored: _learned(scored, "gim", LONG),
-    "learned from gim, 20 passes": lambda scored: _learned(scored, "gim", Setting(76, 0.07, 4)),
-    "learned from gim-ig, 20 passes": lambda scored: _learned(scored, "gim-ig", Setting(60, 0.1, 4)),
-    "learned near gim-ig, 20 passes": lambda scored: _learned(scored, "gim-ig", Setting(60, 0.03, 4, 1.0)),
+    "learned from gim, 20 passes": lambda scored: _learned(scored, "gim", Setting(76, 0.07, 4, 0.0)),
+    "learned from gim-ig, 20 passes": lambda scored: _learned(scored, "gim-ig", Setting(60, 0.1, 4, 0.0)),
+    "learned near gim-ig, 20 passes": lambda scored: _learned(scored, "gim-ig", Setting()),
 }
 NODE_WAYS: dict[str, Callable[[Scored], Circuits]] = {
     name: lambda scored, name=name: ranked_nodes(scored, scored.nodes(name))
     for name in ("gradient", "gim", "relp", "freeze", "nap-ig", "exact", "random")} | {
     "learned from nothing": lambda scored: _learned(scored, None, LONG, nodes=True),
     "learned from gim": lambda scored: _learned(scored, "gim", LONG, nodes=True),
-    "learned from nothing, 20 passes": lambda scored: _learned(scored, None, Setting(80, 0.1, 4), nodes=True),
-    "learned from gim, 20 passes": lambda scored: _learned(scored, "gim", Setting(76, 0.1, 4), nodes=True),
-    "learned from relp, 20 passes": lambda scored: _learned(scored, "relp", Setting(76, 0.1, 4), nodes=True),
+    "learned from nothing, 20 passes": lambda scored: _learned(scored, None, Setting(80, 0.1, 4, 0.0), nodes=True),
+    "learned from gim, 20 passes": lambda scored: _learned(scored, "gim", Setting(76, 0.1, 4, 0.0), nodes=True),
+    "learned from relp, 20 passes": lambda scored: _learned(scored, "relp", Setting(76, 0.1, 4, 0.0), nodes=True),
 }
 LEVELS = {"edges": WAYS, "nodes": NODE_WAYS}
 AVERAGED = {"edges": "ig-inputs", "nodes": "nap-ig"}  # EAP-IG's points
@@ -374,7 +391,7 @@ def _runs(scored: Scored, evaluated, way: Callable) -> pandas.DataFrame:
     about = {"cpu_seconds": time.process_time() - start, "forward": scored.forward, "backward": scored.backward}
     ends = torch.stack([torch.zeros_like(scored.graph.real), scored.graph.real])
     masks, which = torch.unique(torch.cat([ends, *circuits]), dim=0, return_inverse=True)
-    values = run_masks(scored.model, scored.masked.stream, evaluated, masks, "logit", False)[0][which].double()
+    values = run_masks(scored.model, scored.soft.stream, evaluated, masks, "logit", False)[0][which].double()
     tables = []
     for ranking, cuts, own in zip(Circuits._fields, circuits, values[2:].unflatten(0, (2, len(SIZES)))):
         tables += [pandas.DataFrame(about | {"ranking": ranking, "share": share, "edges": int(mask.sum()),

@@ -1,4 +1,4 @@
-"""Soft circuits against runs of hard ones, learned rankings against their start, each way against its formula."""
+"""Learned rankings against their start, each way against its formula."""
 
 from dataclasses import replace
 
@@ -13,7 +13,6 @@ from tiny import build
 
 import gimkit
 from benchmarks.compare import _Draw
-from benchmarks.masks import Masked, Setting, learned, learned_nodes, soft_top
 from benchmarks.rankings import (
     HALVES,
     ONE_PASS,
@@ -23,6 +22,7 @@ from benchmarks.rankings import (
     best_tilt,
     fitting,
     halves,
+    learned_nodes,
     main,
     measure,
     over_tasks,
@@ -37,64 +37,17 @@ from benchmarks.rankings import (
 )
 from gimkit.circuits import Circuit
 from gimkit.circuits.faithfulness import SIZES, tilted
+from gimkit.circuits.learned import Setting, learned
 from gimkit.cli import TASKS
 from gimkit.model.graph import Graph
 
-ARCHITECTURES = ("gpt2", "llama", "gpt_neox", "phi3")
 
-
-@pytest.mark.filterwarnings("ignore:the model gets")
-@pytest.mark.parametrize("name", ARCHITECTURES)
-def test_a_soft_circuit_of_zeros_and_ones_is_the_circuit_and_its_gradient_its_slope(name):
-    model, task = NNsight(build(name, torch.float64)), random_task(4)
-    masked = Masked(model, task)
-    generator = torch.Generator().manual_seed(0)
-    keep = (torch.rand(masked.graph.real.shape, generator=generator) < 0.6) & masked.graph.real
-    empty, whole = masked.empty.mean(), masked.whole.mean()
-    wanted = (gimkit.run(model, task, Circuit(masked.graph, keep)).mean() - empty) / (whole - empty)
-    assert masked.gradient(keep.double())[1].item() == pytest.approx(wanted.item(), rel=1e-5)
-    soft, way = (torch.rand(keep.shape, generator=generator).double() * masked.graph.real for _ in range(2))
-    for match in (True, False):
-        loss, kept, gradient = masked.gradient(soft, match=match)
-        assert loss.item() == pytest.approx(abs(1 - kept.item()) if match else -kept.item())
-        above, below = (masked.gradient(soft + step * way, match=match)[0].item() for step in (1e-3, -1e-3))
-        assert (gradient * way).sum().item() == pytest.approx((above - below) / 2e-3, rel=5e-3)  # norms are in float32
-    assert masked.passes == 7
-
-
-@pytest.mark.filterwarnings("ignore:the model gets")
-def test_an_edge_into_a_node_that_reads_nothing_has_its_slope():
-    masked = Masked(NNsight(build("gpt2", torch.float64)), random_task(3))
-    sources, targets = masked.graph.sources, masked.graph.targets
-    keep = torch.zeros(masked.graph.real.shape, dtype=torch.float64)
-    keep[sources.index("a0.h0"), targets.index("logits")] = 1
-    place = sources.index("input"), targets.index("a0.h0<v>")
-    gradient = masked.gradient(keep, match=False)[2][place].item()
-    below, above = keep.clone(), keep.clone()
-    below[place], above[place] = -1e-4, 1e-4
-    slope = (masked.gradient(above, match=False)[0] - masked.gradient(below, match=False)[0]).item() / 2e-4
-    assert gradient == pytest.approx(slope, rel=5e-3) and abs(slope) > 1e-6
-
-
-def test_a_model_with_norms_after_its_parts_is_refused():
-    with pytest.raises(gimkit.GimkitError, match="a norm after attention or MLP"):
-        Masked(NNsight(build("gemma2")), random_task(2))
-
-
-def test_the_soft_mask_sums_to_its_size_and_its_gradient_knows_that():
-    s = torch.randn(40, generator=torch.Generator().manual_seed(0)).double()
-    for k in (1.0, 7.5, 39.0):
-        mask = soft_top(s, k)
-        assert mask.sum().item() == pytest.approx(k) and torch.equal(mask.argsort(), s.argsort())
-    assert torch.autograd.gradcheck(lambda s: soft_top(s, 7.5), s.requires_grad_(True))
-
-
-def distance(masked, scores):
+def distance(soft, scores):
     """The mean of |1 - faithfulness| over circuits of eight sizes, on the task's own pairs."""
-    circuits = [Circuit(masked.graph, gimkit.model.graph.top_edges(scores.scores, masked.graph, n, True))
-                for n in range(20, masked.graph.n_edges, masked.graph.n_edges // 8)]
-    values = gimkit.run(masked.model, masked.task, circuits).mean(1)
-    empty, whole = masked.empty.mean(), masked.whole.mean()
+    circuits = [Circuit(soft.graph, gimkit.model.graph.top_edges(scores.scores, soft.graph, n, True))
+                for n in range(20, soft.graph.n_edges, soft.graph.n_edges // 8)]
+    values = gimkit.run(soft.model, soft.task, circuits).mean(1)
+    empty, whole = soft.empty.mean(), soft.whole.mean()
     return float((1 - (values - empty) / (whole - empty)).abs().mean())
 
 
@@ -106,12 +59,12 @@ def tiny():
 
 def test_learning_reaches_at_least_the_faithfulness_of_its_start(tiny):
     start = tiny.scores("gim")
-    found = learned(tiny.masked, start, Setting(60, 0.1, 2))
-    assert distance(tiny.masked, found) <= distance(tiny.masked, start)
-    assert distance(tiny.masked, found) < distance(tiny.masked, tiny.scores("random"))
-    again = learned(tiny.masked, start, Setting(3, 0.1, 2))
-    assert torch.equal(again.scores, learned(tiny.masked, start, Setting(3, 0.1, 2)).scores)
-    assert (again.scores[tiny.graph.real] > 0).all()
+    found = tiny.made("learned", learned(tiny.soft, start.scores, Setting(60, 0.1, 2, 0.0)))
+    assert distance(tiny.soft, found) <= distance(tiny.soft, start)
+    assert distance(tiny.soft, found) < distance(tiny.soft, tiny.scores("random"))
+    again = learned(tiny.soft, start.scores, Setting(3, 0.1, 2))
+    assert torch.equal(again, learned(tiny.soft, start.scores, Setting(3, 0.1, 2)))
+    assert (again[tiny.graph.real] > 0).all() and not again[~tiny.graph.real].any()
 
 
 def test_learned_nodes_reach_at_least_the_faithfulness_of_random_ones_and_keep_the_embedding(tiny):
@@ -119,7 +72,7 @@ def test_learned_nodes_reach_at_least_the_faithfulness_of_random_ones_and_keep_t
         kept = tiny.run(ranked_nodes(tiny, scores).absolute)
         return numpy.trapezoid(abs(1 - kept), SIZES)
 
-    found = learned_nodes(tiny.masked, setting=Setting(40, 0.1, 2))
+    found = learned_nodes(tiny.soft, None, Setting(40, 0.1, 2))
     assert distance_of(found) < distance_of(tiny.nodes("random"))
     assert found.scores.argmax() == 0 and (found.scores > 0).all()
     circuits = ranked_nodes(tiny, found)

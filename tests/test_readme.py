@@ -143,34 +143,46 @@ def test_the_tables_of_methods_have_every_method_and_what_was_measured(function)
             assert cell == want, (name, model)
 
 
-SEARCHED = (("planted", "edges average precision", "2f"), ("mini-llama", "edges cmd", "3f"),
-            ("mini-gpt2", "edges cmd", "3f"),
-            ("mini-llama", "nodes pearson", "2f"), ("mini-gpt2", "nodes pearson", "2f"))
+MODELS = ("mini-llama", "mini-gpt2", "smollm2-135m")
+SEARCHED = {"edges": [*((kind, "edges average precision", "2f") for kind in ("compiled", "trained")),
+                      *((model, "edges cmd", "3f") for model in MODELS),
+                      *((model, "edges cpr", "2f") for model in MODELS)],
+            "nodes and tokens": [(model, statistic, "2f") for statistic in ("nodes pearson", "tokens pearson")
+                                 for model in MODELS]}
 
 
-def test_the_tables_of_rules_and_of_rankings_are_what_was_measured():
-    methods = (ROOT / "docs/METHODS.md").read_text()
-    measured = pandas.read_csv(ROOT / "benchmarks/search-held-out.csv").query("half == 'held out'")
+@pytest.mark.parametrize("target", SEARCHED)
+def test_the_tables_of_searched_rules_are_what_was_measured(target):
+    measured = pandas.concat([pandas.read_csv(ROOT / f"benchmarks/search-held-out{name}.csv")
+                              for name in ("", "-smollm2-135m")]).query("half == 'held out'")
     measured = measured.set_index(["setting", "model", "statistic"]).value
-    rows = rows_of(methods.partition("## Rules, searched")[2].partition("\n**What each rule")[0])
-    assert {name.strip("`") for name, *_ in rows} == set(measured.index.get_level_values(0))
+    section = (ROOT / "docs/METHODS.md").read_text().partition("## Rules, searched")[2].partition("\n## ")[0]
+    rows = rows_of(section.partition(f"Held-out half, {target}")[2].partition("\n\n- ")[0].partition("Held-out")[0])
+    known = {key[0] for key in measured.index if key[1:] in {column[:2] for column in SEARCHED[target]}}
+    assert {name.strip("`") for name, *_ in rows} == known
     for name, *cells in rows:
-        for (model, statistic, digits), cell in zip(SEARCHED, cells, strict=True):
+        for (model, statistic, digits), cell in zip(SEARCHED[target], cells, strict=True):
             key = (name.strip("`"), model, statistic)
             assert cell == (written(measured[key], digits) if key in measured else "–"), key
-    section = methods.partition("## Rankings from more than one score")[2].partition("\n## ")[0]
+
+
+@pytest.mark.parametrize("level, averaged", [("", "ig-inputs"), ("nodes-", "nap-ig")])
+def test_the_tables_of_rankings_are_what_was_measured(level, averaged):
+    section = (ROOT / "docs/METHODS.md").read_text().partition("## Rankings from more than one score")[2]
+    section = section.partition("\n## ")[0].split("Held-out half, ")[2 if level else 1]
     models = re.search(r"^\| way \| runs \| (.*) \|$", section, re.MULTILINE)[1].split(" | ")
-    tables = [pandas.read_csv(ROOT / f"benchmarks/rankings-{model}.csv").query("half == 'held out'").set_index("way")
-              for model in models]
+    tables = [pandas.read_csv(ROOT / f"benchmarks/rankings-{level}{model}.csv").query("half == 'held out'").set_index(
+        "way") for model in models]
     rows = rows_of(section)
-    assert {name.strip("`") for name, *_ in rows} == set().union(*(table.index for table in tables))
+    assert {name.strip("`") for name, *_ in rows} == {way for table in tables for way in table.index
+                                                      if "'s size" not in way}
     for name, _, *cells in rows:
         for table, cell in zip(tables, cells, strict=True):
-            way, above = name.strip("`"), "cmd_above_ig-inputs"
+            way, above = name.strip("`"), f"cmd_above_{averaged}"
             if way not in table.index:
                 assert cell == "–"
                 continue
-            lead = "" if way == "ig-inputs" else " ({} [{}, {}])".format(
+            lead = "" if way == averaged else " ({} [{}, {}])".format(
                 *(written(table.loc[way, f"{above}{end}"], "3f") for end in ("", "_low", "_high")))
             assert cell == written(table.loc[way, "cmd"], "3f") + lead, way
 

@@ -16,6 +16,7 @@ from gimkit.circuits import mib_files
 from gimkit.circuits.chosen_edges import ChosenEdges, edges_among, forward_chosen
 from gimkit.circuits.circuit import Circuit
 from gimkit.circuits.integration_points import points
+from gimkit.circuits.learned import SoftCircuits, learned
 from gimkit.circuits.metric import DIVERGENCES, Metric, check_slope, metric_of
 from gimkit.errors import GimkitError, check_whole, require_finite
 from gimkit.interventions.edge_patching import exact_edge_scores
@@ -33,7 +34,8 @@ from gimkit.tasks.measure import warn_unsolved
 from gimkit.tasks.task import Task, answer_rows, batches, check_task, per_pair, rows_of
 
 AVERAGED = {"ig-inputs": PLAIN, "gim-ig": GIM, "ig-activations": PLAIN, "clean-corrupted": PLAIN, "gp": PLAIN}
-Method = Literal[Preset, "ig-inputs", "gim-ig", "ig-activations", "clean-corrupted", "gp", "exact", "random"]
+Method = Literal[Preset, "ig-inputs", "gim-ig", "ig-activations", "clean-corrupted", "gp", "learned", "exact",
+                 "random"]
 METHODS: tuple[Method, ...] = get_args(Method)
 NO_FORWARD = ("forward mode would need a row for each of {} edges; score nodes, or the edges among a few of them with "
               "score_edges(..., nodes=[...]), by any rules ('gim', 'gradient', 'relp', ...)")
@@ -170,8 +172,8 @@ def score_edges(model: Envoy, task: Task, method: Method | Rules = "gim", *, met
         model: an unedited nnsight model whose edges are covered.
         task: a `gimkit.tasks.Task` of n prompt pairs.
         method: any rules ("gim", "gradient", which is EAP, "relp", ..., or a `gimkit.Rules`), "ig-inputs" (EAP-IG),
-            "gim-ig", "clean-corrupted", "ig-activations", "gp" (EAP-GP), "exact" or "random". docs/METHODS.md says what
-            each computes, what it costs, and where it wins and loses.
+            "gim-ig", "clean-corrupted", "ig-activations", "gp" (EAP-GP), "learned", "exact" or "random".
+            docs/METHODS.md says what each computes, what it costs, and where it wins and loses.
         metric: as in `gimkit.score_nodes`. The divergences' gradient is zero at the clean run, so they are
             refused for "gradient", other rules, and "ig-activations" with one step.
         steps: points of the averaged gradients.
@@ -179,7 +181,7 @@ def score_edges(model: Envoy, task: Task, method: Method | Rules = "gim", *, met
             "exact".
         batch_size: prompt pairs a pass, with no effect on the result. None: as many as keep about 2^26 numbers (256 MiB
             in float32) for the backward pass, at most 64; with nodes= in forward mode 32.
-        seed: of "random".
+        seed: of "random" and "learned".
         backend: all edges need a backward pass: "forward", and a server that refuses gradients, are refused. With
             nodes= "forward" needs no autograd: each source's output is a row, and so is each edge, whose tangent starts
             where its target reads; a forward pass of 3 + sources + edges rows a pair.
@@ -204,7 +206,7 @@ def score_edges(model: Envoy, task: Task, method: Method | Rules = "gim", *, met
         raise GimkitError(f"unknown method {method!r}; use a gimkit.Rules, or one of {', '.join(METHODS)}")
     steps, seed = check_whole("steps", steps), check_whole("seed", seed, 0)
     batch_size = batch_size if batch_size is None else check_whole("batch_size", batch_size)
-    metric, rows = metric_of(task, metric), answer_rows(task)
+    asked, metric, rows = metric, metric_of(task, metric), answer_rows(task)
     check_backend(backend)
     label, rules_only = name_of(method), isinstance(method, Rules) or method in RULES
     if rules_only or (method, steps) == ("ig-activations", 1):
@@ -218,6 +220,12 @@ def score_edges(model: Envoy, task: Task, method: Method | Rules = "gim", *, met
     chosen = {} if nodes is None else edges_among(graph, nodes)
     if method == "random":
         scores = torch.randn(graph.real.shape, generator=torch.Generator().manual_seed(seed)) * graph.real
+    elif method == "learned":
+        if remote or backend == "forward":
+            raise GimkitError("learned takes some 60 gradients one after another: it runs locally, with autograd; use "
+                              "any rules ('gim', 'gradient', 'relp', ...) here")
+        start = score_edges(model, task, "gim-ig", metric=asked, steps=steps, batch_size=batch_size)
+        scores = learned(SoftCircuits(model, task, metric), start.scores, seed=seed)
     elif method == "exact":
         places = sorted(chosen.values() or graph.real.nonzero().tolist(), key=lambda place: place[1])
         scores = _exact(model, w, places, rows, metric, batch_size, remote) * (len(rows) // len(task))

@@ -181,3 +181,10 @@ def put_live(part: torch.Tensor, which: int, own: list, heads: int) -> None:
             part[:, i][..., chosen, :] = values.movedim(0, -2)
         else:
             part[chosen % len(part), i, :, :, chosen // len(part)] = values
+
+
+def soft_gradient(model, w, b: int, keep: torch.Tensor, answers) -> tuple:
+    """The metric [b] of one circuit with real-valued keep [sources, targets], and the gradient of its sum in keep."""
+    keep = keep.detach().clone().requires_grad_(True)
+    values = run_circuits(model, w, b, keep[None], answers)[2]
+    return values.detach(), torch.autograd.grad(values.sum(), keep)[0]
