@@ -409,7 +409,7 @@ def over_tasks(runs: pandas.DataFrame, against=("ig-inputs", "exact")) -> pandas
         against: ways whose lead in each area is computed on the same prompts.
     Returns:
         cpr, cmd, compactness with 95% bootstrap intervals over prompts within draws (low, high). cmd_above_ig-inputs:
-        by how much CMD is above that way's (below 0 is better), and so on. forward, backward: runs per scored pair;
+        by how much CMD is above that way's (below 0 is better), and so on for compactness. forward, backward: runs per scored pair;
         passes: (forward + 2 backward) / 3, since a backward run costs about two forward ones.
     """
     draws, rows = _draws(runs), []
@@ -422,8 +422,10 @@ def over_tasks(runs: pandas.DataFrame, against=("ig-inputs", "exact")) -> pandas
                 row |= dict(zip((area, f"{area}_low", f"{area}_high"), _mean_area(mine, area)))
             for other in against:
                 if all((task, other, seed) in draws for task, seed in pairs):
-                    lead = _mean_area(mine, "cmd", minus=[draws[task, other, seed] for task, seed in pairs])
-                    row |= dict(zip((f"cmd_above_{other}", f"cmd_above_{other}_low", f"cmd_above_{other}_high"), lead))
+                    theirs = [draws[task, other, seed] for task, seed in pairs]
+                    for area in ("cmd", "compactness"):
+                        above = f"{area}_above_{other}"
+                        row |= dict(zip((above, f"{above}_low", f"{above}_high"), _mean_area(mine, area, minus=theirs)))
             single = own.groupby(["task", "seed"])[["forward", "backward", "cpu_seconds"]].first().mean()
             rows.append(row | {"forward": single["forward"], "backward": single["backward"],
                                "passes": (single["forward"] + 2 * single["backward"]) / 3,
