@@ -409,8 +409,8 @@ def over_tasks(runs: pandas.DataFrame, against=("ig-inputs", "exact")) -> pandas
         against: ways whose lead in each area is computed on the same prompts.
     Returns:
         cpr, cmd, compactness with 95% bootstrap intervals over prompts within draws (low, high). cmd_above_ig-inputs:
-        by how much CMD is above that way's (below 0 is better), and so on for compactness. forward, backward: runs per scored pair;
-        passes: (forward + 2 backward) / 3, since a backward run costs about two forward ones.
+        by how much CMD is above that way's (below 0 is better), and so on for compactness. forward, backward: runs per
+        scored pair; passes: (forward + 2 backward) / 3, since a backward run costs about two forward ones.
     """
     draws, rows = _draws(runs), []
     for (model, half), part in runs.groupby(["model", "half"], sort=False):

@@ -6,13 +6,14 @@ from typing import Any, NamedTuple
 
 import torch
 from nnsight.intervention.envoy import Envoy
+from tqdm.auto import tqdm
 
 from gimkit.circuits.patching import run_masks
 from gimkit.errors import GimkitError
 from gimkit.interventions.circuit_runs import soft_gradient
 from gimkit.model.residual_stream import graph_of, residual_stream_of
 from gimkit.remote import in_trace
-from gimkit.tasks.task import Task, answer_rows, batches
+from gimkit.tasks.task import Task, answer_rows, answers_of
 
 MOST = 2**26  # numbers that a backward pass may keep: 256 MiB in float32
 
@@ -50,9 +51,11 @@ class SoftCircuits:
         kept = len(self.stream.layers) * len(keep) * pairs.clean.shape[1] * self.stream.width  # numbers for each row
         value: Any = 0
         total: Any = 0
-        for batch, answers in batches(pairs, max(1, MOST // kept), "soft circuits", self.metric):
-            ids = torch.cat([batch.corrupt, batch.clean])
-            values, gradient = in_trace(self.model, ids, soft_gradient, self.stream, len(batch), keep, answers)
+        together = max(1, MOST // kept)
+        for first in range(0, len(pairs), together):
+            batch = pairs[first:first + together]
+            values, gradient = in_trace(self.model, torch.cat([batch.corrupt, batch.clean]), soft_gradient, self.stream,
+                                        len(batch), keep, answers_of(batch, self.metric))
             value, total = value + float(values.sum()), total + gradient
         empty, whole = (float(ends[rows].mean()) for ends in (self.empty, self.whole))
         return (value / len(some) - empty) / (whole - empty), total / len(some) / (whole - empty)
@@ -112,7 +115,7 @@ def learn(soft: SoftCircuits, circuit: Callable, n: int, start: torch.Tensor | N
     s.requires_grad_(True)
     optimizer = torch.optim.Adam([s], lr=setting.rate)
     parts = min(setting.parts, len(soft.task))
-    for step in range(setting.steps):
+    for step in tqdm(range(setting.steps), desc=f"{soft.task.name} learned", delay=2, leave=False):
         k = math.exp(float(torch.rand((), generator=generator)) * math.log(n))
         keep = circuit(soft_top(s, k))
         kept, gradient = soft.gradient(keep.detach(), slice(step % parts, None, parts))
