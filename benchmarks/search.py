@@ -64,6 +64,15 @@ GRID = {label(rules): rules for rules in [
 AVERAGE = " at 5 points"
 HIGH = {"edges cmd": -1, "edges cpr": 1, "nodes strongest": 1, "nodes pearson": 1, "tokens pearson": 1,
         "edges average precision": 1}
+CHANGES = {  # from, to
+    "T = 2 instead of 1": (dict(temperature=1.0), dict(temperature=2.0)),
+    "T = 4 instead of 2": (dict(temperature=2.0), dict(temperature=4.0)),
+    "norms frozen": (dict(freeze_norm=False), dict(freeze_norm=True)),
+    "queries, keys halved": (dict(q=1.0, k=1.0), HALVED),
+    "GIM's split instead": (HALVED, SPLIT),
+    "gated products halved": (dict(gate=1.0, up=1.0), dict(gate=0.5, up=0.5)),
+    "act(x) / x": (dict(identity_activation=False), dict(identity_activation=True)),
+    "attention patterns constant": (dict(detach_attention=False), dict(detach_attention=True))}
 TARGETS = ("edges", "nodes", "tokens")
 REAL_SETS = ("agreement", "capital", "ioi twice", "ioi, filled in", "redundant, twice", "redundant, three times")
 REAL = "smollm2-135m"  # it does not solve odd_one_out
@@ -238,6 +247,25 @@ def summary(name: str, target: str, found: dict, intervals: bool = True) -> pand
     return pandas.DataFrame(rows)
 
 
+def effects(table: pandas.DataFrame) -> pandas.DataFrame:
+    """What each rule changes on the search half, all others as they were: means over pairs of settings.
+
+    Args:
+        table: of the search half.
+    Returns:
+        A row for each change, a column for each (model, statistic).
+    """
+    values = table.pivot(index="setting", columns=["model", "statistic"], values="value")
+    rows = {}
+    for name, (before, after) in CHANGES.items():
+        start = [key for key, rules in GRID.items() if all(getattr(rules, rule) == value for rule, value in
+                                                           before.items()) and label(rules._replace(**after)) in GRID]
+        end = [label(GRID[key]._replace(**after)) for key in start]
+        if start:
+            rows[name] = (values.reindex(end).to_numpy() - values.reindex(start).to_numpy()).mean(0)
+    return pandas.DataFrame.from_dict(rows, orient="index", columns=values.columns)
+
+
 def finalists(table: pandas.DataFrame, most: int = 2) -> list[str]:
     """The best settings of the search half by the mean of their ranks over models, some for each statistic.
 
@@ -290,6 +318,9 @@ def _print(options) -> None:
         best = own.sort_values("value", ascending=HIGH[statistic] < 0)
         print(f"\n{model}, {statistic}, {half}")
         print(best.drop(columns=["model", "statistic", "half"]).to_string(index=False, float_format="{:.3f}".format))
+    if not options.finalists:
+        print("\nWhat each rule changes, all others as they were")
+        print(effects(table).T.to_string(float_format="{:.3f}".format))
     if options.csv:
         write_table(options.csv, table, digits=4)
         print(f"wrote {options.csv}")

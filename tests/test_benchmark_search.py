@@ -16,6 +16,7 @@ from benchmarks.search import (
     GRID,
     HIGH,
     KNOWN,
+    effects,
     finalists,
     halves_of,
     label,
@@ -57,6 +58,21 @@ def test_an_average_is_of_those_rules():
         with context:
             found = gimkit.score_edges(model, task, chosen)
         assert torch.allclose(found.scores, gimkit.score_edges(model, task, method).scores, atol=1e-6)
+
+
+def test_effects_are_means_over_pairs_that_differ_in_one_rule():
+    def worth(rules):  # each rule adds a number of its own, and frozen norms add 5 more to halved gates
+        return (numpy.log2(rules.temperature) + 10 * rules.freeze_norm + 100 * (rules.q == 0.5)
+                + 1000 * (rules.q == 0.25) + 0.1 * (rules.gate == 0.5) + 0.01 * rules.identity_activation + 1e4 * rules.detach_attention
+                + 5 * (rules.freeze_norm and rules.gate == 0.5))
+
+    table = pandas.DataFrame([("m", "edges cmd", name, worth(rules)) for name, rules in GRID.items()],
+                             columns=["model", "statistic", "setting", "value"])
+    found = effects(table)["m", "edges cmd"].to_dict()
+    assert found["T = 2 instead of 1"] == pytest.approx(1) and found["T = 4 instead of 2"] == pytest.approx(1)
+    assert found["queries, keys halved"] == pytest.approx(100) and found["GIM's split instead"] == pytest.approx(900)
+    assert found["act(x) / x"] == pytest.approx(0.01) and found["attention patterns constant"] == pytest.approx(1e4)
+    assert 10 < found["norms frozen"] < 15 and 0.1 < found["gated products halved"] < 5.1
 
 
 def test_finalists_are_the_best_of_the_search_half_alone():
