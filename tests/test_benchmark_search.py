@@ -62,9 +62,10 @@ def test_an_average_is_of_those_rules():
 
 def test_effects_are_means_over_pairs_that_differ_in_one_rule():
     def worth(rules):  # each rule adds a number of its own, and frozen norms add 5 more to halved gates
-        return (numpy.log2(rules.temperature) + 10 * rules.freeze_norm + 100 * (rules.q == 0.5)
-                + 1000 * (rules.q == 0.25) + 0.1 * (rules.gate == 0.5) + 0.01 * rules.identity_activation + 1e4 * rules.detach_attention
-                + 5 * (rules.freeze_norm and rules.gate == 0.5))
+        split = 100 * (rules.q == 0.5) + 1000 * (rules.q == 0.25)
+        other = 0.1 * (rules.gate == 0.5) + 0.01 * rules.identity_activation + 1e4 * rules.detach_attention
+        both = 5 * (rules.freeze_norm and rules.gate == 0.5)
+        return numpy.log2(rules.temperature) + 10 * rules.freeze_norm + split + other + both
 
     table = pandas.DataFrame([("m", "edges cmd", name, worth(rules)) for name, rules in GRID.items()],
                              columns=["model", "statistic", "setting", "value"])
