@@ -16,6 +16,7 @@ import yaml
 from IPython.core.inputtransformer2 import TransformerManager
 
 import gimkit
+from benchmarks.search import effects
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -144,26 +145,36 @@ def test_the_tables_of_methods_have_every_method_and_what_was_measured(function)
 
 
 MODELS = ("mini-llama", "mini-gpt2", "smollm2-135m")
-SEARCHED = {"edges": [*((kind, "edges average precision", "2f") for kind in ("compiled", "trained")),
-                      *((model, "edges cmd", "3f") for model in MODELS),
-                      *((model, "edges cpr", "2f") for model in MODELS)],
-            "nodes and tokens": [(model, statistic, "2f") for statistic in ("nodes pearson", "tokens pearson")
-                                 for model in MODELS]}
+SEARCHED = ((("compiled", "trained"), "edges average precision", "2f"), (MODELS, "edges cmd", "3f"),
+            (MODELS, "edges cpr", "2f"), (MODELS, "nodes pearson", "2f"), (MODELS, "tokens pearson", "2f"))
 
 
-@pytest.mark.parametrize("target", SEARCHED)
-def test_the_tables_of_searched_rules_are_what_was_measured(target):
-    measured = pandas.concat([pandas.read_csv(ROOT / f"benchmarks/search-held-out{name}.csv")
-                              for name in ("", "-smollm2-135m")]).query("half == 'held out'")
+def searched(name: str) -> pandas.DataFrame:
+    """The search's table of all models."""
+    return pandas.concat([pandas.read_csv(ROOT / f"benchmarks/{name}{model}.csv") for model in ("", "-smollm2-135m")])
+
+
+def test_the_table_of_searched_rules_is_what_was_measured():
+    measured = searched("search-held-out").query("half == 'held out'")
     measured = measured.set_index(["setting", "model", "statistic"]).value
-    section = (ROOT / "docs/METHODS.md").read_text().partition("## Rules, searched")[2].partition("\n## ")[0]
-    rows = rows_of(section.partition(f"Held-out half, {target}")[2].partition("\n\n- ")[0].partition("Held-out")[0])
-    known = {key[0] for key in measured.index if key[1:] in {column[:2] for column in SEARCHED[target]}}
-    assert {name.strip("`") for name, *_ in rows} == known
+    section = (ROOT / "docs/METHODS.md").read_text().partition("## Rules, searched")[2].partition("\n\n- ")[0]
+    rows = rows_of(section)
+    assert {name.strip("`") for name, *_ in rows} == set(measured.index.get_level_values(0))
     for name, *cells in rows:
-        for (model, statistic, digits), cell in zip(SEARCHED[target], cells, strict=True):
-            key = (name.strip("`"), model, statistic)
-            assert cell == (written(measured[key], digits) if key in measured else "–"), key
+        for (models, statistic, digits), cell in zip(SEARCHED, cells, strict=True):
+            keys = [(name.strip("`"), model, statistic) for model in models]
+            assert cell == " / ".join(written(measured[key], digits) if key in measured else "–" for key in keys), keys
+
+
+def test_the_table_of_what_each_rule_changes_is_what_was_measured():
+    changes = effects(searched("search").query("half == 'search'"))
+    section = (ROOT / "docs/METHODS.md").read_text().partition("What each rule changes")[2].partition("\n\n- ")[0]
+    rows = [line.strip("| ").split(" | ") for line in section.splitlines() if line.startswith("| ")][1:]
+    assert [name for name, *_ in rows] == list(changes.index)
+    for name, *cells in rows:
+        for (models, statistic, digits), cell in zip(SEARCHED, cells, strict=True):
+            wanted = [written(changes.loc[name, (model, statistic)], digits) for model in models]
+            assert cell == " / ".join(wanted), (name, statistic)
 
 
 @pytest.mark.parametrize("level, averaged", [("", "ig-inputs"), ("nodes-", "nap-ig")])
