@@ -363,7 +363,7 @@ best.round(2).reset_index(drop=True)
 
 # %% [markdown]
 # ## Which method when
-# For edges take `gim` in one pass, and `ig-inputs` or `gim-ig` in five. Where one head decides by a saturated softmax, GIM's temperature is what helps. For a circuit of one size, cut it in several ways, run each on the scored prompts, and keep the one nearest to the whole model. In small models a ranking learned in 20 passes is better than all of these. On SmolLM2 it was not. The numbers are in `docs/METHODS.md`; words, heads and MLPs are in notebook 04.
+# For edges take `gim` in one pass, and `ig-inputs` or `gim-ig` in five. Where one head decides by a saturated softmax, GIM's temperature is what helps. For one circuit of a given size, `gimkit.circuits.best_cut` cuts the edges in five ways, runs each, and keeps the one nearest to the whole model. With 20 passes to spend on a small model, take `method="learned"`. On held-out tasks its circuits beat those of five passes on both bundled models. On SmolLM2 they are level with them over all sizes, and better at small ones. The numbers are in `docs/METHODS.md`; words, heads and MLPs are in notebook 04.
 #
 # ## What this does not show
 # - **A circuit is cut for one question.** Corrupt prompts differ in one name here; what both prompts share is in no circuit. `gimkit.tasks.ioi(..., corrupt="third")` measures something else.
