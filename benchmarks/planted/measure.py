@@ -18,8 +18,8 @@ from gimkit.circuits import Circuit
 from gimkit.circuits.faithfulness import SIZES
 from gimkit.model.graph import greedy_edges
 
-COMPARED = ("gradient", "freeze", "gim", "relp", "attnlrp", "transformer-lrp", "ig-inputs", "gim-ig", "gp", "exact",
-            "random")
+COMPARED = ("gradient", "freeze", "gim", "relp", "attnlrp", "transformer-lrp", "ig-inputs", "gim-ig", "gp", "learned",
+            "exact", "random")
 KINDS, AREAS = ("compiled", "trained"), ("auroc", "mib_auroc", "average_precision")
 PAIRS, LEAST, SOLVED = 32, 1e-3, 0.95
 NOISES = (0.02, 0.01, 0.005, 0.002, 0.001, 0.0005, 0.0)
