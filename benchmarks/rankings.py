@@ -21,7 +21,7 @@ import gimkit
 from benchmarks.compare import AREAS, _draws, _mean_area
 from benchmarks.tables import cached_table, parser
 from gimkit.circuits.edges import EdgeScores
-from gimkit.circuits.faithfulness import SIZES, TILTS, tilted
+from gimkit.circuits.faithfulness import SIZES, TILTS, cuts, tilted
 from gimkit.circuits.learned import Setting, SoftCircuits, learn, learned
 from gimkit.circuits.nodes import NodeScores
 from gimkit.circuits.patching import run_masks
@@ -106,15 +106,6 @@ class Scored:
         """Scores [sources, targets] as a result."""
         return EdgeScores(self.task.name, name, self.graph, scores * self.graph.real)
 
-    def cut(self, scores: EdgeScores, share: float, absolute: bool) -> torch.Tensor:
-        """A circuit as `gimkit.faithfulness` cuts it."""
-        n = int(share * self.graph.n_edges)
-        return prune(top_edges(scores.scores, self.graph, n, absolute), self.graph)
-
-    def cuts(self, scores: EdgeScores, absolute: bool) -> torch.Tensor:
-        """The circuits [sizes, sources, targets] of all of MIB's sizes."""
-        return torch.stack([self.cut(scores, share, absolute) for share in SIZES])
-
 
 class Circuits(NamedTuple):
     """What a way returns: circuits of MIB's sizes to be like the whole model (CMD), and to reach the most (CPR)."""
@@ -123,16 +114,14 @@ class Circuits(NamedTuple):
     signed: torch.Tensor
 
 
-def ranked(scored: Scored, scores: EdgeScores) -> Circuits:
+def cut_all(scores: EdgeScores | NodeScores, absolute: bool) -> torch.Tensor:
+    """The circuits [sizes, sources, targets] of all of MIB's sizes, as `gimkit.faithfulness` cuts them."""
+    return torch.stack(cuts(scores, SIZES, absolute))
+
+
+def ranked(scores: EdgeScores | NodeScores) -> Circuits:
     """The circuits of one ranking, by |score| for CMD and by score for CPR."""
-    return Circuits(scored.cuts(scores, True), scored.cuts(scores, False))
-
-
-def ranked_nodes(scored: Scored, scores: NodeScores) -> Circuits:
-    """The circuits of a ranking of nodes, of MIB's shares of heads and MLPs; the embedding is in all of them."""
-    n = len(scores.nodes) - 1
-    return Circuits(*(torch.stack([scores.top(int(share * n), absolute).keep for share in SIZES])
-                      for absolute in (True, False)))
+    return Circuits(cut_all(scores, True), cut_all(scores, False))
 
 
 def rank_mean(scored: Scored, methods) -> EdgeScores:
@@ -217,13 +206,13 @@ def fitting(scored: Scored, candidates: list[torch.Tensor]) -> Circuits:
 def best_tilt(scored: Scored, methods) -> Circuits:
     """`fitting` among tilted rankings of some methods; of one, what `gimkit.circuits.best_cut` does for one size."""
     scores = [scored.scores(method) for method in methods]
-    return fitting(scored, [scored.cuts(replace(own, scores=tilted(own.scores, tilt)), False)
+    return fitting(scored, [cut_all(replace(own, scores=tilted(own.scores, tilt)), False)
                             for own in scores for tilt in TILTS])
 
 
 def best_method(scored: Scored, methods) -> Circuits:
     """`fitting` among methods, each by score and by |score|."""
-    return fitting(scored, [scored.cuts(scored.scores(method), absolute)
+    return fitting(scored, [cut_all(scored.scores(method), absolute)
                             for method in methods for absolute in (True, False)])
 
 
@@ -279,16 +268,16 @@ def learned_nodes(soft: SoftCircuits, start: NodeScores | None, setting: Setting
 
 
 def _ranking(make: Callable) -> Callable:
-    return lambda scored: ranked(scored, make(scored))
+    return lambda scored: ranked(make(scored))
 
 
 def _learned(scored: Scored, start: str | None, setting: Setting, nodes: bool = False) -> Circuits:
     scored.forward += setting.steps / setting.parts
     scored.backward += setting.steps / setting.parts
     if nodes:
-        return ranked_nodes(scored, learned_nodes(scored.soft, start and scored.nodes(start), setting, scored.seed))
+        return ranked(learned_nodes(scored.soft, start and scored.nodes(start), setting, scored.seed))
     own = scored.scores(start).scores if start else None
-    return ranked(scored, scored.made("learned", learned(scored.soft, own, setting, scored.seed)))
+    return ranked(scored.made("learned", learned(scored.soft, own, setting, scored.seed)))
 
 
 WAYS: dict[str, Callable[[Scored], Circuits]] = {
@@ -314,8 +303,8 @@ WAYS: dict[str, Callable[[Scored], Circuits]] = {
     "best tilt of gim": lambda scored: best_tilt(scored, ("gim",)),
     "best tilt of gim-ig": lambda scored: best_tilt(scored, ("gim-ig",)),
     "best tilt of ig-inputs": lambda scored: best_tilt(scored, ("ig-inputs",)),
-    "refined gim-ig": lambda scored: refined(scored, ranked(scored, scored.scores("gim-ig"))),
-    "refined gim-ig, twice": lambda scored: refined(scored, ranked(scored, scored.scores("gim-ig")), 2),
+    "refined gim-ig": lambda scored: refined(scored, ranked(scored.scores("gim-ig"))),
+    "refined gim-ig, twice": lambda scored: refined(scored, ranked(scored.scores("gim-ig")), 2),
     "refined best tilt of gim": lambda scored: refined(scored, best_tilt(scored, ("gim",))),
     "learned from nothing": lambda scored: _learned(scored, None, LONG),
     "learned from gim": lambda scored: _learned(scored, "gim", LONG),
@@ -324,7 +313,7 @@ WAYS: dict[str, Callable[[Scored], Circuits]] = {
     "learned near gim-ig, 20 passes": lambda scored: _learned(scored, "gim-ig", Setting()),
 }
 NODE_WAYS: dict[str, Callable[[Scored], Circuits]] = {
-    name: lambda scored, name=name: ranked_nodes(scored, scored.nodes(name))
+    name: lambda scored, name=name: ranked(scored.nodes(name))
     for name in ("gradient", "gim", "relp", "freeze", "nap-ig", "exact", "random")} | {
     "learned from nothing": lambda scored: _learned(scored, None, LONG, nodes=True),
     "learned from gim": lambda scored: _learned(scored, "gim", LONG, nodes=True),
@@ -393,11 +382,11 @@ def _runs(scored: Scored, evaluated, way: Callable) -> pandas.DataFrame:
     masks, which = torch.unique(torch.cat([ends, *circuits]), dim=0, return_inverse=True)
     values = run_masks(scored.model, scored.soft.stream, evaluated, masks, "logit", False)[0][which].double()
     tables = []
-    for ranking, cuts, own in zip(Circuits._fields, circuits, values[2:].unflatten(0, (2, len(SIZES)))):
+    for ranking, sized, own in zip(Circuits._fields, circuits, values[2:].unflatten(0, (2, len(SIZES)))):
         tables += [pandas.DataFrame(about | {"ranking": ranking, "share": share, "edges": int(mask.sum()),
                                              "prompt": range(len(evaluated)), "metric": row, "empty": values[0],
                                              "full": values[1]})
-                   for share, mask, row in zip(SIZES, cuts, own)]
+                   for share, mask, row in zip(SIZES, sized, own)]
     return pandas.concat(tables, ignore_index=True)
 
 

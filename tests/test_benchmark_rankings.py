@@ -20,6 +20,7 @@ from benchmarks.rankings import (
     Scored,
     best_method,
     best_tilt,
+    cut_all,
     fitting,
     halves,
     learned_nodes,
@@ -27,7 +28,7 @@ from benchmarks.rankings import (
     measure,
     over_tasks,
     rank_mean,
-    ranked_nodes,
+    ranked,
     refined,
     rescored,
     resized,
@@ -69,13 +70,13 @@ def test_learning_reaches_at_least_the_faithfulness_of_its_start(tiny):
 
 def test_learned_nodes_reach_at_least_the_faithfulness_of_random_ones_and_keep_the_embedding(tiny):
     def distance_of(scores):
-        kept = tiny.run(ranked_nodes(tiny, scores).absolute)
+        kept = tiny.run(ranked(scores).absolute)
         return numpy.trapezoid(abs(1 - kept), SIZES)
 
     found = learned_nodes(tiny.soft, None, Setting(40, 0.1, 2))
     assert distance_of(found) < distance_of(tiny.nodes("random"))
     assert found.scores.argmax() == 0 and (found.scores > 0).all()
-    circuits = ranked_nodes(tiny, found)
+    circuits = ranked(found)
     best = found.scores.argsort(descending=True)[:1 + int(0.5 * (len(found.nodes) - 1))]
     wanted = Circuit.between(tiny.graph, [found.nodes[i] for i in best.tolist()])
     assert (circuits.absolute[SIZES.index(0.5)] <= wanted.keep).all() and torch.equal(*circuits)
@@ -86,7 +87,8 @@ def test_learned_nodes_reach_at_least_the_faithfulness_of_random_ones_and_keep_t
 
 def test_the_runs_that_are_known_are_not_counted(tiny):
     tiny.restart()
-    ends = torch.stack([torch.zeros_like(tiny.graph.real), tiny.graph.real, tiny.cut(tiny.scores("random"), 0.5, True)])
+    half = cut_all(tiny.scores("random"), True)[SIZES.index(0.5)]
+    ends = torch.stack([torch.zeros_like(tiny.graph.real), tiny.graph.real, half])
     tiny.restart()
     assert tiny.run(ends)[:2] == pytest.approx([0, 1], abs=1e-5) and tiny.forward == 1
 
@@ -140,8 +142,8 @@ def test_stable_edges_come_first_in_their_order(tiny):
 def test_a_tilt_goes_from_absolute_to_signed(tiny):
     scores = tiny.scores("gim")
     whole, none, half = (replace(scores, scores=tilted(scores.scores, tilt)) for tilt in (1.0, 0.0, 0.5))
-    assert torch.equal(tiny.cuts(whole, False), tiny.cuts(scores, True))
-    assert torch.equal(tiny.cuts(none, False), tiny.cuts(scores, False))
+    assert torch.equal(cut_all(whole, False), cut_all(scores, True))
+    assert torch.equal(cut_all(none, False), cut_all(scores, False))
     assert torch.equal(half.scores[scores.scores < 0], -0.5 * scores.scores[scores.scores < 0])
 
 
@@ -153,7 +155,7 @@ def test_the_best_cut_of_one_size_is_the_benchmarks_best_tilt(tiny):
 
 
 def test_the_fitting_circuit_of_each_size_is_the_best_of_its_candidates(tiny):
-    candidates = [tiny.cuts(tiny.scores(method), True) for method in ("gim", "random")]
+    candidates = [cut_all(tiny.scores(method), True) for method in ("gim", "random")]
     found = fitting(tiny, candidates)
     kept = numpy.stack([tiny.run(masks) for masks in (*candidates, *found)])
     assert abs(1 - kept[2]) == pytest.approx(abs(1 - kept[:2]).min(0)) and kept[3] == pytest.approx(kept[:2].max(0))

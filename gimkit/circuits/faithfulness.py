@@ -199,7 +199,7 @@ def faithfulness(model: Envoy, task: Task, scores: EdgeScores | NodeScores, *, a
     sizes = tuple(check_number("a size", share) for share in sizes)
     if not sizes or any(not 0 <= share <= 1 for share in sizes) or list(sizes) != sorted(set(sizes)):
         raise GimkitError("sizes are increasing shares of all edges between 0 and 1")
-    masks = _circuits(scores, sizes, absolute, greedy)
+    masks = cuts(scores, sizes, absolute, greedy)
     keep = torch.stack([torch.zeros_like(masks[0]), graph_of(w).real, *masks])
     different, which = torch.unique(keep, dim=0, return_inverse=True)  # sizes may give the same circuit
     values = run_masks(model, w, task, different, metric, remote)[0][which]
@@ -213,9 +213,13 @@ def faithfulness(model: Envoy, task: Task, scores: EdgeScores | NodeScores, *, a
                  values[2:], empty, full, metric, scores.metric, getattr(scores, "fingerprint", ""))
 
 
-def _circuits(scores: EdgeScores | NodeScores, sizes: tuple[float, ...], absolute: bool,
-              greedy: bool) -> list[torch.Tensor]:
-    """A mask [sources, targets] for each size, without dead ends."""
+def cuts(scores: EdgeScores | NodeScores, sizes: Iterable[float], absolute: bool,
+         greedy: bool = False) -> list[torch.Tensor]:
+    """A mask [sources, targets] for each size, without dead ends.
+
+    >>> [int(mask.sum()) for mask in cuts(edges, (0.5, 1.0), absolute=True)]
+    [380, 761]
+    """
     if isinstance(scores, EdgeScores):
         graph, cut = scores.graph, greedy_edges if greedy else top_edges
         return [prune(cut(scores.scores, graph, int(share * graph.n_edges), absolute), graph) for share in sizes]
@@ -233,9 +237,9 @@ def best_cut(model: Envoy, task: Task, scores: EdgeScores, n: int, *, metric: Me
     '96 of 761 edges, 19 of 26 nodes'
 
     Negative scores count by 1 (as in edges.top(n, absolute=True)), .5, .25, .1 or 0 of their size. Each circuit runs on
-    the task; that with the mean metric nearest to the whole model's is returned. Circuits without edges that hurt do
-    more than the whole model, circuits with all of them often less; which size has which fault, only a run tells.
-    Costs five forward passes a pair beside the clean and the corrupt one, and needs no gradient.
+    the task; that with the mean metric nearest to the whole model's is returned. A circuit without any edge that hurts
+    may do more than the whole model, one with all of them less; only a run tells. Costs five forward passes a pair
+    beside the clean and the corrupt one, and needs no gradient.
 
     Args:
         model: an unedited nnsight model.
@@ -257,10 +261,10 @@ def best_cut(model: Envoy, task: Task, scores: EdgeScores, n: int, *, metric: Me
     if not isinstance(scores, EdgeScores):
         raise GimkitError("best_cut takes the result of gimkit.score_edges")
     graph = scores.graph
-    cuts = [prune(top_edges(tilted(scores.scores, tilt), graph, n, False), graph) for tilt in TILTS]
-    values = run(model, task, [Circuit(graph, keep) for keep in (graph.real, *cuts)], metric=metric, remote=remote)
+    found = [prune(top_edges(tilted(scores.scores, tilt), graph, n, False), graph) for tilt in TILTS]
+    values = run(model, task, [Circuit(graph, keep) for keep in (graph.real, *found)], metric=metric, remote=remote)
     distance = (values[1:].mean(1) - values[0].mean()).abs()
-    return Circuit(graph, cuts[int(distance.argmin())], scores.scores)
+    return Circuit(graph, found[int(distance.argmin())], scores.scores)
 
 
 def tilted(scores: torch.Tensor, tilt: float) -> torch.Tensor:
